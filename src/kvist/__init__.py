@@ -1,0 +1,1 @@
+"""kvist: an LLM inference engine built around its KV cache."""
