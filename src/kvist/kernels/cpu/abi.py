@@ -1,0 +1,60 @@
+"""Where things lie in the three tables that Python writes and the compiled loop reads. Plain integers, no imports.
+
+* an **op** is a row of `OP_SLOTS` int64: its code, which earlier ops it waits for, its arguments (addresses, sizes);
+* the **context** is one row of int64 for the whole step: how many rows, where the batch's arrays are;
+* a **sequence**, an **item** (a piece of attention) and a **merge** are rows of int64 as well.
+"""
+
+from __future__ import annotations
+
+# --- an op: [code, wait_from, wait_to, arguments...]; all ops in wait_from..wait_to-1 must be done before it starts -----
+OP_SLOTS = 24
+CODE, WAIT_FROM, WAIT_TO = 0, 1, 2
+ARG = 3  # the first argument
+
+PLAN, EMBED, RMS_NORM, LAYER_NORM, MATMUL, ROTARY_STORE, ATTEND, MERGE, GATE = range(1, 10)
+READ, FMA_PEAK, UNPACK, FIND_NONFINITE = range(20, 24)
+
+# --- the context --------------------------------------------------------------------------------------------------------
+(
+    ROWS,  # rows of this step
+    SAMPLED,  # rows whose logits are asked for
+    SAMPLED_ROWS,  # address of int32: which rows
+    TOKENS,  # address of int32 per row
+    POSITIONS,  # address of int32 per row
+    ROW_PAGES,  # address of int32 per row: the page its K and V go to
+    SEQUENCES,  # number of sequences
+    SEQUENCE_TABLE,  # address of their rows
+    ITEMS,
+    ITEM_TABLE,
+    ITEM_CAPACITY,
+    MERGES,
+    MERGE_TABLE,
+    PARTIALS,  # address of the partial results of split attention
+    PARTIAL_ROWS,  # how many query rows (times KV heads) fit there
+    GROUP,  # query heads per KV head
+    KV_HEADS,
+    POOL,  # address of page 0
+    PAGE_BYTES,
+    PAGE_SIZE,
+    SCRATCH,  # address of thread 0's scratch
+    SCRATCH_BYTES,  # per thread
+    COUNTERS,  # address of two int64 per op: pieces taken, pieces done
+    CONTEXT_SLOTS,
+) = range(24)
+
+# --- a sequence of the batch ----------------------------------------------------------------------------------------
+SEQUENCE_SLOTS = 4
+SEQ_ROW, SEQ_TOKENS, SEQ_POSITION, SEQ_PAGES = range(4)  # first row, its new tokens, first position, address of page ids
+
+# --- a piece of attention: a tile of query rows and a range of splits -----------------------------------------------
+ITEM_SLOTS = 8
+ITEM_ROW, ITEM_TOKENS, ITEM_POSITION, ITEM_PAGES, ITEM_FROM, ITEM_TO, ITEM_PARTIAL = range(7)
+
+TILE = 64  # positions of a tile, at multiples of 64
+SPLIT = 512  # positions of a split, at multiples of 512; partial results of splits are folded in order
+TILE_ROWS = 48  # query rows (tokens x heads of a group) that an item aims at
+
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
+DTYPES = ("f32", "f16", "bf16")
+PACKED = ("q8_0", "q4_0", "q4_1", "q4_k", "q6_k")

@@ -1,0 +1,120 @@
+"""Compile the interpreter once per machine; load it in a tenth of a second ever after.
+
+numba turns `interpreter.run` into LLVM IR; LLVM turns that into an object file for this very CPU, kept in the user's cache
+directory under a key of everything it depends on: the kernels' sources, numba's and llvmlite's versions, the CPU and its features.
+A warm start needs llvmlite alone: numba is not even imported. The file carries its own SHA-256; a damaged one is compiled again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+
+from kvist.paths import cache_dir
+
+RunFunction = Callable[..., int]
+
+_MAGIC = b"kvist-kernels-1\n"
+
+
+class Kernels:
+    """The compiled loop as a callable: ``run(table, count, context, tid)``, all int64; it releases the GIL."""
+
+    def __init__(self, name: str, code: bytes) -> None:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
+        self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        self._engine.finalize_object()
+        address = self._engine.get_function_address(name)
+        # numba's calling convention: status f(result*, exception info**, arguments...)
+        prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
+        self._function = prototype(address)
+
+    def run(self, table: int, count: int, context: int, tid: int) -> None:
+        """Run the program as thread `tid`; returns when the whole step is done."""
+        result, info = ctypes.c_int64(0), ctypes.c_void_p(0)
+        status = self._function(ctypes.addressof(result), ctypes.addressof(info), table, count, context, tid)
+        if status != 0:
+            raise RuntimeError(f"compiled kernel returned status {status}")
+
+
+def load_kernels(on_compile: Callable[[], None] | None = None) -> Kernels:
+    """The kernels for this machine, from the cache or compiled now (`on_compile` is told first: it takes a while)."""
+    path = cache_dir() / "kernels" / f"{_key()}.o"
+    kept = _read(path)
+    if kept is None:
+        if on_compile is not None:
+            on_compile()
+        kept = _compile()
+        _keep(path, *kept)
+    return Kernels(*kept)
+
+
+def _target_machine() -> Any:
+    target = llvm.Target.from_default_triple()
+    features = llvm.get_host_cpu_features().flatten()
+    return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=3, codemodel="jitdefault", jit=True)
+
+
+def _key() -> str:
+    """Digest of all that the object code depends on."""
+    digest = hashlib.sha256(_MAGIC)
+    for file in sorted(resources.files(__package__).iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".py"):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for part in (metadata.version("numba"), metadata.version("llvmlite"), llvm.get_process_triple(),
+                 llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()):
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def _compile() -> tuple[str, bytes]:
+    """The loop's symbol and object code."""
+    from numba import njit, types
+
+    from kvist.kernels.cpu.interpreter import run
+
+    compiled = njit(types.int64(*[types.int64] * 4), error_model="numpy", boundscheck=False)(run)
+    result = next(iter(compiled.overloads.values()))
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    module = llvm.parse_assembly(result.library.get_llvm_str())
+    return result.fndesc.llvm_func_name, _target_machine().emit_object(module)
+
+
+def _read(path: Path) -> tuple[str, bytes] | None:
+    """A kept file's symbol and code; None if there is none or it is not what was written."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    body, digest = content[:-32], content[-32:]
+    if not body.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
+        return None
+    name, _, code = body[len(_MAGIC) :].partition(b"\n")
+    return name.decode(), code
+
+
+def _keep(path: Path, name: str, code: bytes) -> None:
+    """Write atomically; a cache that cannot be written (read-only, full) only means compiling again next time."""
+    body = _MAGIC + name.encode() + b"\n" + code
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent)
+    except OSError:
+        return
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(body + hashlib.sha256(body).digest())
+        Path(temporary).replace(path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,94 @@
+"""Functions of sixteen lanes: our own exp, and the activations made from it.
+
+Own, because a library's exp differs between machines and between vector widths; this one is a fixed sequence of
+correctly rounded operations and so a pure function of its input, everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from kvist.kernels.cpu.vector import (
+    absolute,
+    add,
+    copy_sign,
+    div,
+    fma,
+    maximum,
+    minimum,
+    mul,
+    round_even,
+    scale_by_power,
+    splat,
+    sub,
+    where_less,
+)
+
+jit = njit(error_model="numpy", boundscheck=False)
+
+
+@jit
+def exp(x: Any) -> Any:
+    """e**x, error under 1.5 units in the last place; inputs are clamped to -87.3 .. 88.3 (no zero, no infinity).
+
+    x = n ln 2 + r with |r| <= ln(2)/2; e**r by a polynomial of degree 6 (Taylor with the last terms fitted);
+    the result is scaled by 2**n.
+    """
+    x = minimum(maximum(x, splat(-87.3)), splat(88.3))
+    n = round_even(mul(x, splat(1.4426950408889634)))
+    r = fma(n, splat(-0.693359375), x)  # ln 2 in two parts: the first has few bits, so n times it is exact
+    r = fma(n, splat(2.12194440054690583e-4), r)
+    p = splat(1.9875691500e-4)
+    p = fma(p, r, splat(1.3981999507e-3))
+    p = fma(p, r, splat(8.3334519073e-3))
+    p = fma(p, r, splat(4.1665795894e-2))
+    p = fma(p, r, splat(1.6666665459e-1))
+    p = fma(p, r, splat(5.0000001201e-1))
+    p = fma(p, mul(r, r), r)
+    return scale_by_power(add(p, splat(1.0)), n)
+
+
+@jit
+def silu(x: Any) -> Any:
+    """x / (1 + e**-x)."""
+    return div(x, add(splat(1.0), exp(sub(splat(0.0), x))))
+
+
+@jit
+def tanh(x: Any) -> Any:
+    """Hyperbolic tangent: 1 - 2 / (e**2|x| + 1) with x's sign, and an odd polynomial near zero where that cancels."""
+    a = absolute(x)
+    large = sub(splat(1.0), div(splat(2.0), add(exp(add(a, a)), splat(1.0))))
+    s = mul(x, x)
+    p = splat(-5.70498872745e-3)
+    p = fma(p, s, splat(2.06390887954e-2))
+    p = fma(p, s, splat(-5.37397155531e-2))
+    p = fma(p, s, splat(1.33314422036e-1))
+    p = fma(p, s, splat(-3.33332819422e-1))
+    small = fma(mul(p, s), a, a)
+    return copy_sign(where_less(a, splat(0.625), small, large), x)
+
+
+@jit
+def gelu_tanh(x: Any) -> Any:
+    """GELU by its tanh form (GPT-2's ``gelu_new``): x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
+    inner = mul(splat(0.7978845608028654), fma(mul(splat(0.044715), mul(x, x)), x, x))
+    return mul(mul(splat(0.5), x), add(splat(1.0), tanh(inner)))
+
+
+@jit
+def gelu(x: Any) -> Any:
+    """GELU by the error function: x/2 (1 + erf(x / sqrt 2)); erf after Abramowitz and Stegun 7.1.26 (error 1.5e-7)."""
+    z = mul(x, splat(0.7071067811865476))
+    a = absolute(z)
+    t = div(splat(1.0), fma(splat(0.3275911), a, splat(1.0)))
+    p = splat(1.061405429)
+    p = fma(p, t, splat(-1.453152027))
+    p = fma(p, t, splat(1.421413741))
+    p = fma(p, t, splat(-0.284496736))
+    p = fma(p, t, splat(0.254829592))
+    erf = sub(splat(1.0), mul(mul(p, t), exp(sub(splat(0.0), mul(a, a)))))
+    return mul(mul(splat(0.5), x), add(splat(1.0), copy_sign(erf, z)))
+

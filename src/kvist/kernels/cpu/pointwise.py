@@ -1,0 +1,161 @@
+"""Operations that see one row at a time: embedding, norms, rotary embedding with the store to the pages, activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvist.kernels.cpu import abi
+from kvist.kernels.cpu.math import gelu, gelu_tanh, jit, silu
+from kvist.kernels.cpu.matmul import sampled_row
+from kvist.kernels.cpu.scalar import get_f32, get_i32, get_i64
+from kvist.kernels.cpu.tile import ITEMSIZE
+from kvist.kernels.cpu.vector import (
+    add,
+    div,
+    fma,
+    keep_first,
+    load,
+    load_f32,
+    mul,
+    reduce_add,
+    scatter,
+    splat,
+    sqrt,
+    store,
+    store_f32,
+    sub,
+)
+
+ROWS_A_PIECE = 4
+
+
+@jit
+def row_pieces(rows: int) -> int:
+    """Pieces of a row-by-row op."""
+    return (rows + ROWS_A_PIECE - 1) // ROWS_A_PIECE
+
+
+def make_embed(dtype: str) -> Any:
+    """out[row] = table[token] * scale (+ positions[position]). Arguments: table, width, scale, positions table or 0, out, stride."""
+    get, itemsize = load[dtype], ITEMSIZE[dtype]
+
+    @jit
+    def embed(ctx: int, op: int, row: int) -> None:
+        table, width, scale = get_i64(op + 24), get_i64(op + 32), splat(get_f32(op + 40))
+        learned, out = get_i64(op + 48), get_i64(op + 56) + row * get_i64(op + 64)
+        source = table + get_i32(get_i64(ctx + abi.TOKENS * 8) + row * 4) * width * itemsize
+        for d in range(0, width, 16):
+            store_f32(out + d * 4, mul(get(source + d * itemsize), scale))
+        if learned != 0:
+            place = learned + get_i32(get_i64(ctx + abi.POSITIONS * 8) + row * 4) * width * itemsize
+            for d in range(0, width, 16):
+                store_f32(out + d * 4, add(load_f32(out + d * 4), get(place + d * itemsize)))
+
+    return embed
+
+
+@jit
+def rms_norm(ctx: int, op: int, row: int) -> None:
+    """out = x / sqrt(mean(x^2) + eps) * weight. Arguments: x, stride, out, stride, weight, bias, width, true width, eps, sampled."""
+    source = sampled_row(ctx, row) if get_i64(op + 96) else row
+    x, out = get_i64(op + 24) + source * get_i64(op + 32), get_i64(op + 40) + row * get_i64(op + 48)
+    weight, width, count, eps = get_i64(op + 56), get_i64(op + 72), get_i64(op + 80), get_f32(op + 88)
+    total = splat(0.0)
+    for d in range(0, width, 16):
+        v = load_f32(x + d * 4)
+        total = fma(v, v, total)
+    mean = div(splat(reduce_add(total)), splat(count))
+    factor = div(splat(1.0), sqrt(add(mean, splat(eps))))
+    for d in range(0, width, 16):
+        store_f32(out + d * 4, mul(mul(load_f32(x + d * 4), factor), load_f32(weight + d * 4)))
+
+
+@jit
+def layer_norm(ctx: int, op: int, row: int) -> None:
+    """out = (x - mean) / sqrt(var + eps) * weight + bias; arguments as rms_norm. Lanes past the true width are left out of var."""
+    source = sampled_row(ctx, row) if get_i64(op + 96) else row
+    x, out = get_i64(op + 24) + source * get_i64(op + 32), get_i64(op + 40) + row * get_i64(op + 48)
+    weight, bias, width = get_i64(op + 56), get_i64(op + 64), get_i64(op + 72)
+    count, eps = get_i64(op + 80), get_f32(op + 88)
+    total, zero = splat(0.0), splat(0.0)
+    for d in range(0, width, 16):
+        total = add(total, load_f32(x + d * 4))
+    mean = div(splat(reduce_add(total)), splat(count))
+    spread = zero
+    for d in range(0, width, 16):
+        v = keep_first(sub(load_f32(x + d * 4), mean), count - d, zero)
+        spread = fma(v, v, spread)
+    factor = div(splat(1.0), sqrt(add(div(splat(reduce_add(spread)), splat(count)), splat(eps))))
+    for d in range(0, width, 16):
+        v = mul(sub(load_f32(x + d * 4), mean), factor)
+        store_f32(out + d * 4, add(mul(v, load_f32(weight + d * 4)), load_f32(bias + d * 4)))
+
+
+@jit
+def rotate(x: int, cos: int, sin: int, half: int) -> None:
+    """Rotate the pairs (x[i], x[i + half]) of one head by the angles of its position, in place; half is a multiple of 16."""
+    for d in range(0, half, 16):
+        a, b = load_f32(x + d * 4), load_f32(x + (half + d) * 4)
+        c, s = load_f32(cos + d * 4), load_f32(sin + d * 4)
+        store_f32(x + d * 4, sub(mul(a, c), mul(b, s)))
+        store_f32(x + (half + d) * 4, add(mul(b, c), mul(a, s)))
+
+
+def make_rotary_store(dtype: str) -> Any:
+    """Rotate q and k in place; round k and v to the codec's `dtype` and write them to their slot of the page.
+
+    Arguments: q, k, v, q stride, k stride, v stride, heads, KV heads, head size, half of the rotary size (0: none), cosine table
+    (f32 [position][half]), sine table, layer's offset in a page.
+    """
+    put, scattered, itemsize = store[dtype], scatter[dtype], ITEMSIZE[dtype]
+
+    @jit
+    def rotary_store(ctx: int, op: int, row: int) -> None:
+        q, k, v = (get_i64(op + 24) + row * get_i64(op + 48), get_i64(op + 32) + row * get_i64(op + 56),
+                   get_i64(op + 40) + row * get_i64(op + 64))
+        heads, kv_heads, dims, half = get_i64(op + 72), get_i64(op + 80), get_i64(op + 88), get_i64(op + 96)
+        position = get_i32(get_i64(ctx + abi.POSITIONS * 8) + row * 4)
+        if half > 0:
+            cos, sin = get_i64(op + 104) + position * half * 4, get_i64(op + 112) + position * half * 4
+            for h in range(heads):
+                rotate(q + h * dims * 4, cos, sin, half)
+            for h in range(kv_heads):
+                rotate(k + h * dims * 4, cos, sin, half)
+        page_size = get_i64(ctx + abi.PAGE_SIZE * 8)
+        page = get_i32(get_i64(ctx + abi.ROW_PAGES * 8) + row * 4)
+        slot = position % page_size
+        v_offset = 16 * dims * itemsize
+        base = get_i64(ctx + abi.POOL * 8) + page * get_i64(ctx + abi.PAGE_BYTES * 8) + get_i64(op + 120)
+        base += slot // 16 * 2 * v_offset
+        slot = slot % 16
+        for h in range(kv_heads):
+            at = base + h * page_size * dims * 2 * itemsize
+            for d in range(0, dims, 16):
+                scattered(at + (d * 16 + slot) * itemsize, 16 * itemsize, load_f32(k + (h * dims + d) * 4))
+                put(at + v_offset + (slot * dims + d) * itemsize, load_f32(v + (h * dims + d) * 4))
+
+    return rotary_store
+
+
+@jit
+def activate(kind: int, x: Any) -> Any:
+    """The activation numbered as in abi.ACTIVATIONS."""
+    if kind == 0:
+        return silu(x)
+    if kind == 1:
+        return gelu_tanh(x)
+    return gelu(x)
+
+
+@jit
+def gate(ctx: int, op: int, row: int) -> None:
+    """out = activation(gate) * up; without up (address 0) just the activation. Arguments: gate, up, out, stride, width, activation."""
+    stride, width, kind = get_i64(op + 48), get_i64(op + 56), get_i64(op + 64)
+    a, b, out = get_i64(op + 24) + row * stride, get_i64(op + 32), get_i64(op + 40) + row * stride
+    if b != 0:
+        b += row * stride
+        for d in range(0, width, 16):
+            store_f32(out + d * 4, mul(activate(kind, load_f32(a + d * 4)), load_f32(b + d * 4)))
+    else:
+        for d in range(0, width, 16):
+            store_f32(out + d * 4, activate(kind, load_f32(a + d * 4)))

@@ -1,0 +1,65 @@
+"""The two limits of this machine, measured by loops that do nothing else: reading memory, and fused multiply-adds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from kvist.kernels.cpu.math import jit
+from kvist.kernels.cpu.scalar import get_i64, put_f32
+from kvist.kernels.cpu.sizes import FMA_CHAINS
+from kvist.kernels.cpu.vector import I64, V16F, add, emit_fma, emit_load, load_f32, reduce_add, splat
+
+
+@intrinsic
+def multiply_adds(typingctx: Any, start: Any, count: Any) -> Any:
+    """Run `count` rounds of FMA_CHAINS fused multiply-adds on registers; returns the sum of all lanes so nothing is optimised away."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address, count = args
+        before = builder.block
+        seeds = [emit_load(builder, address, "f32", I64(64 * i)) for i in range(FMA_CHAINS)]
+        loop, after = builder.append_basic_block("loop"), builder.append_basic_block("done")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        counter = builder.phi(I64)
+        sums = [builder.phi(V16F) for _ in range(FMA_CHAINS)]
+        new = [emit_fma(builder, s, seeds[0], seeds[1]) for s in sums]
+        following = builder.add(counter, I64(1))
+        counter.add_incoming(I64(0), before)
+        counter.add_incoming(following, loop)
+        for phi, seed, value in zip(sums, seeds, new, strict=True):
+            phi.add_incoming(seed, before)
+            phi.add_incoming(value, loop)
+        builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+        builder.position_at_end(after)
+        total = new[0]
+        for value in new[1:]:
+            total = builder.fadd(total, value)
+        return builder.extract_element(total, ir.IntType(32)(0))
+
+    return types.float32(types.int64, types.int64), codegen
+
+
+@jit
+def fma_peak(op: int, piece: int, scratch: int) -> None:
+    """A piece of the FMA loop. Arguments: rounds a piece, pieces, address of 16 vectors of seeds."""
+    put_f32(scratch, multiply_adds(get_i64(op + 40), get_i64(op + 24)))
+
+
+@jit
+def read_all(op: int, piece: int, scratch: int) -> None:
+    """Read one piece of a buffer in one stream. Arguments: address, pieces, bytes a piece (a multiple of 256)."""
+    size = get_i64(op + 40)
+    at, end = get_i64(op + 24) + piece * size, get_i64(op + 24) + piece * size + size
+    a = b = c = d = splat(0.0)
+    while at < end:
+        a = add(a, load_f32(at))
+        b = add(b, load_f32(at + 64))
+        c = add(c, load_f32(at + 128))
+        d = add(d, load_f32(at + 192))
+        at += 256
+    put_f32(scratch, reduce_add(add(add(a, b), add(c, d))))

@@ -1,0 +1,103 @@
+"""Single numbers at byte addresses, and the atomics that the threads of a step share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from kvist.kernels.cpu.vector import I64, external, pointer
+
+
+def _get(kind: Any, stored: Any) -> Any:
+    @intrinsic
+    def function(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            value = builder.load(pointer(builder, args[0], stored), align=1)
+            return builder.sext(value, I64) if isinstance(stored, ir.IntType) and stored != I64 else value
+
+        return kind(types.int64), codegen
+
+    return function
+
+
+get_i32 = _get(types.int64, ir.IntType(32))
+get_i64 = _get(types.int64, I64)
+get_f32 = _get(types.float32, ir.FloatType())
+
+
+@intrinsic
+def get_u8(typingctx: Any, address: Any) -> Any:
+    """The byte at address, as int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.zext(builder.load(pointer(builder, args[0], ir.IntType(8))), I64)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def get_f16(typingctx: Any, address: Any) -> Any:
+    """The float16 at address, as float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        half = builder.load(pointer(builder, args[0], ir.HalfType()), align=1)
+        return builder.fpext(half, ir.FloatType())
+
+    return types.float32(types.int64), codegen
+
+
+@intrinsic
+def put_i64(typingctx: Any, address: Any, value: Any) -> Any:
+    """Store an int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[1], pointer(builder, args[0], I64))
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64), codegen
+
+
+@intrinsic
+def put_f32(typingctx: Any, address: Any, value: Any) -> Any:
+    """Store a float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = context.cast(builder, args[1], signature.args[1], types.float32)
+        builder.store(value, pointer(builder, args[0], ir.FloatType()))
+        return context.get_dummy_value()
+
+    return types.none(types.int64, value), codegen
+
+
+@intrinsic
+def take(typingctx: Any, address: Any) -> Any:
+    """Atomically add 1 to the int64 at address and return what stood there: the next piece of work is yours."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", pointer(builder, args[0], I64), I64(1), "seq_cst")
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def peek(typingctx: Any, address: Any) -> Any:
+    """Atomic read of the int64 at address, ordered after the writes of whoever advanced it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(pointer(builder, args[0], I64), "seq_cst", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def let_others_run(typingctx: Any) -> Any:
+    """Give the core away (POSIX sched_yield): a waiting thread must not starve the one it waits for."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.call(external(builder, "sched_yield", ir.IntType(32), []), [])
+        return context.get_dummy_value()
+
+    return types.none(), codegen

@@ -1,0 +1,18 @@
+"""Sizes of the memory that attention works in; free of numba, so that a warm start does not import it."""
+
+from __future__ import annotations
+
+from kvist.kernels.cpu.abi import TILE_ROWS
+
+FMA_CHAINS = 16  # independent sums of the peak loop, enough to hide the latency of a multiply-add
+
+
+def scratch_bytes(group: int, head_dim: int) -> int:
+    """Bytes a thread needs for the largest item (see `attention`)."""
+    rows = max(TILE_ROWS, group)
+    return 4 * rows * (3 * head_dim + 64 + 4) + 2048
+
+
+def partial_bytes(head_dim: int) -> int:
+    """Bytes of one query row's partial result: acc, max, sum."""
+    return 4 * (head_dim + 2)

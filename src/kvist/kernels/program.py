@@ -1,0 +1,217 @@
+"""What a step computes, as data: a short list of operations on named buffers.
+
+`models.decoder` writes a program once per model, in the order a reader expects. A backend binds it to memory and runs it each step: the
+reference interprets it with NumPy, the CPU backend lowers it to a table that one compiled loop runs, a CUDA backend could capture
+it as a graph. No operation knows how many rows a step has; that comes with the batch.
+
+Widths are multiples of 16 (the loader pads weights with zeros, so padded lanes hold zeros all the way), a norm alone is
+told its true width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from kvist.cache.pool import PagePool
+
+FloatType = Literal["f32", "f16", "bf16"]
+Activation = Literal["silu", "gelu_tanh", "gelu"]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weight:
+    """A matrix as rows of outputs: data (rows, columns), C-contiguous; bf16 is held as uint16."""
+
+    data: npt.NDArray[np.generic]
+    dtype: FloatType
+
+    @property
+    def rows(self) -> int:
+        """Outputs."""
+        return int(self.data.shape[0])
+
+    @property
+    def columns(self) -> int:
+        """Inputs, a multiple of 16."""
+        return int(self.data.shape[1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """A block-quantised matrix as its file has it: data uint8 (rows, bytes a row)."""
+
+    data: npt.NDArray[np.uint8]
+    dtype: str
+    block_numbers: int
+    block_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A named float32 array of (rows of the step, width); `sampled` buffers have a row per sampled row instead."""
+
+    name: str
+    width: int
+    sampled: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rotary:
+    """Tables of rotary angles, float32 (positions, half): pairs are (i, i + half) of a head."""
+
+    cos: Floats
+    sin: Floats
+
+    @property
+    def half(self) -> int:
+        """Pairs that are rotated."""
+        return int(self.cos.shape[1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embed:
+    """out[row] = table[token] * scale (+ positions[position])."""
+
+    table: Weight
+    out: Buffer
+    scale: float = 1.0
+    positions: Weight | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Norm:
+    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm over the first `width` numbers; into a sampled buffer it gathers the sampled rows."""
+
+    kind: Literal["rms", "layer"]
+    x: Buffer
+    out: Buffer
+    weight: Floats
+    bias: Floats | None
+    eps: float
+    width: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Matmul:
+    """out = (x @ weight.T + bias) + residual. residual may be out itself."""
+
+    x: Buffer
+    weight: Weight
+    out: Buffer
+    bias: Floats | None = None
+    residual: Buffer | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RotaryStore:
+    """Rotate q and k in place (no rotary: leave them), round k and v to the codec and write them to the row's slot."""
+
+    q: Buffer
+    k: Buffer
+    v: Buffer
+    layer: int
+    rotary: Rotary | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attend:
+    """out = softmax(scale * q K^T) V over positions 0..t of the row's sequence, K and V read from the pages of `layer`."""
+
+    q: Buffer
+    out: Buffer
+    layer: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gate:
+    """out = activation(x) * up, or activation(x) without up."""
+
+    x: Buffer
+    up: Buffer | None
+    out: Buffer
+    activation: Activation
+
+
+Op = Embed | Norm | Matmul | RotaryStore | Attend | Gate
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """The operations of a step; from `head` on they work on sampled rows, the last one writes the logits."""
+
+    ops: tuple[Op, ...]
+    head: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    num_layers: int
+    vocab_size: int
+
+    @property
+    def logits(self) -> Buffer:
+        """The buffer the last operation writes."""
+        return self.ops[-1].out  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRows:
+    """The rows of one sequence in a step: `count` rows from `first` on are its positions `position`, `position` + 1, ...
+
+    pages: int32, the ids of the pages that hold positions 0 .. position + count - 1, in order.
+    """
+
+    first: int
+    count: int
+    position: int
+    pages: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchMetadata:
+    """All a step is told, built once by engine.batch. int32 arrays: one entry a row, but `sampled_rows`: the rows whose logits are asked for."""
+
+    tokens: npt.NDArray[np.int32]
+    positions: npt.NDArray[np.int32]
+    row_pages: npt.NDArray[np.int32]
+    sampled_rows: npt.NDArray[np.int32]
+    sequences: Sequence[SequenceRows]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest step a bound program must take."""
+
+    rows: int
+    sampled: int
+    sequences: int
+
+
+class Executable(Protocol):
+    """A program bound to weights, pages and buffers."""
+
+    def run(self, batch: BatchMetadata) -> Floats:
+        """Run one step; float32 logits (sampled rows, vocab), valid until the next run."""
+
+
+class Backend(Protocol):
+    """A machine that runs programs."""
+
+    def bind(self, program: Program, pool: PagePool, limits: Limits) -> Executable:
+        """Allocate buffers for steps up to `limits` and make the program runnable over the pages of `pool`."""
+
+    def unpack(self, jobs: Sequence[tuple[Packed, Weight]]) -> None:
+        """Unpack each block-quantised matrix into the (allocated) weight beside it."""
+
+    def find_nonfinite(self, weights: Sequence[Weight]) -> list[int]:
+        """Indices of the weights that hold a NaN or an infinity."""
+
+    def close(self) -> None:
+        """Free threads and memory; idempotent."""

@@ -1,0 +1,140 @@
+"""The truth: every operation in plain NumPy, float64 inside, written for reading. Every kernel is compared with it.
+
+It keeps the contract's one rule that touches values (K and V are rounded to the codec's type before anybody reads them) and nothing
+of how kernels order their sums, so it agrees with them closely, not bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from kvist.cache.pool import PagePool
+from kvist.kernels.program import (
+    Activation,
+    Attend,
+    BatchMetadata,
+    Embed,
+    Floats,
+    Gate,
+    Limits,
+    Matmul,
+    Norm,
+    Program,
+    RotaryStore,
+    SequenceRows,
+    Weight,
+)
+
+Array = npt.NDArray[np.float64]
+
+
+def widen(weight: Weight) -> Array:
+    """A weight matrix as float64 (rows, columns)."""
+    if weight.dtype == "bf16":
+        return (weight.data.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return weight.data.astype(np.float64)
+
+
+def activation(kind: Activation, x: Array) -> Array:
+    """silu: x / (1 + e^-x); gelu_tanh and gelu: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) and x/2 (1 + erf(x / sqrt 2))."""
+    if kind == "silu":
+        with np.errstate(over="ignore"):
+            return x / (1 + np.exp(-x))
+    if kind == "gelu_tanh":
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * x * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2)))
+
+
+class ReferenceExecutable:
+    """Interprets a program; buffers are rows of float64 made anew each step."""
+
+    def __init__(self, program: Program, pool: PagePool) -> None:
+        self._program, self._pool = program, pool
+
+    def run(self, batch: BatchMetadata) -> Floats:
+        """See `kernels.program.Executable`."""
+        buffers: dict[str, Array] = {}
+        for op in self._program.ops:
+            match op:
+                case Embed():
+                    out = widen(op.table)[batch.tokens] * op.scale
+                    buffers[op.out.name] = out + widen(op.positions)[batch.positions] if op.positions else out
+                case Norm():
+                    x = buffers[op.x.name]
+                    buffers[op.out.name] = _norm(op, x[batch.sampled_rows] if op.out.sampled else x)
+                case Matmul():
+                    out = buffers[op.x.name] @ widen(op.weight).T
+                    out = out if op.bias is None else out + op.bias[: op.weight.rows]
+                    buffers[op.out.name] = out if op.residual is None else out + buffers[op.residual.name]
+                case RotaryStore():
+                    self._rotary_store(op, buffers, batch)
+                case Attend():
+                    q = buffers[op.q.name]
+                    buffers[op.out.name] = np.concatenate([self._attend(op, q, sequence) for sequence in batch.sequences])
+                case Gate():
+                    out = activation(op.activation, buffers[op.x.name])
+                    buffers[op.out.name] = out if op.up is None else out * buffers[op.up.name]
+        return buffers[self._program.logits.name].astype(np.float32)
+
+    def _rotary_store(self, op: RotaryStore, buffers: dict[str, Array], batch: BatchMetadata) -> None:
+        dims = self._program.head_dim
+        heads = {b.name: buffers[b.name].reshape(len(batch.tokens), -1, dims) for b in (op.q, op.k, op.v)}
+        if op.rotary is not None:
+            half = op.rotary.half
+            cos, sin = (table[batch.positions].astype(np.float64)[:, None] for table in (op.rotary.cos, op.rotary.sin))
+            for x in (heads[op.q.name], heads[op.k.name]):
+                a, b = x[..., :half].copy(), x[..., half : 2 * half].copy()
+                x[..., :half], x[..., half : 2 * half] = a * cos - b * sin, b * cos + a * sin
+        page_size = self._pool.layout.page_size
+        for row, page in enumerate(batch.row_pages):
+            slot = int(batch.positions[row]) % page_size
+            for head in range(self._program.num_kv_heads):
+                k = heads[op.k.name][row, head][None].astype(np.float32)
+                v = heads[op.v.name][row, head][None].astype(np.float32)
+                self._pool.write(int(page), op.layer, head, slice(slot, slot + 1), k, v)
+
+    def _attend(self, op: Attend, q: Array, sequence: SequenceRows) -> Array:
+        """Attention of one sequence's rows, (rows, heads * head size)."""
+        program, page_size = self._program, self._pool.layout.page_size
+        group, dims = program.num_heads // program.num_kv_heads, program.head_dim
+        rows = q[sequence.first : sequence.first + sequence.count].reshape(sequence.count, program.num_heads, dims)
+        out = np.empty_like(rows)
+        length = sequence.position + sequence.count
+        for kv_head in range(program.num_kv_heads):
+            read = [self._pool.read(int(page), op.layer, kv_head, slice(0, page_size)) for page in sequence.pages]
+            K = np.concatenate([k for k, _ in read])[:length].astype(np.float64)
+            V = np.concatenate([v for _, v in read])[:length].astype(np.float64)
+            for r in range(sequence.count):
+                seen = sequence.position + r + 1
+                for head in range(kv_head * group, (kv_head + 1) * group):
+                    scores = K[:seen] @ rows[r, head] * op.scale
+                    p = np.exp(scores - scores.max())
+                    out[r, head] = p @ V[:seen] / p.sum()
+        return out.reshape(sequence.count, -1)
+
+
+def _norm(op: Norm, x: Array) -> Array:
+    """RMSNorm: x / sqrt(mean(x^2) + eps) * w. LayerNorm: (x - mean) / sqrt(var + eps) * w + b. Over the true width."""
+    out = np.zeros_like(x)
+    x, weight = x[:, : op.width], op.weight[: op.width]
+    if op.kind == "rms":
+        out[:, : op.width] = x / np.sqrt((x * x).mean(1, keepdims=True) + op.eps) * weight
+    else:
+        x = x - x.mean(1, keepdims=True)
+        out[:, : op.width] = x / np.sqrt((x * x).mean(1, keepdims=True) + op.eps) * weight
+        out[:, : op.width] += 0 if op.bias is None else op.bias[: op.width]
+    return out
+
+
+class ReferenceBackend:
+    """See `kernels.program.Backend`."""
+
+    def bind(self, program: Program, pool: PagePool, limits: Limits) -> ReferenceExecutable:
+        """Nothing to allocate: limits do not bind the reference."""
+        return ReferenceExecutable(program, pool)
+
+    def close(self) -> None:
+        """Nothing to free."""
