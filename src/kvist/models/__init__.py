@@ -1,0 +1,1 @@
+"""Model files, families and the one decoder that runs them."""

@@ -1,0 +1,82 @@
+"""The shape of every role's weight, in the file and as the decoder wants it: widths padded with zeros to whole vectors.
+
+Heads are padded one by one, so a head of 20 numbers lies in 32: the padded lanes are zeros in q, k and v alike and change no
+score; the padded columns of o meet only zeros.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvist.models.config import ModelConfig, padded
+from kvist.models.families import Source
+
+Shape = tuple[int, ...]
+Array = npt.NDArray[Any]
+
+
+def _short(role: str) -> str:
+    """The role without its layer."""
+    return role.split(".", 2)[2] if role.startswith("layers.") else role
+
+
+def expected_shape(config: ModelConfig, role: str, fused: bool = False) -> Shape:
+    """(outputs, inputs) of a matrix or (outputs,) of a vector, true sizes; fused: of the matrix of q, k and v together."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    name = _short(role)
+    if fused:
+        outputs = heads + 2 * kv_heads
+        return (outputs,) if name.endswith(".bias") else (outputs, hidden)
+    shapes: dict[str, Shape] = {
+        "embed": (config.vocab_size, hidden), "positions": (config.max_positions, hidden), "head": (config.vocab_size, hidden),
+        "final_norm": (hidden,), "attention_norm": (hidden,), "mlp_norm": (hidden,),
+        "q": (heads, hidden), "k": (kv_heads, hidden), "v": (kv_heads, hidden), "o": (hidden, heads),
+        "gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner),
+    }  # fmt: skip
+    shape = shapes[name.removesuffix(".bias")]
+    return shape[:1] if name.endswith(".bias") else shape
+
+
+def in_place(config: ModelConfig, role: str, source: Source, array: Array) -> Array:
+    """The tensor as the decoder wants it, C-contiguous; the array itself where nothing is to be done."""
+    name = _short(role).removesuffix(".bias")
+    if source.transposed and array.ndim == 2:
+        array = array.T
+    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    if source.rows != "all":
+        start = {"q": 0, "k": heads, "v": heads + kv_heads}[source.rows]
+        array = array[start : start + (heads if source.rows == "q" else kv_heads)]
+    if name in ("q", "k", "v"):
+        array = _heads_in_place(config, source, array)
+    if name == "o":
+        array = np.ascontiguousarray(array).reshape(array.shape[0], -1, config.head_dim) if array.ndim == 2 else array
+        array = _widen(array, -1, config.stored_head_dim).reshape(array.shape[0], -1) if array.ndim == 3 else array
+    if array.ndim == 2:
+        array = _widen(array, 1, padded(array.shape[1]))
+    if name not in ("embed", "positions", "head") or array.ndim == 1:
+        array = _widen(array, 0, padded(array.shape[0]))
+    return np.ascontiguousarray(array)
+
+
+def _heads_in_place(config: ModelConfig, source: Source, array: Array) -> Array:
+    """Rows of q, k or v: rotary pairs as halves, every head padded."""
+    split = array.reshape(-1, config.head_dim, *array.shape[1:])
+    if source.interleaved:
+        order = np.concatenate([np.arange(0, config.rotary_dim, 2), np.arange(1, config.rotary_dim, 2), np.arange(config.rotary_dim, config.head_dim)])
+        split = split[:, order]
+    split = _widen(split, 1, config.stored_head_dim)
+    return split.reshape(-1, *array.shape[1:])
+
+
+def _widen(array: Array, axis: int, size: int) -> Array:
+    """The array with zeros appended along an axis up to `size`."""
+    missing = size - array.shape[axis]
+    if missing == 0:
+        return array
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, missing)
+    return np.pad(array, widths)
