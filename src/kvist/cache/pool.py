@@ -1,0 +1,91 @@
+"""The pool: the arrays that hold pages. It knows where a number lies and nothing about who may write it.
+
+::
+
+    address ─► | page 0 | page 1 | ... | page num_pages-1 |     one anonymous mapping of exactly layout.pool_bytes()
+
+The mapping is zero-filled by the operating system when a page is first touched, so a large pool costs nothing until it
+is used. Kernels read and write by `address`; the array methods here serve tests, pictures and the reference backend.
+"""
+
+from __future__ import annotations
+
+import mmap
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvist.cache.layout import BLOCK, PageLayout
+from kvist.errors import CapacityError, UsageError
+
+ALL = slice(None)
+
+
+class PagePool:
+    """`num_pages` pages of one layout: `data` is uint8 [num_pages][page_bytes], `address` where it begins."""
+
+    def __init__(self, layout: PageLayout, num_pages: int) -> None:
+        if num_pages < 1:
+            raise UsageError(f"a pool of {num_pages} pages: it needs at least 1")
+        self.layout = layout
+        self.num_pages = num_pages
+        self.nbytes = layout.pool_bytes(num_pages)
+        try:
+            # Private, not Python's default of shared: shared memory gets no huge pages by default.
+            self._memory = mmap.mmap(-1, self.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, OverflowError) as error:
+            raise CapacityError(
+                f"{num_pages} pages of {layout.page_bytes:,} bytes are {self.nbytes:,} bytes, "
+                f"which the system refuses ({error}): take fewer pages"
+            ) from None
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # a kernel without huge pages: slower by some TLB misses, nothing else
+                self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self.data: NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8).reshape(num_pages, layout.page_bytes)
+        self.address: int = self.data.ctypes.data
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy a whole page, all layers and slots."""
+        self.data[target] = self.data[source]
+
+    def read(
+        self, page: int, layer: int, head: int, slots: slice = ALL
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Copy K and V of some slots of one KV head out, as float32 [slots][head_dim]."""
+        k, v = self._blocks(page, layer, head)
+        block, lane = self._places(slots)
+        decode = self.layout.codec.decode
+        return decode(k[block, lane]), decode(v[block, lane])
+
+    def write(
+        self, page: int, layer: int, head: int, slots: slice, k: NDArray[np.float32], v: NDArray[np.float32]
+    ) -> None:
+        """Round `k` and `v`, float32 [slots][head_dim], to the codec and store them."""
+        k_blocks, v_blocks = self._blocks(page, layer, head)
+        block, lane = self._places(slots)
+        encode = self.layout.codec.encode
+        k_blocks[block, lane] = encode(k)
+        v_blocks[block, lane] = encode(v)
+
+    def close(self) -> None:
+        """Give the memory back, as soon as no array of another owner looks into it. Closing twice does nothing."""
+        self.data = np.empty((0, self.layout.page_bytes), np.uint8)
+        self.address = 0
+        with suppress(BufferError):
+            self._memory.close()
+
+    def _blocks(self, page: int, layer: int, head: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """View K and V of one head as stored numbers, both [block][slot 16][head_dim]."""
+        layout, dim = self.layout, self.layout.layers[layer].head_dim
+        if not (0 <= page < self.num_pages and 0 <= head < layout.layers[layer].kv_heads):
+            raise IndexError(f"page {page}, layer {layer}, head {head} is not in this pool")
+        start = layout.layer_offset(layer) + head * layout.head_bytes(layer)
+        stored = self.data[page, start : start + layout.head_bytes(layer)].view(layout.codec.dtype)
+        halves = stored.reshape(-1, 2, BLOCK * dim)
+        return halves[:, 0].reshape(-1, dim, BLOCK).transpose(0, 2, 1), halves[:, 1].reshape(-1, BLOCK, dim)
+
+    def _places(self, slots: slice) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Block and lane of each slot."""
+        return np.divmod(np.arange(self.layout.page_size)[slots], BLOCK)

@@ -1,0 +1,335 @@
+"""Hypothesis drives the manager against a dictionary that keeps everything.
+
+The model of a language model: K and V of a position are a hash of the salt and of all tokens up to it. So the exactness
+contract holds for them, any wrong, stale or foreign page shows, and the dictionary needs no cache: it recomputes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from kvist.cache.codec import CODECS, codec
+from kvist.cache.layout import PAGE_SIZES, LayerSpec, PageLayout
+from kvist.cache.ledger import PageLedger
+from kvist.cache.manager import CacheManager
+from kvist.cache.prefix import Hit, PrefixIndex, common_tokens, pack
+from kvist.cache.table import PageTable, PrefixMatch
+from kvist.errors import InternalError
+
+PLACES = ((0, 0), (1, 0), (1, 1))  # (layer, head) of the layout below
+LAYERS = (LayerSpec(1, 16), LayerSpec(2, 16))
+
+salts = st.sampled_from([b"", b"tenant"])
+
+
+@cache
+def truth(salt: bytes, tokens: tuple[int, ...]) -> np.ndarray:
+    """K and V of the last of `tokens` at PLACES: uint8 [place][K, V][16]; every codec stores such numbers exactly."""
+    digest = hashlib.shake_128(salt + b"/" + struct.pack(f"<{len(tokens)}i", *tokens)).digest(len(PLACES) * 32)
+    return np.frombuffer(digest, np.uint8).reshape(len(PLACES), 2, 16)
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Tables are kept with the salt and tokens they should hold; tokens come in runs, so that prefixes collide."""
+
+    tables = Bundle("tables")
+    matches = Bundle("matches")
+
+    @initialize(
+        page_size=st.sampled_from(PAGE_SIZES),
+        num_pages=st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16]),
+        name=st.sampled_from(CODECS),
+        caching=st.sampled_from([True, True, True, False]),
+    )
+    def begin(self, page_size: int, num_pages: int, name: str, caching: bool) -> None:
+        self.size = page_size
+        self.manager = CacheManager(
+            PageLayout(LAYERS, page_size, codec(name)), num_pages, identity=b"test", enable_prefix_caching=caching
+        )
+        self.open: dict[PageTable, tuple[bytes, list[int]]] = {}
+        self.sealed: set[tuple[bytes, tuple[int, ...]]] = set()  # every prefix that ever filled its last page
+
+    def run_of(self, shape: Sequence[tuple[int, int]]) -> list[int]:
+        """Tokens from (token, length) pairs; lengths are in quarters of a page, give or take one."""
+        return [token for token, length in shape for _ in range(length // 3 * self.size // 4 + length % 3 - 1)]
+
+    runs = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 14)), min_size=1, max_size=3)
+
+    # -- rules -------------------------------------------------------------------------------------------------------
+
+    @rule(target=matches, shape=runs, salt=salts, spare=st.integers(0, 1))
+    def match(self, shape: Sequence[tuple[int, int]], salt: bytes, spare: int) -> PrefixMatch:
+        return self.ask(salt, self.run_of(shape), spare)
+
+    @rule(target=matches, which=st.integers(0, 30), cut=st.integers(0, 300), shape=runs, other_salt=st.booleans())
+    def match_what_was_sealed(
+        self, which: int, cut: int, shape: Sequence[tuple[int, int]], other_salt: bool
+    ) -> PrefixMatch:
+        salt, tokens = self.variation(which, cut, shape)
+        return self.ask(b"other" if other_salt else salt, tokens, 1)
+
+    @rule(target=tables, which=st.integers(0, 30), cut=st.integers(0, 300), shape=runs)
+    def serve(self, which: int, cut: int, shape: Sequence[tuple[int, int]]) -> PageTable:
+        """What the engine does with a request: match, open, compute the rest."""
+        salt, tokens = self.variation(which, cut, shape)
+        table = self.open_match(self.ask(salt, tokens, 1))
+        if self.manager.reserve(table, len(tokens) - table.computed):
+            self.run_model(table, tokens[table.computed :])
+        return table
+
+    def variation(self, which: int, cut: int, shape: Sequence[tuple[int, int]]) -> tuple[bytes, list[int]]:
+        """Something that was sealed once, up to a point, and something else from there on."""
+        known = sorted(self.sealed) or [(b"", ())]
+        salt, tokens = known[which % len(known)]
+        return salt, [*tokens[: cut % (len(tokens) + 1)], *self.run_of(shape)]
+
+    def ask(self, salt: bytes, tokens: list[int], spare: int) -> PrefixMatch:
+        limit = max(len(tokens) - spare, 0)
+        match = self.manager.match(tokens, salt=salt, limit=limit)
+        assert list(match.tokens) == tokens[: match.cached]
+        asked = pack(tokens[:limit])
+        best = max((common_tokens(pack(known), asked) for s, known in self.sealed if s == salt), default=0)
+        if self.manager.enable_prefix_caching and not self.manager.counters.pages_evicted:
+            assert match.cached == best, "all that was ever sealed is found, to the token"
+        assert match.cached <= best, "nothing is found that never was"
+        return match
+
+    @rule(match=consumes(matches))
+    def give_up(self, match: PrefixMatch) -> None:
+        match.release()
+
+    @rule(target=tables, match=consumes(matches))
+    def open_locked(self, match: PrefixMatch) -> PageTable:
+        return self.open_match(match)
+
+    def open_match(self, match: PrefixMatch) -> PageTable:
+        room = self.manager.allocator.can_allocate(1)
+        table = self.manager.open(match)
+        assert table.computed == (match.cached if room else len(match.pages) * self.size)
+        self.open[table] = match.salt, list(match.tokens[: table.computed])
+        return table
+
+    @rule(target=tables, salt=salts)
+    def open_empty(self, salt: bytes) -> PageTable:
+        table = self.manager.open(None, salt)
+        self.open[table] = salt, []
+        return table
+
+    @rule(table=tables, shape=runs, steps=st.integers(1, 3))
+    def extend(self, table: PageTable, shape: Sequence[tuple[int, int]], steps: int) -> None:
+        if table not in self.open:
+            return
+        tokens = self.run_of(shape)
+        before = list(table.pages), self.manager.stats(), self.manager.counters, self.manager.allocator.eviction_order()
+        if not self.manager.reserve(table, len(tokens)):
+            after = list(table.pages), self.manager.stats(), self.manager.counters
+            assert (*after, self.manager.allocator.eviction_order()) == before
+            alone = len(self.open) == 1 and not self.manager.matches
+            assert not alone or self.manager.layout.pages_for(table.computed + len(tokens)) > before[1].total
+            return
+        step = -(-len(tokens) // steps)
+        for at in range(0, len(tokens), step or 1):
+            self.run_model(table, tokens[at : at + step])
+
+    @rule(table=tables, more=st.integers(0, 40))
+    def only_reserve(self, table: PageTable, more: int) -> None:
+        if table in self.open:
+            self.manager.reserve(table, more)
+
+    @rule(target=tables, table=tables)
+    def fork(self, table: PageTable) -> PageTable:
+        if table not in self.open:
+            return table
+        live = self.manager.stats().live
+        twin = self.manager.fork(table)
+        assert self.manager.stats().live == live
+        salt, tokens = self.open[table]
+        self.open[twin] = salt, list(tokens)
+        return twin
+
+    @rule(table=tables, share=st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.0]))
+    def rollback(self, table: PageTable, share: float) -> None:
+        if table in self.open:
+            length = int(table.computed * share)
+            self.manager.rollback(table, length)
+            del self.open[table][1][length:]
+
+    @rule(table=tables, back=st.integers(1, 40), same=st.booleans())
+    def redo(self, table: PageTable, back: int, same: bool) -> None:
+        """Go back and compute again, the same tokens or the opposite ones."""
+        if table not in self.open:
+            return
+        undone = self.open[table][1][-back:]
+        self.manager.rollback(table, table.computed - len(undone))
+        del self.open[table][1][table.computed :]
+        if self.manager.reserve(table, len(undone)):
+            self.run_model(table, undone if same else [1 - token for token in undone])
+        else:
+            assert len(self.open) + len(self.manager.matches) > 1, "a sequence alone can always go on"
+
+    @rule(table=consumes(tables))
+    def release(self, table: PageTable) -> None:
+        self.manager.release(table)
+        self.open.pop(table, None)
+
+    @rule()
+    def flush(self) -> None:
+        self.manager.flush()
+        assert self.manager.stats().cached == 0
+
+    # -- the model, and what must hold -------------------------------------------------------------------------------
+
+    def run_model(self, table: PageTable, tokens: Sequence[int]) -> None:
+        salt, held = self.open[table]
+        for token in tokens:
+            held.append(token)
+            page, slot = table.pages[(len(held) - 1) // self.size], (len(held) - 1) % self.size
+            for (layer, head), (k, v) in zip(PLACES, truth(salt, tuple(held)).astype(np.float32), strict=True):
+                self.manager.pool.write(page, layer, head, slice(slot, slot + 1), k[None], v[None])
+            if len(held) % self.size == 0:
+                self.sealed.add((salt, tuple(held)))
+        self.manager.commit(table, tokens)
+
+    @invariant()
+    def the_cache_is_sound(self) -> None:
+        if hasattr(self, "manager"):
+            self.manager.check_integrity()
+            assert self.manager.tables == self.open.keys()
+
+    @invariant()
+    def every_position_of_every_table_reads_as_computed(self) -> None:
+        for table, (salt, tokens) in getattr(self, "open", {}).items():
+            assert table.tokens == tokens
+            expected = [truth(salt, tuple(tokens[: n + 1])) for n in range(len(tokens))]
+            for i, page in enumerate(table.pages[: self.manager.layout.pages_for(len(tokens))]):
+                part = np.stack(expected[i * self.size : (i + 1) * self.size])
+                for n, (layer, head) in enumerate(PLACES):
+                    k, v = self.manager.pool.read(page, layer, head, slice(0, len(part)))
+                    assert np.array_equal(k, part[:, n, 0]), (table, i)
+                    assert np.array_equal(v, part[:, n, 1]), (table, i)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "manager"):
+            return
+        for match in list(self.manager.matches):
+            match.release()
+        for table in list(self.open):
+            self.manager.release(table)
+        self.manager.check_integrity()
+        assert self.manager.stats().live == 0
+        self.manager.flush()
+        assert self.manager.stats().free == self.manager.stats().total
+        assert len(self.manager.index) == 0
+        self.manager.close()
+
+
+QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+
+
+def test_the_manager_agrees_with_a_dictionary() -> None:
+    run_state_machine_as_test(
+        CacheMachine,
+        settings=settings(
+            max_examples=250, stateful_step_count=50, deadline=None, derandomize=True, suppress_health_check=QUIET
+        ),
+    )
+
+
+def no_copy_on_write(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PageLedger, "is_writable", lambda ledger, page: True)
+
+
+def copies_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PageLedger, "copy", lambda ledger, source, request: ledger.allocate(request))
+
+
+def matches_one_token_too_many(patch: pytest.MonkeyPatch) -> None:
+    lookup = PrefixIndex.lookup
+
+    def wrong(index: PrefixIndex, root: bytes, tokens: Sequence[int]) -> Hit:
+        hit = lookup(index, root, tokens)
+        at = len(hit.pages) * index._page_bytes // 4
+        if hit.partial is None or at + hit.partial[1] >= len(tokens):
+            return hit
+        return Hit(hit.keys, hit.pages, (hit.partial[0], hit.partial[1] + 1))
+
+    patch.setattr(PrefixIndex, "lookup", wrong)
+
+
+def ignores_the_salt(patch: pytest.MonkeyPatch) -> None:
+    root = CacheManager.root
+    patch.setattr(CacheManager, "root", lambda manager, salt: root(manager, b""))
+
+
+def keeps_evicted_pages_in_the_index(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PageLedger, "forget", lambda ledger, page: None)
+
+
+def releases_head_first(patch: pytest.MonkeyPatch) -> None:
+    def wrong(manager: CacheManager, table: PageTable) -> None:
+        for page in table.pages:
+            manager.ledger.drop(page, None)
+        manager.tables.discard(table)
+        table.pages.clear()
+
+    patch.setattr(CacheManager, "release", wrong)
+
+
+def forgets_to_end_reservations(patch: pytest.MonkeyPatch) -> None:
+    fork = CacheManager.fork
+
+    def wrong(manager: CacheManager, table: PageTable) -> PageTable:
+        reserved = table.reserved
+        twin = fork(manager, table)
+        table.reserved = reserved
+        return twin
+
+    patch.setattr(CacheManager, "fork", wrong)
+
+
+@pytest.mark.parametrize(
+    "sabotage",
+    [
+        no_copy_on_write,
+        copies_nothing,
+        matches_one_token_too_many,
+        ignores_the_salt,
+        keeps_evicted_pages_in_the_index,
+        releases_head_first,
+        forgets_to_end_reservations,
+    ],
+)
+def test_the_machine_notices(sabotage: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine has teeth: each of these defects is found."""
+    sabotage(monkeypatch)
+    with pytest.raises((AssertionError, InternalError, KeyError)):
+        run_state_machine_as_test(
+            CacheMachine,
+            settings=settings(
+                max_examples=250,
+                stateful_step_count=50,
+                deadline=None,
+                derandomize=True,
+                database=None,
+                phases=[Phase.generate],
+                report_multiple_bugs=False,
+                suppress_health_check=QUIET,
+            ),
+        )
