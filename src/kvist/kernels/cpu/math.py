@@ -26,7 +26,9 @@ from kvist.kernels.cpu.vector import (
     where_less,
 )
 
-jit = njit(error_model="numpy", boundscheck=False)
+# inner functions of one compiled loop: they need no entry from Python of their own
+OPTIONS = {"error_model": "numpy", "boundscheck": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+jit = njit(**OPTIONS)
 
 
 @jit

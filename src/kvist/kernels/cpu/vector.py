@@ -257,9 +257,11 @@ def emit_round(builder: Any, vector: Any, dtype: str) -> Any:
     if dtype == "f16":
         largest = ir.Constant(V16F, [65504.0] * LANES)
         smallest = ir.Constant(V16F, [-65504.0] * LANES)
-        vector = builder.select(builder.fcmp_ordered(">", vector, largest), largest, vector)
-        vector = builder.select(builder.fcmp_ordered("<", vector, smallest), smallest, vector)
-        return builder.fptrunc(vector, V16H)
+        infinity = ir.Constant(V16F, [float("inf")] * LANES)
+        magnitude = builder.call(external(builder, "llvm.fabs.v16f32", V16F, [V16F]), [vector])
+        saturated = builder.select(builder.fcmp_ordered(">", vector, largest), largest, vector)
+        saturated = builder.select(builder.fcmp_ordered("<", vector, smallest), smallest, saturated)
+        return builder.fptrunc(builder.select(builder.fcmp_ordered("==", magnitude, infinity), vector, saturated), V16H)
     assert dtype == "bf16", dtype
     bits = builder.bitcast(vector, V16I)
     odd = builder.and_(builder.lshr(bits, ir.Constant(V16I, [16] * LANES)), ir.Constant(V16I, [1] * LANES))

@@ -1,0 +1,71 @@
+"""Every setting of an engine, in one frozen dataclass; every engine flag of the command line is a field of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from typing import Any
+
+from kvist.cache.layout import PAGE_SIZES
+from kvist.errors import UsageError, unknown_name
+
+KV_DTYPES = ("auto", "f32", "f16", "bf16")
+WEIGHT_TYPES = ("auto", "f32", "f16", "bf16")
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How an engine runs. None means: decided from the model and the machine. Names as in vLLM where it has them.
+
+    max_model_len: longest sequence, prompt and answer together, in tokens (None: the trained context, or what the memory holds).
+    kv_cache_dtype: codec of the pages: auto (the weights' type), f32, f16, bf16.
+    page_size: slots of a page: 16, 32, 64 or 128.
+    kv_cache_memory_bytes: size of the pool (None: a quarter of the available memory, at most what max_num_seqs sequences can use).
+    max_num_seqs: sequences that run at once. max_num_batched_tokens: tokens a step computes at most.
+    enable_prefix_caching: keep and share sealed pages. enable_cache: False recomputes all K and V at every step.
+    weights: type the weights are held in: auto (the file's own; f16 for block-quantised), f32, f16, bf16.
+    threads: kernel threads (None: all usable cores). seed: of requests that bring none.
+    check_integrity: prove the cache's invariants whenever the engine runs idle (for debugging).
+    """
+
+    max_model_len: int | None = None
+    kv_cache_dtype: str = "auto"
+    page_size: int = 16
+    kv_cache_memory_bytes: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    enable_prefix_caching: bool = True
+    enable_cache: bool = True
+    weights: str = "auto"
+    threads: int | None = None
+    seed: int = 0
+    check_integrity: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.kv_cache_dtype not in KV_DTYPES:
+            raise unknown_name("kv_cache_dtype", str(self.kv_cache_dtype), KV_DTYPES)
+        if self.weights not in WEIGHT_TYPES:
+            raise unknown_name("weight type", str(self.weights), WEIGHT_TYPES)
+        if self.page_size not in PAGE_SIZES:
+            raise UsageError(f"page_size {self.page_size} is not one of {', '.join(map(str, PAGE_SIZES))}")
+        for name in ("max_model_len", "kv_cache_memory_bytes", "max_num_seqs", "max_num_batched_tokens", "threads"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UsageError(f"{name} is {value!r}: give a whole number from 1")
+        if self.max_num_seqs > 4096 or self.max_num_batched_tokens > 1 << 16 or (self.threads or 1) > 1024:
+            raise UsageError("max_num_seqs goes up to 4096, max_num_batched_tokens up to 65536, threads up to 1024")
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> EngineConfig:
+        """A config from keyword options; an unknown one is named, with near matches."""
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise unknown_name("engine option", name, known)
+        return cls(**options)

@@ -1,0 +1,1 @@
+"""The engine: sequences, scheduling, batches, the runner, sampling. It knows no text."""

@@ -1,0 +1,60 @@
+"""Build a step's `BatchMetadata` from pieces of sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from kvist.cache.table import PageTable
+from kvist.kernels.program import BatchMetadata, SequenceRows
+
+Wanted = Literal["none", "last", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens of one sequence to run at positions `start`, `start` + 1, ...; logits wanted of none, the last or all of them.
+
+    Positions the table has computed already are run again without touching its pages (for their logits); the others are written to the
+    pages reserved for them.
+    """
+
+    table: PageTable
+    tokens: Sequence[int]
+    start: int
+    logits: Wanted
+
+
+def build_batch(pieces: Sequence[Piece], page_size: int, scrap: int) -> BatchMetadata:
+    """The step's arrays. scrap: the page that takes K and V of positions which must not be written (any page id if there are none)."""
+    rows = sum(len(piece.tokens) for piece in pieces)
+    tokens, positions, row_pages = (np.empty(rows, np.int32) for _ in range(3))
+    sequences: list[SequenceRows] = []
+    sampled: list[npt.NDArray[np.int32]] = []
+    first = 0
+    for piece in pieces:
+        count, end = len(piece.tokens), first + len(piece.tokens)
+        pages = np.array(piece.table.pages, np.int32)
+        tokens[first:end] = piece.tokens
+        if count == 1:  # decode: no arrays for one number
+            positions[first] = piece.start
+            row_pages[first] = pages[piece.start // page_size]
+        else:
+            own = np.arange(piece.start, piece.start + count, dtype=np.int32)
+            positions[first:end] = own
+            row_pages[first:end] = pages[own // page_size]
+        again = min(count, piece.table.computed - piece.start)
+        if again > 0:
+            row_pages[first : first + again] = scrap
+        if piece.logits == "all":
+            sampled.append(np.arange(first, end, dtype=np.int32))
+        elif piece.logits == "last":
+            sampled.append(np.array([end - 1], np.int32))
+        sequences.append(SequenceRows(first, count, piece.start, pages))
+        first = end
+    wanted = np.concatenate(sampled) if sampled else np.empty(0, np.int32)
+    return BatchMetadata(tokens, positions, row_pages, wanted, sequences)

@@ -1,0 +1,167 @@
+"""The engine: requests in, tokens out, one step at a time. It knows token ids, no text; one thread runs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass
+
+from kvist.cache.manager import CacheManager
+from kvist.engine.batch import Piece
+from kvist.engine.params import FinishReason, RequestMetrics, SamplingParams, TokenOutput
+from kvist.engine.runner import Runner
+from kvist.engine.sampler import sample
+from kvist.engine.scheduler import Scheduler
+from kvist.engine.sequence import Sequence
+from kvist.errors import RequestError, UsageError
+from kvist.events import EventChannel, EventKind
+from kvist.kernels.program import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What an engine takes: ids below vocab_size, sequences up to max_model_len tokens, running together up to max_num_seqs."""
+
+    vocab_size: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    eos_ids: frozenset[int]
+    seed: int = 0
+    enable_cache: bool = True
+    check_integrity: bool = False
+
+
+class Engine:
+    """Runs requests over a runner and a cache manager.
+
+    ::
+
+        request = engine.submit(prompt_ids, SamplingParams(...))
+        while engine.has_work:
+            for output in engine.step(): ...
+    """
+
+    def __init__(self, runner: Runner, manager: CacheManager, limits: EngineLimits, events: EventChannel) -> None:
+        self.runner, self.manager, self.limits, self.events = runner, manager, limits, events
+        self.scheduler = Scheduler(manager, limits.max_num_seqs, limits.max_num_batched_tokens, events)
+        self._sequences: dict[str, Sequence] = {}
+        self._submitted = 0
+        self.steps = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request waits or runs."""
+        return bool(self._sequences)
+
+    def submit(self, prompt: Tokens[int], params: SamplingParams, *, request_id: str | None = None, salt: bytes = b"") -> str:
+        """Queue a request and return its id. Raises RequestError for a prompt that can never run, with the arithmetic."""
+        limit = self._limit(prompt, params)
+        self._submitted += 1
+        name = f"req-{self._submitted}" if request_id is None else request_id
+        if name in self._sequences:
+            raise UsageError(f"request {name} is running already: give another id")
+        seed = params.seed if params.seed is not None else (self.limits.seed << 32) + self._submitted
+        stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.limits.eos_ids)
+        metrics = RequestMetrics(len(prompt), arrival_time=time.monotonic())
+        sequence = Sequence(name, list(prompt), len(prompt), params, limit, stops, seed, salt, metrics)
+        self._sequences[name] = sequence
+        self.scheduler.add(sequence)
+        if self.events.listening:
+            self.events.emit(EventKind.REQUEST_QUEUED, request=name, count=len(prompt))
+        return name
+
+    def step(self) -> list[TokenOutput]:
+        """Run one step; what it gave each request that got a token. Nothing to do gives an empty list."""
+        schedule = self.scheduler.schedule()
+        if not schedule:
+            return []
+        pieces, sampled = [], []
+        for sequence, count in schedule.items():
+            assert sequence.table is not None
+            start = sequence.computed
+            ready = start + count == len(sequence.tokens)
+            tokens = sequence.tokens[start : start + count]
+            pieces.append(Piece(sequence.table, tokens, start, "last" if ready else "none"))
+            sequence.metrics.computed_tokens += count
+            sequence.metrics.kv_projections += count
+            if ready:
+                sampled.append(sequence)
+        logits = self.runner.forward(pieces)
+        self.steps += 1
+        outputs = [self._take(sequence, logits[i]) for i, sequence in enumerate(sampled)]
+        if self.limits.check_integrity and not self.has_work:
+            self.manager.check_integrity()
+        return outputs
+
+    def stream(self, prompt: Tokens[int], params: SamplingParams, *, salt: bytes = b"") -> Iterator[TokenOutput]:
+        """Submit one request and yield its outputs as they come; other requests run along. Leaving the loop cancels it."""
+        name = self.submit(prompt, params, salt=salt)
+        try:
+            while name in self._sequences:
+                for output in self.step():
+                    if output.request_id == name:
+                        yield output
+        finally:
+            self.cancel(name)
+
+    def cancel(self, request_id: str) -> bool:
+        """Stop a request wherever it is and free its pages; False if it is not running (any more)."""
+        sequence = self._sequences.get(request_id)
+        if sequence is None:
+            return False
+        self._finish(sequence, "abort")
+        return True
+
+    def _limit(self, prompt: Tokens[int], params: SamplingParams) -> int:
+        """Total tokens after which the request ends; refuses one that can never fit."""
+        longest, count = self.limits.max_model_len, len(prompt)
+        if count == 0:
+            raise RequestError("the prompt is empty: give at least one token")
+        bad = next((token for token in prompt if not 0 <= token < self.limits.vocab_size), None)
+        if bad is not None:
+            raise RequestError(f"token id {bad} is not in this model's vocabulary of {self.limits.vocab_size}")
+        if count >= longest:
+            raise RequestError(
+                f"the prompt is {count} tokens long and max_model_len is {longest}, which leaves no room for an answer: shorten the prompt"
+            )
+        if params.max_tokens is None:
+            return longest
+        total = count + params.max_tokens
+        if total > longest:
+            pages, layout = self.manager.allocator.total, self.manager.layout
+            raise RequestError(
+                f"{count} prompt tokens + {params.max_tokens} max_tokens = {total} can never fit: max_model_len is {longest} (the pool "
+                f"holds {pages} pages of {layout.page_size} = {pages * layout.page_size} tokens); ask for at most {longest - count} tokens"
+            )
+        return total
+
+    def _take(self, sequence: Sequence, logits: Floats) -> TokenOutput:
+        """Sample a sequence's next token and decide whether it ends."""
+        token = sample(logits, sequence.params, sequence.seed, len(sequence.tokens))
+        sequence.tokens.append(token)
+        metrics = sequence.metrics
+        metrics.generated_tokens += 1
+        if metrics.first_token_time is None:
+            metrics.first_token_time = time.monotonic()
+        if self.events.listening:
+            self.events.emit(EventKind.REQUEST_TOKEN, request=sequence.request_id, detail=token)
+        reason: FinishReason | None = None
+        if token in sequence.stops:
+            reason = "stop"
+        elif len(sequence.tokens) >= sequence.limit:
+            reason = "length"
+        if reason is not None:
+            self._finish(sequence, reason)
+        elif not self.limits.enable_cache:
+            assert sequence.table is not None
+            self.manager.rollback(sequence.table, 0)  # the baseline: all K and V are computed again for the next token
+        return TokenOutput(sequence.request_id, token, reason, metrics)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        self.scheduler.finish(sequence)
+        del self._sequences[sequence.request_id]
+        sequence.metrics.finished_time = time.monotonic()
+        if self.events.listening:
+            self.events.emit(EventKind.REQUEST_FINISHED, request=sequence.request_id, count=sequence.generated, detail=reason)
