@@ -1,1 +1,58 @@
-"""kvist: an LLM inference engine built around its KV cache."""
+"""kvist: an LLM inference engine built around its KV cache.
+
+::
+
+    from kvist import LLM, SamplingParams
+
+    with LLM("smollm2") as llm:
+        print(llm.generate("The capital of Sweden is", SamplingParams(temperature=0))[0].outputs[0].text)
+
+Names are imported when they are first used, so that ``import kvist`` takes no time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from kvist.version import __version__
+
+if TYPE_CHECKING:
+    from kvist.config import EngineConfig
+    from kvist.engine.params import RequestMetrics, SamplingParams
+    from kvist.errors import KvistError
+    from kvist.llm import LLM
+    from kvist.outputs import CompletionOutput, RequestOutput, TextChunk
+
+_HOME = {
+    "LLM": "kvist.llm",
+    "CompletionOutput": "kvist.outputs",
+    "EngineConfig": "kvist.config",
+    "KvistError": "kvist.errors",
+    "RequestMetrics": "kvist.engine.params",
+    "RequestOutput": "kvist.outputs",
+    "SamplingParams": "kvist.engine.params",
+    "TextChunk": "kvist.outputs",
+}
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "EngineConfig",
+    "KvistError",
+    "RequestMetrics",
+    "RequestOutput",
+    "SamplingParams",
+    "TextChunk",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'kvist' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

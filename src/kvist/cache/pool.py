@@ -10,8 +10,6 @@ is used. Kernels read and write by `address`; the array methods here serve tests
 
 from __future__ import annotations
 
-import mmap
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from kvist.cache.layout import BLOCK, PageLayout
 from kvist.errors import CapacityError, UsageError
+from kvist.memory import map_memory
 
 ALL = slice(None)
 
@@ -33,16 +32,9 @@ class PagePool:
         self.num_pages = num_pages
         self.nbytes = layout.pool_bytes(num_pages)
         try:
-            # Private, not Python's default of shared: shared memory gets no huge pages by default.
-            self._memory = mmap.mmap(-1, self.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except (OSError, OverflowError) as error:
-            raise CapacityError(
-                f"{num_pages} pages of {layout.page_bytes:,} bytes are {self.nbytes:,} bytes, "
-                f"which the system refuses ({error}): take fewer pages"
-            ) from None
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with suppress(OSError):  # a kernel without huge pages: slower by some TLB misses, nothing else
-                self._memory.madvise(mmap.MADV_HUGEPAGE)
+            self._memory = map_memory(self.nbytes)
+        except CapacityError as error:
+            raise CapacityError(f"{num_pages} pages of {layout.page_bytes:,} bytes: {error}") from None
         self.data: NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8).reshape(num_pages, layout.page_bytes)
         self.address: int = self.data.ctypes.data
 

@@ -6,7 +6,8 @@ Everything else (block-quantised, another type, transposed, interleaved, of odd 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from kvist.cache.codec import codec
 from kvist.errors import ModelFileError, unknown_name
+from kvist.memory import aligned_size, map_memory
 from kvist.kernels.program import Backend, Floats, FloatType, Packed, Weight
 from kvist.models.config import ModelConfig
 from kvist.models.families import Source
@@ -148,10 +150,11 @@ def _read_matrices(
     by_name: dict[str, Array] = {}
     jobs: list[tuple[Packed, Weight]] = []
     names = list(dict.fromkeys(found[role][0] for role in roles))
+    room = _room([file.info(name).shape for name in names if file.info(name).dtype in BLOCK_TYPES], target)
     for done, name in enumerate(names, start=1):
         info, raw = file.info(name), file.raw(name)
         if info.dtype in BLOCK_TYPES:
-            by_name[name] = np.empty(info.shape, HELD_AS[target])
+            by_name[name] = next(room)
             jobs.append((Packed(raw, info.dtype, *BLOCK_TYPES[info.dtype]), Weight(by_name[name], cast(FloatType, target))))
         else:
             by_name[name] = raw if info.dtype == target else codec(target).encode(codec(info.dtype).decode(raw))
@@ -161,6 +164,17 @@ def _read_matrices(
         if progress:
             progress(done, len(names))
     return {role: by_name[found[role][0]] for role in roles}
+
+
+def _room(shapes: Sequence[Shape], target: str) -> Iterator[Array]:
+    """Matrices of these shapes, side by side in one block of large memory, in the order they are read in a step."""
+    dtype = np.dtype(HELD_AS[target])
+    sizes = [aligned_size(math.prod(shape) * dtype.itemsize) for shape in shapes]
+    memory = map_memory(sum(sizes)) if shapes else b""
+    offset = 0
+    for shape, size in zip(shapes, sizes, strict=True):
+        yield np.frombuffer(memory, dtype, math.prod(shape), offset).reshape(shape)
+        offset += size
 
 
 def _as_float32(file: TensorFile, name: str) -> Floats:

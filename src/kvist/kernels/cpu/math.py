@@ -6,7 +6,8 @@ correctly rounded operations and so a pure function of its input, everywhere.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from numba import njit
 
@@ -28,7 +29,13 @@ from kvist.kernels.cpu.vector import (
 
 # inner functions of one compiled loop: they need no entry from Python of their own
 OPTIONS = {"error_model": "numpy", "boundscheck": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-jit = njit(**OPTIONS)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def jit(function: Function) -> Function:
+    """numba's decorator, typed as what it is to a reader: the same function, compiled."""
+    return cast(Function, njit(**OPTIONS)(function))
+
 
 
 @jit

@@ -47,7 +47,7 @@ def make_matmul(dtype: str) -> Any:
 
     Arguments of the op: weight, x, N, K, bias, residual, residual stride, out, out stride, sampled, x stride.
     """
-    tile81, tile82, tile83 = (make_tile(dtype, 8, C) for C in (1, 2, 3))
+    tile81, tile82, tile83 = (make_tile(dtype, 8, C, stream=True) for C in (1, 2, 3))
     tile44, tile45, tile46 = (make_tile(dtype, 4, C) for C in (4, 5, 6))
     tile11 = make_tile(dtype, 1, 1)
     itemsize = ITEMSIZE[dtype]

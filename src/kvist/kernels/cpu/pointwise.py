@@ -7,7 +7,7 @@ from typing import Any
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.math import gelu, gelu_tanh, jit, silu
 from kvist.kernels.cpu.matmul import sampled_row
-from kvist.kernels.cpu.scalar import get_f32, get_i32, get_i64
+from kvist.kernels.cpu.scalar import get_f32, get_i32, get_i64, put_f32
 from kvist.kernels.cpu.tile import ITEMSIZE
 from kvist.kernels.cpu.vector import (
     add,
@@ -93,12 +93,21 @@ def layer_norm(ctx: int, op: int, row: int) -> None:
 
 @jit
 def rotate(x: int, cos: int, sin: int, half: int) -> None:
-    """Rotate the pairs (x[i], x[i + half]) of one head by the angles of its position, in place; half is a multiple of 16."""
-    for d in range(0, half, 16):
+    """Rotate the pairs (x[i], x[i + half]) of one head by the angles of its position, in place.
+
+    Where half is no multiple of 16 the last pairs are taken one by one: a vector would reach into the other half, or the next head.
+    """
+    whole = half - half % 16
+    for d in range(0, whole, 16):
         a, b = load_f32(x + d * 4), load_f32(x + (half + d) * 4)
         c, s = load_f32(cos + d * 4), load_f32(sin + d * 4)
         store_f32(x + d * 4, sub(mul(a, c), mul(b, s)))
         store_f32(x + (half + d) * 4, add(mul(b, c), mul(a, s)))
+    for d in range(whole, half):
+        e, f = get_f32(x + d * 4), get_f32(x + (half + d) * 4)
+        g, t = get_f32(cos + d * 4), get_f32(sin + d * 4)
+        put_f32(x + d * 4, e * g - f * t)
+        put_f32(x + (half + d) * 4, f * g + e * t)
 
 
 def make_rotary_store(dtype: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -23,9 +24,9 @@ def _get(kind: Any, stored: Any) -> Any:
     return function
 
 
-get_i32 = _get(types.int64, ir.IntType(32))
-get_i64 = _get(types.int64, I64)
-get_f32 = _get(types.float32, ir.FloatType())
+get_i32: Callable[[int], int] = _get(types.int64, ir.IntType(32))
+get_i64: Callable[[int], int] = _get(types.int64, I64)
+get_f32: Callable[[int], float] = _get(types.float32, ir.FloatType())
 
 
 @intrinsic

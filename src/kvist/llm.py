@@ -1,0 +1,179 @@
+"""`LLM`: a model with its engine and tokenizer, for programs.
+
+The engine knows token ids; here they become text. One generator yields chunks; every whole answer is folded from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from kvist.assemble import assemble
+from kvist.config import EngineConfig, usable_cores
+from kvist.engine.batch import Piece
+from kvist.engine.params import SamplingParams, TokenOutput
+from kvist.errors import CapacityError, RequestError, UsageError
+from kvist.events import EventChannel
+from kvist.kernels.cpu.backend import CpuBackend
+from kvist.kernels.program import Floats
+from kvist.models.hub import resolve
+from kvist.models.load import load_model
+from kvist.outputs import CompletionOutput, RequestOutput, TextChunk
+from kvist.text.chat import render
+from kvist.text.detokenizer import Detokenizer
+from kvist.text.gguf_tokenizer import tokenizer_from_gguf
+from kvist.text.hf_tokenizer import tokenizer_from_folder
+from kvist.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+Progress = Callable[[str, int, int], None]
+"""Told what is going on, how much is done, of how much (0: not known)."""
+
+
+class LLM:
+    """A model, ready to answer.
+
+    model: an alias (`smollm2`), a folder, a file, or a pulled ORG/NAME. options: fields of `EngineConfig`. Frees what it holds on `close`
+    or at the end of a ``with`` statement. One thread may use it at a time.
+    """
+
+    def __init__(self, model: str | Path, *, progress: Progress | None = None, **options: Any) -> None:
+        self.config = EngineConfig.from_options(options)
+        path = resolve(str(model))
+        report = progress or (lambda what, done, total: None)
+        self.events = EventChannel()
+        self.backend = CpuBackend(self.config.threads or usable_cores(), lambda: report("compiling kernels (once per machine)", 0, 0))
+        try:
+            self.model = load_model(path, self.backend, self.config.weights, lambda done, total: report("loading weights", done, total))
+            self.tokenizer = _tokenizer(path, self.model.metadata)
+            self.engine = assemble(self.model, self.config, self.backend, eos_ids=self.tokenizer.eos_ids, events=self.events)
+        except BaseException:
+            self.backend.close()
+            raise
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """Answer prompts (strings or lists of token ids), together in one batch; answers in the order of the prompts."""
+        listed = [prompts] if _is_one(prompts) else list(prompts)
+        params = sampling_params if sampling_params is not None else SamplingParams()
+        each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(listed):
+            raise UsageError(f"{len(listed)} prompts and {len(each)} sampling_params: give one for all, or one for each")
+        folds: dict[str, _Fold] = {}
+        try:
+            for prompt, one in zip(listed, each, strict=True):
+                ids = self._encode(prompt)
+                folds[self.engine.submit(ids, one)] = _Fold(self.tokenizer, prompt if isinstance(prompt, str) else None, ids)
+            while any(fold.output is None for fold in folds.values()):
+                for token in self.engine.step():
+                    if token.request_id in folds:
+                        folds[token.request_id].add(token)
+        finally:
+            for name in folds:
+                self.engine.cancel(name)
+        return [fold.output for fold in folds.values() if fold.output is not None]
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[TextChunk]:
+        """Answer one prompt, chunk by chunk. Leaving the loop stops the request and frees its pages."""
+        yield from self._stream_ids(self._encode(prompt), sampling_params or SamplingParams())
+
+    def chat(self, messages: Sequence[Message], sampling_params: SamplingParams | None = None) -> list[RequestOutput]:
+        """Answer a conversation: messages of {"role", "content"}, through the model's own chat template."""
+        return self.generate([self.chat_ids(messages)], sampling_params)
+
+    def stream_chat(self, messages: Sequence[Message], sampling_params: SamplingParams | None = None) -> Iterator[TextChunk]:
+        """As `chat`, chunk by chunk."""
+        yield from self._stream_ids(self.chat_ids(messages), sampling_params or SamplingParams())
+
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of a conversation, up to where the answer begins."""
+        template = self.tokenizer.chat_template
+        if template is None:
+            raise UsageError("this model has no chat template: give it a plain prompt instead of messages")
+        text = render(template, messages, bos_token=self.tokenizer.bos_token, eos_token=self.tokenizer.eos_token)
+        return self.tokenizer.encode(text, add_special=False)
+
+    def logits(self, token_ids: Sequence[int]) -> Floats:
+        """Logits of every position, float32 (n, vocab), through the engine's own pages: a cached prefix is read from them.
+
+        Positions found in the cache are run again for their logits only; their K and V are read as the cache has them.
+        """
+        manager, budget = self.engine.manager, self.config.max_num_batched_tokens
+        if not 0 < len(token_ids) <= self.engine.limits.max_model_len:
+            raise RequestError(f"{len(token_ids)} tokens: give 1 to {self.engine.limits.max_model_len}")
+        if any(not 0 <= token < self.engine.limits.vocab_size for token in token_ids):
+            raise RequestError(f"a token id is not in this model's vocabulary of {self.engine.limits.vocab_size}")
+        table = manager.open(manager.match(list(token_ids)))
+        logits = np.empty((len(token_ids), self.engine.limits.vocab_size), np.float32)
+        try:
+            if not manager.reserve(table, len(token_ids) - table.computed):
+                raise CapacityError(f"{len(token_ids)} tokens do not fit beside what is running: raise kv_cache_memory_bytes")
+            for start in range(0, len(token_ids), budget):
+                tokens = list(token_ids[start : start + budget])
+                logits[start : start + len(tokens)] = self.engine.runner.forward([Piece(table, tokens, start, "all")])
+        finally:
+            manager.release(table)
+        return logits
+
+    def close(self) -> None:
+        """Free threads and memory; idempotent."""
+        self.backend.close()
+        self.engine.manager.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+
+    def _stream_ids(self, ids: Sequence[int], params: SamplingParams) -> Iterator[TextChunk]:
+        fold = _Fold(self.tokenizer, None, ids)
+        for token in self.engine.stream(ids, params):
+            yield fold.add(token)
+
+
+class _Fold:
+    """Turns one request's tokens into chunks of text, and in the end into its output."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: str | None, ids: Sequence[int]) -> None:
+        self.output: RequestOutput | None = None
+        self._detokenizer = Detokenizer(tokenizer, continues=True)
+        self._prompt, self._ids = prompt, ids
+        self._text: list[str] = []
+        self._tokens: list[int] = []
+
+    def add(self, token: TokenOutput) -> TextChunk:
+        """Take one token; the text that became certain. The token that ends an answer has no text."""
+        text = ""
+        if token.token_id is not None:
+            self._tokens.append(token.token_id)
+            if token.finish_reason != "stop":
+                text = self._detokenizer.add(token.token_id)
+        if token.finish_reason is not None:
+            text += self._detokenizer.finish()
+        self._text.append(text)
+        if token.finish_reason is not None:
+            completion = CompletionOutput(0, "".join(self._text), tuple(self._tokens), token.finish_reason)
+            self.output = RequestOutput(token.request_id, self._prompt, self._ids, (completion,), token.metrics)
+        return TextChunk(token.request_id, text, token.token_id, token.finish_reason, token.metrics)
+
+
+def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
+    """Whether a single prompt was given: a string, or a list of token ids."""
+    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], (int, np.integer)))
+
+
+def _tokenizer(path: Path, metadata: Mapping[str, object] | None) -> Tokenizer:
+    """The tokenizer that comes with a model file."""
+    if metadata is not None:
+        return tokenizer_from_gguf(dict(metadata))
+    return tokenizer_from_folder(path if path.is_dir() else path.parent)
