@@ -10,6 +10,7 @@ is used. Kernels read and write by `address`; the array methods here serve tests
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np

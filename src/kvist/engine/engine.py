@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 
@@ -33,6 +33,10 @@ class EngineLimits:
     check_integrity: bool = False
 
 
+Observer = Callable[[str, int, Floats], None]
+"""Shown every row of logits a token is chosen from: request id, position of that token, logits (vocab,), valid during the call."""
+
+
 class Engine:
     """Runs requests over a runner and a cache manager.
 
@@ -45,6 +49,7 @@ class Engine:
 
     def __init__(self, runner: Runner, manager: CacheManager, limits: EngineLimits, events: EventChannel) -> None:
         self.runner, self.manager, self.limits, self.events = runner, manager, limits, events
+        self.observe: Observer | None = None
         self.scheduler = Scheduler(manager, limits.max_num_seqs, limits.max_num_batched_tokens, events)
         self._sequences: dict[str, Sequence] = {}
         self._submitted = 0
@@ -139,6 +144,8 @@ class Engine:
 
     def _take(self, sequence: Sequence, logits: Floats) -> TokenOutput:
         """Sample a sequence's next token and decide whether it ends."""
+        if self.observe is not None:
+            self.observe(sequence.request_id, len(sequence.tokens), logits)
         token = sample(logits, sequence.params, sequence.seed, len(sequence.tokens))
         sequence.tokens.append(token)
         metrics = sequence.metrics

@@ -1,0 +1,90 @@
+"""Run the workloads on one engine, in the same process as the probes of the machine."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kvist.bench import workloads
+from kvist.bench.roofline import Roofline, cost_of
+from kvist.bench.workloads import Result, Setting
+from kvist.llm import LLM
+
+NAMES = ("decode_1", "decode_1_ctx8000", "decode_16", "decode_64", "prefill_2048", "ttft_cold_2048", "ttft_warm_2048", "mixed_64")
+
+
+@dataclass
+class Report:
+    """All that was measured."""
+
+    model: str
+    threads: int
+    weights: str
+    kv_cache_dtype: str
+    roofline: Roofline
+    results: list[Result]
+    memory: dict[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """The shape that programs read."""
+        results = []
+        for result in self.results:
+            row = asdict(result)
+            row["samples"] = [round(sample, 6) for sample in result.samples]
+            for key, digits in (("tokens_per_s", 2), ("seconds", 6), ("roofline_share", 4)):
+                row[key] = None if row[key] is None else round(row[key], digits)
+            results.append(row)
+        return {
+            "model": self.model, "threads": self.threads, "commit": commit(), "weights": self.weights, "kv_cache_dtype": self.kv_cache_dtype,
+            "roofline": self.roofline.as_json(), "memory": self.memory, "results": results,
+        }  # fmt: skip
+
+
+def bench(llm: LLM, model: str, *, repeats: int = 3, starting: Callable[[str], None] = lambda name: None) -> tuple[Report, Iterator[Result]]:
+    """The report, and an iterator that runs one workload after another and fills it. `starting` is told each name before it runs."""
+    roofline = Roofline(llm.backend.team, llm.model.weights_bytes)
+    layout = llm.engine.manager.layout
+    report = Report(model, llm.backend.threads, llm.model.weights, layout.codec.name, roofline, [], {})
+    return report, _run(llm, report, repeats, starting)
+
+
+def _run(llm: LLM, report: Report, repeats: int, starting: Callable[[str], None]) -> Iterator[Result]:
+    setting = Setting(llm.engine, cost_of(llm.model, llm.engine), report.roofline, repeats)
+    report.roofline.probe("read")
+    report.roofline.probe("fma")
+    runs: dict[str, Callable[[], tuple[Result, ...]]] = {
+        "decode_1": lambda: (workloads.decode(setting, "decode_1", 1, 32),),
+        "decode_1_ctx8000": lambda: (workloads.decode(setting, "decode_1_ctx8000", 1, 8000),),
+        "decode_16": lambda: (workloads.decode(setting, "decode_16", 16, 32),),
+        "decode_64": lambda: (workloads.decode(setting, "decode_64", 64, 32),),
+        "prefill_2048": lambda: (workloads.prefill(setting, "prefill_2048", 2048),),
+        "ttft_cold_2048, ttft_warm_2048": lambda: workloads.first_token_times(setting, 2048),
+        "mixed_64": lambda: (workloads.mixed(setting, "mixed_64", 64),),
+    }
+    for name, run in runs.items():
+        starting(name)
+        for result in run():
+            report.results.append(result)
+            yield result
+    stats = llm.engine.manager.stats()
+    report.memory = {
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "weights_bytes": llm.model.weights_bytes,
+        "pool_bytes": stats.pool_bytes,
+        "bytes_per_token": llm.engine.manager.layout.bytes_per_token,
+    }
+
+
+def commit() -> str | None:
+    """The commit this package runs from, if it runs from a checkout; "+" if files are changed."""
+    folder = Path(__file__).parent
+    try:
+        told = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty=+"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip() or None

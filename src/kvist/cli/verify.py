@@ -1,0 +1,59 @@
+"""`kvist verify`: prove the exactness contract on a model; exit status 1 if a single bit differs."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import Annotated
+
+import typer
+
+from kvist.cli import flags
+
+
+def verify(
+    model: flags.Model,
+    quick: Annotated[bool, typer.Option("--quick", help="Shorter prompts and answers: about a minute on two cores.")] = False,
+    kv_cache_dtype: flags.KvCacheDtype = None,
+    weights: flags.Weights = None,
+    page_size: flags.PageSize = None,
+    threads: flags.Threads = None,
+    json: flags.Json = False,
+) -> None:
+    """Run the same tokens in different ways and count the bits of the logits that differ. The contract says: none."""
+    from kvist.cli.terminal import Activity
+    from kvist.config import EngineConfig, usable_cores
+    from kvist.kernels.cpu.backend import CpuBackend
+    from kvist.models.hub import resolve
+    from kvist.models.load import load_model
+    from kvist.verify.verify import CODECS, Row
+    from kvist.verify.verify import verify as rows_of
+
+    options = flags.engine_options(kv_cache_dtype=kv_cache_dtype, weights=weights, page_size=page_size, threads=threads)
+    config = EngineConfig.from_options(options)
+    codecs = CODECS if config.kv_cache_dtype == "auto" else (config.kv_cache_dtype,)
+    path = resolve(model)
+    rows: list[Row] = []
+    with Activity("loading the model") as activity:
+        backend = CpuBackend(config.threads or usable_cores(), lambda: activity.report("compiling kernels (once per machine)", 0, 0))
+        one_thread = CpuBackend(1)
+        loaded = load_model(path, backend, config.weights, lambda done, total: activity.report("loading weights", done, total))
+    with Activity("verifying") as activity:
+        if not json:
+            print(f"{'scenario':<42}{'codec':<6}{'logits':>13}{'differing bits':>16}{'seconds':>10}", flush=True)
+        for row in rows_of(
+            loaded, backend, one_thread, config, quick=quick, codecs=codecs,
+            starting=lambda name, codec: activity.report(f"{codec}: {name}", 0, 0),
+        ):  # fmt: skip
+            rows.append(row)
+            if not json:
+                print(f"{row.name:<42}{row.codec:<6}{row.logits:>13,}{row.differing_bits:>16,}{row.seconds:>10.2f}", flush=True)
+    ok = all(row.differing_bits == 0 for row in rows)
+    if json:
+        print(json_module.dumps({"ok": ok, "model": model, "scenarios": [row.as_json() for row in rows]}))
+    else:
+        print(f"{'ok' if ok else 'FAILED'}: {sum(row.logits for row in rows):,} logits compared, "
+              f"{sum(row.differing_bits for row in rows):,} bits differ")  # fmt: skip
+    backend.close()
+    one_thread.close()
+    if not ok:
+        raise typer.Exit(1)
