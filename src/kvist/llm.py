@@ -60,7 +60,7 @@ class LLM:
         self, prompts: Prompt | Sequence[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[RequestOutput]:
         """Answer prompts (strings or lists of token ids), together in one batch; answers in the order of the prompts."""
-        listed = [prompts] if _is_one(prompts) else list(prompts)
+        listed = _listed(prompts)
         params = sampling_params if sampling_params is not None else SamplingParams()
         each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(listed):
@@ -167,9 +167,12 @@ class _Fold:
         return TextChunk(token.request_id, text, token.token_id, token.finish_reason, token.metrics)
 
 
-def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
-    """Whether a single prompt was given: a string, or a list of token ids."""
-    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], (int, np.integer)))
+def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Prompts as a list, also where one was given: a string, or a list of token ids."""
+    if isinstance(prompts, str):
+        return [prompts]
+    listed: list[Any] = list(prompts)
+    return [listed] if listed and all(isinstance(item, (int, np.integer)) for item in listed) else listed
 
 
 def _tokenizer(path: Path, metadata: Mapping[str, object] | None) -> Tokenizer:

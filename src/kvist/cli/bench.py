@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json as json_module
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kvist.cli import flags
+
+if TYPE_CHECKING:
+    from kvist.cli.terminal import Activity
+    from kvist.llm import LLM
 
 
 def bench(
@@ -41,12 +45,9 @@ def bench(
             _workloads(llm, model, repeats, activity, json)
 
 
-def _workloads(llm: object, model: str, repeats: int, activity: object, as_json: bool) -> None:
+def _workloads(llm: LLM, model: str, repeats: int, activity: Activity, as_json: bool) -> None:
     from kvist.bench.bench import bench as measure
-    from kvist.cli.terminal import Activity
-    from kvist.llm import LLM
 
-    assert isinstance(llm, LLM) and isinstance(activity, Activity)
     report, results = measure(llm, model, repeats=repeats, starting=lambda name: activity.report(name, 0, 0))
     if not as_json:
         print(f"{'workload':<20}{'tokens/s':>10}{'ms':>11}  share of", flush=True)
@@ -68,12 +69,9 @@ def _workloads(llm: object, model: str, repeats: int, activity: object, as_json:
           f"peak memory {memory['peak_rss_bytes'] / 1e6:.0f} MB (weights {memory['weights_bytes'] / 1e6:.0f} MB)")  # fmt: skip
 
 
-def _savings(llm: object, lengths: list[int], activity: object, as_json: bool) -> None:
+def _savings(llm: LLM, lengths: list[int], activity: Activity, as_json: bool) -> None:
     from kvist.bench.uncached import savings
-    from kvist.cli.terminal import Activity
-    from kvist.llm import LLM
 
-    assert isinstance(llm, LLM) and isinstance(activity, Activity)
     rows = []
     if not as_json:
         print(f"{'tokens':>7}{'projections without':>21}{'with':>8}{'ratio':>9}{'seconds without':>17}{'with':>9}{'ratio':>8}", flush=True)

@@ -42,10 +42,11 @@ def activation(kind: Activation, x: Array) -> Array:
     """silu: x / (1 + e^-x); gelu_tanh and gelu: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) and x/2 (1 + erf(x / sqrt 2))."""
     if kind == "silu":
         with np.errstate(over="ignore"):
-            return x / (1 + np.exp(-x))
+            return np.asarray(x / (1 + np.exp(-x)))
     if kind == "gelu_tanh":
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    return 0.5 * x * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2)))
+        return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+    erf = np.vectorize(math.erf, otypes=[np.float64])
+    return np.asarray(0.5 * x * (1 + erf(x / math.sqrt(2))))
 
 
 class ReferenceExecutable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -56,16 +57,16 @@ class Bench:
         return page_layout(self.model.config, self.config.page_size, self.config.kv_cache_dtype).page_bytes
 
     @contextmanager
-    def engine(self, *, backend: Backend | None = None, **changes: object) -> Iterator[Engine]:
+    def engine(self, *, backend: Backend | None = None, **changes: Any) -> Iterator[Engine]:
         """An engine with this config but for `changes`."""
-        engine = assemble(self.model, replace(self.config, **changes), backend or self.backend)  # type: ignore[arg-type]
+        engine = assemble(self.model, replace(self.config, **changes), backend or self.backend)
         try:
             yield engine
             engine.manager.check_integrity()
         finally:
             engine.manager.close()
 
-    def alone(self, prompts: Sequence[Prompt], **changes: object) -> dict[Prompt, Floats]:
+    def alone(self, prompts: Sequence[Prompt], **changes: Any) -> dict[Prompt, Floats]:
         """Each prompt by itself, one after the other, in an engine that caches no prefix: what everything is compared with."""
         with self.engine(**{"enable_prefix_caching": False, "max_num_batched_tokens": 2048, **changes}) as engine:
             record: dict[Prompt, Floats] = {}

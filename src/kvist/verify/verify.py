@@ -15,10 +15,10 @@ from kvist.verify.record import Bench, Prompt
 from kvist.verify.scenarios import SCENARIOS
 
 CODECS = ("f32", "f16", "bf16")
-LENGTHS = (1, 2, 15, 16, 17, 63, 64, 65, 129, 300, 511, 513, 700, 1000, 1500, 2000)
-FEW = (1, 17, 64, 300, 513, 2000)
-QUICK_LENGTHS = (1, 2, 5, 9, 15, 16, 17, 20, 23, 31, 33, 40, 55, 64, 70, 150)
-QUICK_FEW = (1, 23, 150)
+LENGTHS: tuple[int, ...] = (1, 2, 15, 16, 17, 63, 64, 65, 129, 300, 511, 513, 700, 1000, 1500, 2000)
+FEW: tuple[int, ...] = (1, 17, 64, 300, 513, 2000)
+QUICK_LENGTHS: tuple[int, ...] = (1, 2, 5, 9, 15, 16, 17, 20, 23, 31, 33, 40, 55, 64, 70, 150)
+QUICK_FEW: tuple[int, ...] = (1, 23, 150)
 
 
 @dataclass(frozen=True, slots=True)

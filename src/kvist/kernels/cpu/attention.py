@@ -18,139 +18,20 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.kernels.cpu import abi
+from kvist.kernels.cpu.attention_plan import ITEM_BYTES
+from kvist.kernels.cpu.attention_row import LOWEST, finish, fold, softmax_row
 from kvist.kernels.cpu.attention_tile import make_scores, make_weigh
-from kvist.kernels.cpu.math import exp, jit
-from kvist.kernels.cpu.scalar import get_f32, get_i32, get_i64, put_f32, put_i64
+from kvist.kernels.cpu.math import jit
+from kvist.kernels.cpu.scalar import get_f32, get_i32, get_i64, put_f32
 from kvist.kernels.cpu.tile import ITEMSIZE
-from kvist.kernels.cpu.vector import (
-    add,
-    div,
-    first,
-    fma,
-    keep_first,
-    load_f32,
-    maximum,
-    mul,
-    reduce_add,
-    reduce_max,
-    splat,
-    store_f32,
-    sub,
-)
+from kvist.kernels.cpu.vector import load_f32, mul, splat, store_f32
 
-TILE, SPLIT, TILE_ROWS = abi.TILE, abi.SPLIT, abi.TILE_ROWS
-ITEM_BYTES, SEQ_BYTES = abi.ITEM_SLOTS * 8, abi.SEQUENCE_SLOTS * 8
-LOWEST = -3.0e38
+TILE, SPLIT = abi.TILE, abi.SPLIT
 
 
-@jit
-def _put_item(at: int, row: int, tokens: int, position: int, pages: int, first_split: int, last_split: int, partial: int) -> None:
-    put_i64(at + abi.ITEM_ROW * 8, row)
-    put_i64(at + abi.ITEM_TOKENS * 8, tokens)
-    put_i64(at + abi.ITEM_POSITION * 8, position)
-    put_i64(at + abi.ITEM_PAGES * 8, pages)
-    put_i64(at + abi.ITEM_FROM * 8, first_split)
-    put_i64(at + abi.ITEM_TO * 8, last_split)
-    put_i64(at + abi.ITEM_PARTIAL * 8, partial)
-
-
-@jit
-def plan(ctx: int) -> None:
-    """Cut this step's attention into items (the longest first) and merges. Affects who computes, never what.
-
-    A sequence with one tile of rows (decode, or the verification of a few tokens) is split by context; one with many rows has
-    pieces enough. When the room for partial results is used up, the rest is not split.
-    """
-    group, kv_heads = get_i64(ctx + abi.GROUP * 8), get_i64(ctx + abi.KV_HEADS * 8)
-    items, merges = get_i64(ctx + abi.ITEM_TABLE * 8), get_i64(ctx + abi.MERGE_TABLE * 8)
-    room, used = get_i64(ctx + abi.PARTIAL_ROWS * 8), 0
-    tile_tokens = max(1, TILE_ROWS // group)
-    n_items, n_merges, capacity = 0, 0, get_i64(ctx + abi.ITEM_CAPACITY * 8)
-    for s in range(get_i64(ctx + abi.SEQUENCES * 8)):
-        seq = get_i64(ctx + abi.SEQUENCE_TABLE * 8) + s * SEQ_BYTES
-        row, tokens = get_i64(seq + abi.SEQ_ROW * 8), get_i64(seq + abi.SEQ_TOKENS * 8)
-        position, pages = get_i64(seq + abi.SEQ_POSITION * 8), get_i64(seq + abi.SEQ_PAGES * 8)
-        splits = (position + tokens - 1) // SPLIT + 1
-        need = splits * tokens * group * kv_heads
-        if tokens <= tile_tokens and splits > 1 and used + need <= room and n_items + splits <= capacity // 2:
-            _put_item(merges + n_merges * ITEM_BYTES, row, tokens, position, pages, 0, splits, used)
-            n_merges += 1
-            for split in range(splits):
-                _put_item(items + n_items * ITEM_BYTES, row, tokens, position, pages, split, split + 1, used)
-                n_items += 1
-                used += tokens * group * kv_heads
-        else:
-            tile = (tokens - 1) // tile_tokens
-            while tile >= 0:
-                start = tile * tile_tokens
-                count = min(tile_tokens, tokens - start)
-                last = (position + start + count - 1) // SPLIT + 1
-                _put_item(items + n_items * ITEM_BYTES, row + start, count, position + start, pages, 0, last, -1)
-                n_items += 1
-                tile -= 1
-    put_i64(ctx + abi.ITEMS * 8, n_items)
-    put_i64(ctx + abi.MERGES * 8, n_merges)
-
-
-@jit
-def _fold(total: int, total_max: int, total_sum: int, part: int, part_max: int, part_sum: int, dims: int, begin: bool) -> None:
-    """Fold one row's split into its running total: rescale both to the larger maximum and add."""
-    if begin:
-        for d in range(0, dims, 16):
-            store_f32(total + d * 4, load_f32(part + d * 4))
-        put_f32(total_max, get_f32(part_max))
-        put_f32(total_sum, get_f32(part_sum))
-        return
-    old, new = splat(get_f32(total_max)), splat(get_f32(part_max))
-    top = maximum(old, new)
-    a, b = exp(sub(old, top)), exp(sub(new, top))
-    for d in range(0, dims, 16):
-        store_f32(total + d * 4, fma(load_f32(total + d * 4), a, mul(load_f32(part + d * 4), b)))
-    put_f32(total_max, first(top))
-    put_f32(total_sum, first(fma(splat(get_f32(total_sum)), a, mul(splat(get_f32(part_sum)), b))))
-
-
-@jit
-def _finish(out: int, total: int, total_sum: int, dims: int) -> None:
-    """out = total / sum, for one row."""
-    divisor = splat(get_f32(total_sum))
-    for d in range(0, dims, 16):
-        store_f32(out + d * 4, div(load_f32(total + d * 4), divisor))
-
-
-@jit
-def _softmax_row(p: int, valid: int, row_max: int, row_sum: int, acc: int, dims: int) -> None:
-    """Scores of a tile -> weights e**(s - max), in place; rescale what the row has summed so far. Slots from `valid` on are 0."""
-    low = splat(LOWEST)
-    s0 = keep_first(load_f32(p), valid, low)
-    s1 = keep_first(load_f32(p + 64), valid - 16, low)
-    s2 = keep_first(load_f32(p + 128), valid - 32, low)
-    s3 = keep_first(load_f32(p + 192), valid - 48, low)
-    old = splat(get_f32(row_max))
-    top = maximum(old, splat(reduce_max(maximum(maximum(s0, s1), maximum(s2, s3)))))
-    scale = exp(sub(old, top))
-    zero = splat(0.0)
-    p0 = keep_first(exp(sub(s0, top)), valid, zero)
-    p1 = keep_first(exp(sub(s1, top)), valid - 16, zero)
-    p2 = keep_first(exp(sub(s2, top)), valid - 32, zero)
-    p3 = keep_first(exp(sub(s3, top)), valid - 48, zero)
-    store_f32(p, p0)
-    store_f32(p + 64, p1)
-    store_f32(p + 128, p2)
-    store_f32(p + 192, p3)
-    tile_sum = splat(reduce_add(add(add(p0, p1), add(p2, p3))))
-    put_f32(row_sum, first(fma(splat(get_f32(row_sum)), scale, tile_sum)))
-    put_f32(row_max, first(top))
-    for d in range(0, dims, 16):
-        store_f32(acc + d * 4, mul(load_f32(acc + d * 4), scale))
-
-
-def make_attend(dtype: str) -> Any:
-    """The kernel that computes one (item, KV head) over pages of `dtype`."""
-    itemsize = ITEMSIZE[dtype]
+def make_score_rows(dtype: str) -> Any:
+    """Scores of any number of query rows over a tile, p rows 256 bytes apart."""
     scores6, scores4, scores3, scores2, scores1 = (make_scores(dtype, rows) for rows in (6, 4, 3, 2, 1))
-    wide6, wide4, wide3, wide2, wide1 = (make_weigh(dtype, rows, 4) for rows in (6, 4, 3, 2, 1))
-    narrow6, narrow1 = make_weigh(dtype, 6, 1), make_weigh(dtype, 1, 1)
 
     @jit
     def score_rows(q: int, rows: int, dims: int, k0: int, k1: int, k2: int, k3: int, p: int) -> None:
@@ -174,6 +55,15 @@ def make_attend(dtype: str) -> Any:
             rows -= n
             q += n * stride
             p += n * 256
+
+    return score_rows
+
+
+def make_weigh_rows(dtype: str) -> Any:
+    """The weighted sum of one block's values, added to any number of rows."""
+    itemsize = ITEMSIZE[dtype]
+    wide6, wide4, wide3, wide2, wide1 = (make_weigh(dtype, rows, 4) for rows in (6, 4, 3, 2, 1))
+    narrow6, narrow1 = make_weigh(dtype, 6, 1), make_weigh(dtype, 1, 1)
 
     @jit
     def weigh_rows(p: int, rows: int, v: int, slots: int, acc: int, dims: int) -> None:
@@ -206,6 +96,13 @@ def make_attend(dtype: str) -> Any:
             p += n * 256
             acc += n * stride
 
+    return weigh_rows
+
+
+def make_attend_tile(dtype: str) -> Any:
+    """One tile of positions for all rows of an item."""
+    itemsize, score_rows, weigh_rows = ITEMSIZE[dtype], make_score_rows(dtype), make_weigh_rows(dtype)
+
     @jit
     def attend_tile(
         tile: int, rows: int, group: int, position: int, dims: int, pages: int, page_size: int, page_bytes: int, head: int,
@@ -231,7 +128,7 @@ def make_attend(dtype: str) -> Any:
         score_rows(q + skip * dims * 4, rows - skip, dims, b0, b1, b2, b3, p + skip * 256)
         for r in range(skip, rows):
             valid = min(TILE, position + r // group + 1 - begin)
-            _softmax_row(p + r * 256, valid, row_max + r * 4, row_sum + r * 4, acc + r * dims * 4, dims)
+            softmax_row(p + r * 256, valid, row_max + r * 4, row_sum + r * 4, acc + r * dims * 4, dims)
         v = 16 * dims * itemsize
         whole = min(rows, max(skip, (begin + TILE - 1 - position) * group))  # rows from here on see the whole tile
         for r in range(skip, whole):
@@ -249,6 +146,13 @@ def make_attend(dtype: str) -> Any:
         weigh_rows(pw + 64, rows - whole, b1 + v, 16, aw, dims)
         weigh_rows(pw + 128, rows - whole, b2 + v, 16, aw, dims)
         weigh_rows(pw + 192, rows - whole, b3 + v, 16, aw, dims)
+
+    return attend_tile
+
+
+def make_attend(dtype: str) -> Any:
+    """The kernel that computes one (item, KV head) over pages of `dtype`."""
+    itemsize, attend_tile = ITEMSIZE[dtype], make_attend_tile(dtype)
 
     @jit
     def attend(ctx: int, op: int, piece: int, tid: int) -> None:
@@ -295,12 +199,12 @@ def make_attend(dtype: str) -> Any:
             if partial < 0:
                 skip = max(0, split * SPLIT - position) * group
                 for r in range(skip, rows):
-                    _fold(total + r * dims * 4, total_max + r * 4, total_sum + r * 4,
+                    fold(total + r * dims * 4, total_max + r * 4, total_sum + r * 4,
                           acc + r * dims * 4, row_max + r * 4, row_sum + r * 4, dims, split == 0)
         if partial < 0:
             for r in range(rows):
                 target = out + (row + r // group) * q_stride + head_offset + (r % group) * dims * 4
-                _finish(target, total + r * dims * 4, total_sum + r * 4, dims)
+                finish(target, total + r * dims * 4, total_sum + r * 4, dims)
 
     return attend
 
@@ -323,6 +227,6 @@ def merge(ctx: int, op: int, piece: int, tid: int) -> None:
         for split in range(min(splits, (position + r // group) // SPLIT + 1)):
             part = start + split * rows * kv_heads * row_bytes
             row_max = part + rows * dims * 4 + r * 4
-            _fold(total, total_max, total_max + 4, part + r * dims * 4, row_max, row_max + rows * 4, dims, split == 0)
+            fold(total, total_max, total_max + 4, part + r * dims * 4, row_max, row_max + rows * 4, dims, split == 0)
         target = out + (row + r // group) * stride + kv_head * group * dims * 4 + (r % group) * dims * 4
-        _finish(target, total, total_max + 4, dims)
+        finish(target, total, total_max + 4, dims)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from kvist.kernels.program import BatchMetadata, Buffer, Floats, Limits, Matmul,
 PARTIAL_BYTES = 8 << 20  # room for the partial results of split attention; beyond it attention is not split
 
 
-def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[np.generic]:
+def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
     """Zeros on a cache line's start, so that a vector never straddles two lines; untouched pages take no memory."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.zeros(size + 64, np.uint8)

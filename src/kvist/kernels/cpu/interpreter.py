@@ -8,7 +8,8 @@ system, delays only the piece it holds; which thread computes a piece changes no
 from __future__ import annotations
 
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.attention import make_attend, merge, plan
+from kvist.kernels.cpu.attention import make_attend, merge
+from kvist.kernels.cpu.attention_plan import plan
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.matmul import make_matmul, matmul_pieces
 from kvist.kernels.cpu.pointwise import (

@@ -42,19 +42,13 @@ def matmul_pieces(ctx: int, op: int) -> int:
     return ((get_i64(op + 40) + high - 1) // high) * ((rows + rows_a_piece(rows) - 1) // rows_a_piece(rows))
 
 
-def make_matmul(dtype: str) -> Any:
-    """The kernel for weights of `dtype`.
-
-    Arguments of the op: weight, x, N, K, bias, residual, residual stride, out, out stride, sampled, x stride.
-    """
+def make_eight_rows(dtype: str) -> Any:
+    """The kernel for eight weight rows times any number of activation rows."""
     tile81, tile82, tile83 = (make_tile(dtype, 8, C, stream=True) for C in (1, 2, 3))
     tile44, tile45, tile46 = (make_tile(dtype, 4, C) for C in (4, 5, 6))
-    tile11 = make_tile(dtype, 1, 1)
-    itemsize = ITEMSIZE[dtype]
 
     @jit
     def eight_rows(w: int, ws: int, x: int, xs: int, rows: int, steps: int, bias: int, res: int, rs: int, out: int, os: int) -> None:
-        """Eight weight rows times any number of activation rows."""
         while rows > 0:
             if rows >= 6:
                 tile46(w, ws, x, xs, steps, bias, res, rs, out, os)
@@ -81,6 +75,16 @@ def make_matmul(dtype: str) -> Any:
             x += n * xs
             res += n * rs
             out += n * os
+
+    return eight_rows
+
+
+def make_matmul(dtype: str) -> Any:
+    """The kernel for weights of `dtype`.
+
+    Arguments of the op: weight, x, N, K, bias, residual, residual stride, out, out stride, sampled, x stride.
+    """
+    eight_rows, tile11, itemsize = make_eight_rows(dtype), make_tile(dtype, 1, 1), ITEMSIZE[dtype]
 
     @jit
     def matmul(ctx: int, op: int, piece: int) -> None:

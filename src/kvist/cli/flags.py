@@ -1,0 +1,100 @@
+"""Flags that several verbs share, and what becomes of them: the options of an engine.
+
+A verb names the flags it takes, each with the default None (the engine decides), and passes them on::
+
+    def bench(model: Model, threads: Threads = None, page_size: PageSize = None) -> None:
+        options = engine_options(threads=threads, page_size=page_size)
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import typer
+
+from kvist.errors import UsageError
+
+ENGINE = "Engine"
+SAMPLING = "Sampling"
+
+Model = Annotated[str, typer.Argument(help="An alias (smollm2), a folder, a file, or a pulled ORG/NAME.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _engine(flag: str, help_: str, panel: str = ENGINE) -> Any:
+    return typer.Option(flag, help=help_, rich_help_panel=panel)
+
+
+MaxModelLen = Annotated[int | None, _engine("--max-model-len", "Longest sequence in tokens, prompt and answer together.")]
+KvCacheDtype = Annotated[str | None, _engine("--kv-cache-dtype", "Codec of the pages: auto, f32, f16 or bf16.")]
+PageSize = Annotated[int | None, _engine("--page-size", "Slots of a page: 16, 32, 64 or 128.")]
+KvCacheMemory = Annotated[str | None, _engine("--kv-cache-memory-bytes", "Size of the pool: 4GiB, 512MiB, or bytes.")]
+MaxNumSeqs = Annotated[int | None, _engine("--max-num-seqs", "Sequences that run at once.")]
+MaxBatchedTokens = Annotated[int | None, _engine("--max-num-batched-tokens", "Tokens a step computes at most.")]
+PrefixCaching = Annotated[bool | None, _engine("--enable-prefix-caching/--no-enable-prefix-caching", "Keep pages and share them.", "Reuse")]
+Weights = Annotated[str | None, _engine("--weights", "Type the weights are held in: auto, f32, f16 or bf16.")]
+Threads = Annotated[int | None, _engine("--threads", "Kernel threads; all usable cores by default.")]
+Seed = Annotated[int | None, _engine("--seed", "The same seed gives the same text.", SAMPLING)]
+
+
+def engine_options(
+    *,
+    max_model_len: int | None = None,
+    kv_cache_dtype: str | None = None,
+    page_size: int | None = None,
+    kv_cache_memory_bytes: str | None = None,
+    max_num_seqs: int | None = None,
+    max_num_batched_tokens: int | None = None,
+    enable_prefix_caching: bool | None = None,
+    enable_cache: bool | None = None,
+    weights: str | None = None,
+    seed: int | None = None,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """The flags that were given, as options for `LLM` or `EngineConfig.from_options`."""
+    given = {
+        "max_model_len": max_model_len,
+        "kv_cache_dtype": kv_cache_dtype,
+        "page_size": page_size,
+        "kv_cache_memory_bytes": None if kv_cache_memory_bytes is None else memory_bytes(kv_cache_memory_bytes),
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "enable_prefix_caching": enable_prefix_caching,
+        "enable_cache": enable_cache,
+        "weights": weights,
+        "seed": seed,
+        "threads": threads,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE | re.ASCII)
+
+
+def memory_bytes(text: str) -> int:
+    """Bytes of a size as people write it: 4GiB, 512 MiB, 1.5GB, 1048576. Raises UsageError for anything else."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or len(text) > 32:
+        raise UsageError(f"kv_cache_memory_bytes {text[:32]!r} is no size: give bytes, 512MiB or 4GiB")
+    return int(float(match[1]) * _UNITS[(match[2] or "").lower()]) if match[2] else int(float(match[1]))
+
+
+def whole_numbers(text: str, name: str) -> list[int]:
+    """Whole numbers from 1 on, separated by commas. Raises UsageError for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and part.isascii() and 0 < len(part) < 10 and int(part) > 0 for part in parts):
+        raise UsageError(f"{name} {text[:40]!r}: give whole numbers from 1, separated by commas")
+    return [int(part) for part in parts]
+
+
+_SPELLED = re.compile(
+    r"(?<![\w/.-])(max_model_len|kv_cache_dtype|page_size|kv_cache_memory_bytes|max_num_seqs|max_num_batched_tokens|"
+    r"enable_prefix_caching|max_tokens|top_k|top_p|min_p|ignore_eos)(?![\w/.])"
+)
+
+
+def as_flags(message: str) -> str:
+    """A message of the library with its options spelled as flags: `max_model_len` becomes `--max-model-len`."""
+    return _SPELLED.sub(lambda match: "--" + match[1].replace("_", "-"), message)

@@ -1,0 +1,78 @@
+"""What a waiting person sees: a spinner or a bar on standard error, and nothing at all where that is not a terminal."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import TracebackType
+from typing import Self
+
+PATIENCE = 0.5  # seconds before anything is drawn: what is done by then needs no bar
+REFRESH = 0.1  # seconds
+
+
+class Activity:
+    """Shows what is going on, once it takes more than half a second; gone without a trace at the end.
+
+    ::
+
+        with Activity("loading the model") as activity:
+            LLM(model, progress=activity.report)
+
+    Reporting only notes; a thread of its own draws. rich is imported when there is something to draw.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._state = (what, 0, 0)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._draw, name="kvist-progress", daemon=True) if sys.stderr.isatty() else None
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """Note what is going on, and how much of it is done (total 0: nobody knows)."""
+        self._state = (what, done, total)
+
+    def report_bytes(self, done: int, total: int, what: str) -> None:
+        """As `report`, in the order in which downloads tell it."""
+        self._state = (what, done, total)
+
+    def end(self) -> None:
+        """Stop drawing and clear the line; idempotent."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def __enter__(self) -> Self:
+        if self._thread is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.end()
+
+    def _draw(self) -> None:
+        if self._stop.wait(PATIENCE):
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[share]}"), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as progress:
+            task = progress.add_task(self._state[0], total=None, share="")
+            while True:
+                what, done, total = self._state
+                progress.update(task, description=what, completed=done, total=total or None, share=share(done, total), refresh=True)
+                if self._stop.wait(REFRESH):
+                    return
+
+
+def share(done: int, total: int) -> str:
+    """How much is done, for people: megabytes where there are many, else a count."""
+    if total == 0:
+        return ""
+    return f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total >= 1_000_000 else f"{done} of {total}"
+
+
+def note(message: str) -> None:
+    """One line for people, on standard error."""
+    print(message, file=sys.stderr, flush=True)

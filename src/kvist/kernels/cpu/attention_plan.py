@@ -1,0 +1,59 @@
+"""Cut a step's attention into items that threads take one by one."""
+
+from __future__ import annotations
+
+from kvist.kernels.cpu import abi
+from kvist.kernels.cpu.math import jit
+from kvist.kernels.cpu.scalar import get_i64, put_i64
+
+SPLIT, TILE_ROWS = abi.SPLIT, abi.TILE_ROWS
+ITEM_BYTES, SEQ_BYTES = abi.ITEM_SLOTS * 8, abi.SEQUENCE_SLOTS * 8
+
+
+@jit
+def _put_item(at: int, row: int, tokens: int, position: int, pages: int, first_split: int, last_split: int, partial: int) -> None:
+    put_i64(at + abi.ITEM_ROW * 8, row)
+    put_i64(at + abi.ITEM_TOKENS * 8, tokens)
+    put_i64(at + abi.ITEM_POSITION * 8, position)
+    put_i64(at + abi.ITEM_PAGES * 8, pages)
+    put_i64(at + abi.ITEM_FROM * 8, first_split)
+    put_i64(at + abi.ITEM_TO * 8, last_split)
+    put_i64(at + abi.ITEM_PARTIAL * 8, partial)
+
+
+@jit
+def plan(ctx: int) -> None:
+    """Cut this step's attention into items (the longest first) and merges. Affects who computes, never what.
+
+    A sequence with one tile of rows (decode, or the verification of a few tokens) is split by context; one with many rows has
+    pieces enough. When the room for partial results is used up, the rest is not split.
+    """
+    group, kv_heads = get_i64(ctx + abi.GROUP * 8), get_i64(ctx + abi.KV_HEADS * 8)
+    items, merges = get_i64(ctx + abi.ITEM_TABLE * 8), get_i64(ctx + abi.MERGE_TABLE * 8)
+    room, used = get_i64(ctx + abi.PARTIAL_ROWS * 8), 0
+    tile_tokens = max(1, TILE_ROWS // group)
+    n_items, n_merges, capacity = 0, 0, get_i64(ctx + abi.ITEM_CAPACITY * 8)
+    for s in range(get_i64(ctx + abi.SEQUENCES * 8)):
+        seq = get_i64(ctx + abi.SEQUENCE_TABLE * 8) + s * SEQ_BYTES
+        row, tokens = get_i64(seq + abi.SEQ_ROW * 8), get_i64(seq + abi.SEQ_TOKENS * 8)
+        position, pages = get_i64(seq + abi.SEQ_POSITION * 8), get_i64(seq + abi.SEQ_PAGES * 8)
+        splits = (position + tokens - 1) // SPLIT + 1
+        need = splits * tokens * group * kv_heads
+        if tokens <= tile_tokens and splits > 1 and used + need <= room and n_items + splits <= capacity // 2:
+            _put_item(merges + n_merges * ITEM_BYTES, row, tokens, position, pages, 0, splits, used)
+            n_merges += 1
+            for split in range(splits):
+                _put_item(items + n_items * ITEM_BYTES, row, tokens, position, pages, split, split + 1, used)
+                n_items += 1
+                used += tokens * group * kv_heads
+        else:
+            tile = (tokens - 1) // tile_tokens
+            while tile >= 0:
+                start = tile * tile_tokens
+                count = min(tile_tokens, tokens - start)
+                last = (position + start + count - 1) // SPLIT + 1
+                _put_item(items + n_items * ITEM_BYTES, row + start, count, position + start, pages, 0, last, -1)
+                n_items += 1
+                tile -= 1
+    put_i64(ctx + abi.ITEMS * 8, n_items)
+    put_i64(ctx + abi.MERGES * 8, n_merges)

@@ -1,0 +1,76 @@
+"""What attention does with one query row: the softmax of a tile, folding splits, the last division."""
+
+from __future__ import annotations
+
+from kvist.kernels.cpu.math import exp, jit
+from kvist.kernels.cpu.scalar import get_f32, put_f32
+from kvist.kernels.cpu.vector import (
+    add,
+    div,
+    first,
+    fma,
+    keep_first,
+    load_f32,
+    maximum,
+    mul,
+    reduce_add,
+    reduce_max,
+    splat,
+    store_f32,
+    sub,
+)
+
+LOWEST = -3.0e38  # below every score; finite, so that differences stay numbers
+
+
+@jit
+def fold(total: int, total_max: int, total_sum: int, part: int, part_max: int, part_sum: int, dims: int, begin: bool) -> None:
+    """Fold one row's split into its running total: rescale both to the larger maximum and add."""
+    if begin:
+        for d in range(0, dims, 16):
+            store_f32(total + d * 4, load_f32(part + d * 4))
+        put_f32(total_max, get_f32(part_max))
+        put_f32(total_sum, get_f32(part_sum))
+        return
+    old, new = splat(get_f32(total_max)), splat(get_f32(part_max))
+    top = maximum(old, new)
+    a, b = exp(sub(old, top)), exp(sub(new, top))
+    for d in range(0, dims, 16):
+        store_f32(total + d * 4, fma(load_f32(total + d * 4), a, mul(load_f32(part + d * 4), b)))
+    put_f32(total_max, first(top))
+    put_f32(total_sum, first(fma(splat(get_f32(total_sum)), a, mul(splat(get_f32(part_sum)), b))))
+
+
+@jit
+def finish(out: int, total: int, total_sum: int, dims: int) -> None:
+    """out = total / sum, for one row."""
+    divisor = splat(get_f32(total_sum))
+    for d in range(0, dims, 16):
+        store_f32(out + d * 4, div(load_f32(total + d * 4), divisor))
+
+
+@jit
+def softmax_row(p: int, valid: int, row_max: int, row_sum: int, acc: int, dims: int) -> None:
+    """Scores of a tile -> weights e**(s - max), in place; rescale what the row has summed so far. Slots from `valid` on are 0."""
+    low = splat(LOWEST)
+    s0 = keep_first(load_f32(p), valid, low)
+    s1 = keep_first(load_f32(p + 64), valid - 16, low)
+    s2 = keep_first(load_f32(p + 128), valid - 32, low)
+    s3 = keep_first(load_f32(p + 192), valid - 48, low)
+    old = splat(get_f32(row_max))
+    top = maximum(old, splat(reduce_max(maximum(maximum(s0, s1), maximum(s2, s3)))))
+    scale = exp(sub(old, top))
+    zero = splat(0.0)
+    p0 = keep_first(exp(sub(s0, top)), valid, zero)
+    p1 = keep_first(exp(sub(s1, top)), valid - 16, zero)
+    p2 = keep_first(exp(sub(s2, top)), valid - 32, zero)
+    p3 = keep_first(exp(sub(s3, top)), valid - 48, zero)
+    store_f32(p, p0)
+    store_f32(p + 64, p1)
+    store_f32(p + 128, p2)
+    store_f32(p + 192, p3)
+    tile_sum = splat(reduce_add(add(add(p0, p1), add(p2, p3))))
+    put_f32(row_sum, first(fma(splat(get_f32(row_sum)), scale, tile_sum)))
+    put_f32(row_max, first(top))
+    for d in range(0, dims, 16):
+        store_f32(acc + d * 4, mul(load_f32(acc + d * 4), scale))
