@@ -108,8 +108,6 @@ def scenario(name: str) -> Scenario:
         ("rows", "chunks of 7 = whole"),
         ("sequences", "batch of 2 = alone"),
         ("sequences", "batch of 16 = alone"),
-        ("rows", "prefix hit = miss"),
-        ("rows", "hit on generated tokens = miss"),
         ("rows", "fork and roll back = fresh"),
         ("rows", "preempted and recomputed = undisturbed"),
         ("pages", "prefix hit = miss"),
