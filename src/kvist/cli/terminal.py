@@ -19,21 +19,27 @@ class Activity:
         with Activity("loading the model") as activity:
             LLM(model, progress=activity.report)
 
-    Reporting only notes; a thread of its own draws. rich is imported when there is something to draw.
+    Reporting only notes; a thread of its own draws. rich is imported when there is something to draw. What must stay on the screen
+    meanwhile goes through `line`.
     """
 
     def __init__(self, what: str) -> None:
         self._state = (what, 0, 0)
         self._stop = threading.Event()
+        self._lock = threading.Lock()  # one writes to the screen at a time
+        self._drawn = False
         self._thread = threading.Thread(target=self._draw, name="kvist-progress", daemon=True) if sys.stderr.isatty() else None
 
     def report(self, what: str, done: int, total: int) -> None:
         """Note what is going on, and how much of it is done (total 0: nobody knows)."""
         self._state = (what, done, total)
 
-    def report_bytes(self, done: int, total: int, what: str) -> None:
-        """As `report`, in the order in which downloads tell it."""
-        self._state = (what, done, total)
+    def line(self, text: str) -> None:
+        """Print a line of the result on standard output, above what is drawn."""
+        with self._lock:
+            if self._drawn:
+                print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+            print(text, flush=True)
 
     def end(self) -> None:
         """Stop drawing and clear the line; idempotent."""
@@ -57,13 +63,15 @@ class Activity:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[share]}"), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as progress:
+        console = Console(stderr=True)
+        # left alone, rich would send standard output to this console too
+        with Progress(*columns, console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
             task = progress.add_task(self._state[0], total=None, share="")
-            while True:
+            while not self._stop.wait(REFRESH):
                 what, done, total = self._state
-                progress.update(task, description=what, completed=done, total=total or None, share=share(done, total), refresh=True)
-                if self._stop.wait(REFRESH):
-                    return
+                with self._lock:
+                    progress.update(task, description=what, completed=done, total=total or None, share=share(done, total), refresh=True)
+                    self._drawn = True
 
 
 def share(done: int, total: int) -> str:

@@ -46,7 +46,8 @@ def candidates(logits: Floats, params: SamplingParams) -> tuple[npt.NDArray[np.i
 
     Temperature first; then top_k, top_p and min_p, each over what the one before it left.
     """
-    scaled = (logits.astype(np.float64) - float(logits.max())) / params.temperature
+    with np.errstate(over="ignore"):  # a tiny temperature: all but the likeliest are infinitely unlikely
+        scaled = (logits.astype(np.float64) - float(logits.max())) / params.temperature
     weights = np.exp(scaled)
     ids = np.arange(len(logits))
     if 0 < params.top_k < len(ids):

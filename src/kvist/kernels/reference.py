@@ -69,7 +69,7 @@ class ReferenceExecutable:
                 case Matmul():
                     out = buffers[op.x.name] @ widen(op.weight).T
                     out = out if op.bias is None else out + op.bias[: op.weight.rows]
-                    buffers[op.out.name] = out if op.residual is None else out + buffers[op.residual.name]
+                    buffers[op.out.name] = out if op.residual is None else out + buffers[op.residual.name][:, : op.weight.rows]
                 case RotaryStore():
                     self._rotary_store(op, buffers, batch)
                 case Attend():

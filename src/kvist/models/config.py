@@ -16,6 +16,14 @@ def padded(width: int) -> int:
     return -(-width // LANES) * LANES
 
 
+def _is_whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
     """How rotary frequencies are stretched beyond the trained length: linear (factor), or llama3 (smoothed by wavelength)."""
@@ -25,6 +33,16 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_positions: int = 8192
+
+    def __post_init__(self) -> None:
+        """Refuse what is no stretching."""
+        for name in ("factor", "low_freq_factor", "high_freq_factor"):
+            if not _is_number(getattr(self, name), 2**-10, 2**20):
+                raise ModelFileError(f"the model's config gives a rope {name} of {getattr(self, name)!r:.40}: expected 0.001 to 1,000,000")
+        if not self.low_freq_factor < self.high_freq_factor:
+            raise ModelFileError(f"the model's config gives a rope low_freq_factor of {self.low_freq_factor}, not below {self.high_freq_factor}")
+        if not _is_whole(self.original_positions, 1, 1 << 31):
+            raise ModelFileError(f"the model's config gives a rope original_max_position_embeddings of {self.original_positions!r:.40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +83,24 @@ class ModelConfig:
         }
         for name, limit in bounds.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
+            if not _is_whole(value, 1, limit):
                 raise ModelFileError(
-                    f"the model's config gives {name} = {value!r}: expected a whole number from 1 to {limit}"
+                    f"the model's config gives {name} = {value!r:.40}: expected a whole number from 1 to {limit}"
                 )
         if self.num_heads % self.num_kv_heads:
             raise ModelFileError(
                 f"the model's config gives {self.num_heads} heads and {self.num_kv_heads} KV heads: they do not divide"
             )
-        if not 0 <= self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
+        if not _is_whole(self.rotary_dim, 0, self.head_dim) or self.rotary_dim % 2:
             raise ModelFileError(
-                f"the model's config gives a rotary size of {self.rotary_dim} for heads of {self.head_dim}"
+                f"the model's config gives a rotary size of {self.rotary_dim!r:.40} for heads of {self.head_dim}"
             )
-        if not 0 < self.norm_eps < 1:
-            raise ModelFileError(f"the model's config gives a norm epsilon of {self.norm_eps!r}")
-        if not self.rope_theta > 0:
-            raise ModelFileError(f"the model's config gives a rope base of {self.rope_theta!r}")
+        if not _is_number(self.norm_eps, 1e-30, 1):
+            raise ModelFileError(f"the model's config gives a norm epsilon of {self.norm_eps!r:.40}")
+        if not _is_number(self.rope_theta, 1, 1e15):
+            raise ModelFileError(f"the model's config gives a rope base of {self.rope_theta!r:.40}")
+        if not isinstance(self.tie_embeddings, bool):
+            raise ModelFileError(f"the model's config gives tie_embeddings = {self.tie_embeddings!r:.40}: expected true or false")
 
     @property
     def stored_head_dim(self) -> int:

@@ -119,7 +119,7 @@ def _locate(file: TensorFile, config: ModelConfig, sources: Mapping[str, Source]
             full = source.name.format(layer=layer)
             name = full if full in present else full.partition(".")[2]
             if name not in present:
-                if short.endswith(".bias") or short == "head":
+                if short.endswith(".bias") or (short == "head" and config.tie_embeddings):
                     continue
                 raise ModelFileError(f"{file.path.name} has no tensor {full}: it is truncated or of another architecture; get it again")
             _check_shape(file, config, role, name, source)
@@ -199,7 +199,7 @@ def _divisors(file: TensorFile, config: ModelConfig) -> Floats | None:
     if "rope_freqs.weight" not in file.names() or config.positions != "rotary":
         return None
     divisors = _as_float32(file, "rope_freqs.weight")
-    if divisors.shape != (config.rotary_dim // 2,) or not (divisors > 0).all():
+    if divisors.shape != (config.rotary_dim // 2,) or not (np.isfinite(divisors) & (divisors > 0)).all():
         raise ModelFileError(f"{file.path.name}: rope_freqs.weight is damaged: get the file again")
     return divisors
 

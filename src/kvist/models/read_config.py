@@ -31,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _unsupported(found: object) -> UnsupportedModelError:
     known = ", ".join(architecture for family in FAMILIES for architecture in family.architectures)
-    return UnsupportedModelError(f"architecture {found!s:.80} is not supported: kvist runs {known}")
+    return UnsupportedModelError(f"architecture {found!r:.80} is not supported: kvist runs {known}")
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -62,7 +62,7 @@ def config_from_hf(raw: Mapping[str, Any], vocab_size: int) -> tuple[Family, Mod
     if values["activation"] not in ("silu", "gelu", "gelu_tanh") or "activation" in family.fields:
         named = raw.get(family.fields.get("activation", ("",))[0])
         if named is not None:
-            if named not in ACTIVATION_NAMES:
+            if not isinstance(named, str) or named not in ACTIVATION_NAMES:
                 raise UnsupportedModelError(f"activation {named!r:.40} is not supported: kvist runs {', '.join(ACTIVATION_NAMES)}")
             values["activation"] = ACTIVATION_NAMES[named]
     heads, hidden = _whole(values, "num_heads"), _whole(values, "hidden_size")
@@ -82,12 +82,15 @@ def config_from_hf(raw: Mapping[str, Any], vocab_size: int) -> tuple[Family, Mod
 def config_from_gguf(metadata: Mapping[str, object], vocab_size: int, tied: bool) -> tuple[Family, ModelConfig]:
     """A GGUF file's metadata as fields; the keys are the same for every architecture but for their prefix."""
     architecture = metadata.get("general.architecture")
-    family = next((family for family in FAMILIES if family.gguf_architecture == architecture), None)
+    family = next((family for family in FAMILIES if isinstance(architecture, str) and family.gguf_architecture == architecture), None)
     if family is None:
         raise _unsupported(architecture)
 
     def get(key: str, default: object = None) -> Any:
-        return metadata.get(f"{architecture}.{key}", default)
+        value = metadata.get(f"{architecture}.{key}", default)
+        if value is not None and not isinstance(value, (bool, int, float, str)):
+            raise UnsupportedModelError(f"{architecture}.{key} is a list, one value a layer perhaps: kvist runs models whose layers are alike")
+        return value
 
     values: dict[str, Any] = dict(family.fixed)
     values |= {
@@ -129,7 +132,10 @@ def _whole(values: Mapping[str, Any], name: str) -> int:
 def _number(value: object, name: str) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ModelFileError(f"the model's config gives {name} = {value!r:.40}: expected a number; get the file again")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ModelFileError(f"the model's config gives a {name} that no float holds: get the file again") from None
 
 
 def _ids(value: object) -> tuple[int, ...]:
@@ -150,6 +156,14 @@ def _scaling(raw: object) -> RopeScaling | None:
         return RopeScaling(
             "llama3", _number(raw.get("factor"), "rope factor"), _number(raw.get("low_freq_factor"), "low_freq_factor"),
             _number(raw.get("high_freq_factor"), "high_freq_factor"),
-            int(_number(raw.get("original_max_position_embeddings"), "original_max_position_embeddings")),
+            _original(raw.get("original_max_position_embeddings")),
         )  # fmt: skip
     raise UnsupportedModelError(f"rope scaling {kind!r:.40} is not supported: kvist runs default, linear and llama3")
+
+
+def _original(value: object) -> int:
+    """A length that some configs write as a float."""
+    number = _number(value, "original_max_position_embeddings")
+    if not number.is_integer():
+        raise ModelFileError(f"the model's config gives original_max_position_embeddings = {value!r:.40}: expected a whole number")
+    return int(number)

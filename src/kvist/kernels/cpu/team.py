@@ -7,7 +7,7 @@ import threading
 
 from kvist.kernels.cpu.compile import Kernels
 
-_Work = tuple[int, int, int, int]  # table, ops, context, thread id
+_Work = tuple[int, int, int, int, int]  # step, table, ops, context, thread id
 
 
 class Team:
@@ -17,23 +17,22 @@ class Team:
         self.threads = threads
         self._kernels = kernels
         self._lock = threading.Lock()
-        self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._step = 0
+        self._done: queue.SimpleQueue[tuple[int, BaseException | None]] = queue.SimpleQueue()
         self._inboxes: list[queue.SimpleQueue[_Work | None]] = [queue.SimpleQueue() for _ in range(threads - 1)]
         for inbox in self._inboxes:
             threading.Thread(target=self._serve, args=(inbox,), name="kvist-kernel", daemon=True).start()
 
     def run(self, table: int, count: int, context: int) -> None:
-        """Run `count` ops; returns when all are done and every thread has left the tables."""
+        """Run `count` ops; returns when all are done and every thread has left the tables, also when it is interrupted."""
         with self._lock:
+            self._step += 1
             for tid, inbox in enumerate(self._inboxes, start=1):
-                inbox.put((table, count, context, tid))
+                inbox.put((self._step, table, count, context, tid))
             try:
                 self._kernels.run(table, count, context, 0)
             finally:
-                failures = [self._done.get() for _ in self._inboxes]
-            for failure in failures:
-                if failure is not None:
-                    raise failure
+                self._join()
 
     def close(self) -> None:
         """Let the threads end; idempotent."""
@@ -42,11 +41,28 @@ class Team:
                 inbox.put(None)
             self._inboxes = []
 
+    def _join(self) -> None:
+        """Wait for every thread's word on this step. Ctrl-C is held back meanwhile: the tables are in use."""
+        missing = len(self._inboxes)
+        failure: BaseException | None = None
+        while missing:
+            try:
+                step, error = self._done.get()
+            except KeyboardInterrupt as interrupt:
+                failure = interrupt
+                continue
+            if step == self._step:
+                missing -= 1
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
     def _serve(self, inbox: queue.SimpleQueue[_Work | None]) -> None:
         while (work := inbox.get()) is not None:
+            step, *arguments = work
             failure: BaseException | None = None
             try:
-                self._kernels.run(*work)
-            except BaseException as error:
+                self._kernels.run(*arguments)
+            except BaseException as error:  # handed to the caller of `run`, who raises it
                 failure = error
-            self._done.put(failure)
+            self._done.put((step, failure))

@@ -1,0 +1,64 @@
+"""`kvist verify` and `kvist bench` as programs and people read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from subprocess import CompletedProcess
+
+import pytest
+
+from kvist.bench.bench import NAMES
+from kvist.verify.scenarios import SCENARIOS
+
+Cli = Callable[..., "CompletedProcess[str]"]
+
+
+def test_verify_prints_a_table_and_leaves_with_0(cli: Cli, tiny_model: str) -> None:
+    done = cli("verify", tiny_model, "--quick", "--kv-cache-dtype", "f16")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(SCENARIOS) + 2
+    assert lines[0].split() == ["scenario", "codec", "logits", "differing", "bits", "seconds"]
+    assert all(line.split()[-2] == "0" for line in lines[1:-1])
+    assert lines[-1].startswith("ok: ")
+    assert done.stderr == ""
+
+
+def test_verify_json(cli: Cli, tiny_model: str) -> None:
+    done = cli("verify", tiny_model, "--quick", "--json")
+    found = json.loads(done.stdout)
+    assert found["ok"] is True
+    assert {row["codec"] for row in found["scenarios"]} == {"f32", "f16", "bf16"}
+    assert all(row["differing_bits"] == 0 and row["logits"] > 0 and row["policy"] == "full" for row in found["scenarios"])
+
+
+@pytest.mark.slow
+def test_bench_json_names_every_workload(cli: Cli, tiny_model: str) -> None:
+    done = cli("bench", tiny_model, "--json", "--repeats", "1", "--kv-cache-memory-bytes", "64MiB")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {"model", "threads", "commit", "roofline", "results"} <= found.keys()
+    assert found["roofline"]["read_gb_s"] > 0
+    assert found["roofline"]["fma_gflops"] > 0
+    rows = {row["name"]: row for row in found["results"]}
+    assert tuple(rows) == NAMES
+    for row in rows.values():
+        assert {"tokens_per_s", "seconds", "roofline_share"} <= row.keys()
+    assert rows["decode_1"]["tokens_per_s"] > 0
+    assert rows["decode_16"]["tokens_per_s"] > 0
+    assert rows["decode_1_ctx8000"]["tokens_per_s"] is None  # the tiny model has 256 positions
+    assert "256" in rows["decode_1_ctx8000"]["note"]
+
+
+def test_bench_counts_what_the_cache_saves(cli: Cli, tiny_model: str) -> None:
+    done = cli("bench", tiny_model, "--uncached", "--lengths", "5,100", "--json")
+    five, hundred = json.loads(done.stdout)["savings"]
+    assert (five["uncached_projections"], five["cached_projections"], five["counted_ratio"]) == (15, 5, 3.0)
+    assert (hundred["uncached_projections"], hundred["cached_projections"], hundred["counted_ratio"]) == (5050, 100, 50.5)
+
+
+def test_bad_lengths_are_refused(refused: Callable[..., str], tiny_model: str) -> None:
+    assert "lengths" in refused(2, "bench", tiny_model, "--uncached", "--lengths", "5,x")
+    assert "lengths" in refused(2, "bench", tiny_model, "--uncached", "--lengths", "0")
+    assert "f16" in refused(2, "verify", tiny_model, "--kv-cache-dtype", "f61")

@@ -1,0 +1,120 @@
+"""`LLM`, on the real model and on a tiny one: text in, text out, and every way to ask gives the same answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from kvist import LLM, SamplingParams
+from kvist.errors import RequestError, UnknownNameError, UsageError
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+QUESTION = [{"role": "user", "content": "What is the capital of Sweden?"}]
+
+
+@pytest.fixture(scope="module")
+def llm(request: pytest.FixtureRequest) -> Iterator[LLM]:
+    path: Path = request.getfixturevalue("smollm2_path")
+    with LLM(path, kv_cache_memory_bytes=256 << 20) as made:
+        yield made
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[LLM]:
+    with LLM(tiny.write_folder(tiny.MODELS["llama"], tmp_path / "llama"), kv_cache_memory_bytes=8 << 20) as made:
+        yield made
+
+
+@pytest.mark.model
+def test_a_real_model_answers(llm: LLM) -> None:
+    output = llm.generate("The capital of Sweden is", GREEDY)[0]
+    assert output.outputs[0].text.startswith(" Stockholm")
+    assert output.prompt == "The capital of Sweden is"
+    assert output.finished
+    assert len(output.outputs[0].token_ids) == 12
+    assert output.outputs[0].finish_reason == "length"
+
+
+@pytest.mark.model
+def test_a_chat_ends_by_itself_and_its_end_token_has_no_text(llm: LLM) -> None:
+    output = llm.chat(QUESTION, SamplingParams(temperature=0, max_tokens=200))[0]
+    assert "Stockholm" in output.outputs[0].text
+    assert output.outputs[0].finish_reason == "stop"
+    assert output.outputs[0].token_ids[-1] in llm.tokenizer.eos_ids
+    assert "<|im_end|>" not in output.outputs[0].text
+
+
+@pytest.mark.model
+def test_chunks_fold_to_the_whole_answer(llm: LLM) -> None:
+    params = SamplingParams(temperature=0.8, seed=5, max_tokens=40)
+    chunks = list(llm.stream("Write a poem about ñandúes 🦤 and twigs:\n", params))
+    whole = llm.generate("Write a poem about ñandúes 🦤 and twigs:\n", params)[0]
+    assert "".join(chunk.text for chunk in chunks) == whole.outputs[0].text
+    assert tuple(chunk.token_id for chunk in chunks) == whole.outputs[0].token_ids
+    assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+
+
+@pytest.mark.model
+def test_logits_are_the_same_bits_on_a_miss_and_on_hits(llm: LLM) -> None:
+    ids = llm.tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 12)
+    llm.engine.manager.flush()
+    miss = llm.logits(ids)
+    assert miss.shape == (len(ids), 49152)
+    before = llm.engine.manager.counters.prefix_hits
+    hit = llm.logits(ids)
+    assert llm.engine.manager.counters.prefix_hits > before
+    assert np.array_equal(miss.view(np.uint32), hit.view(np.uint32))
+    part = llm.logits(ids[:37] + [5, 6])
+    assert np.array_equal(miss[:37].view(np.uint32), part[:37].view(np.uint32))
+    assert llm.generate(ids, SamplingParams(temperature=0, max_tokens=1))[0].outputs[0].token_ids[0] == miss[-1].argmax()
+
+
+def test_prompts_of_every_kind(small: LLM) -> None:
+    one = small.generate("abc", GREEDY)
+    ids = small.generate(small.tokenizer.encode("abc"), GREEDY)
+    several = small.generate(["abc", small.tokenizer.encode("abc"), "xyz"], [GREEDY, GREEDY, SamplingParams(temperature=0, max_tokens=3)])
+    assert len(one) == len(ids) == 1
+    assert one[0].outputs == ids[0].outputs == several[0].outputs == several[1].outputs
+    assert ids[0].prompt is None
+    assert len(several[2].outputs[0].token_ids) <= 3
+    assert small.generate([]) == []
+
+
+def test_a_refused_prompt_leaves_nothing_of_the_others(small: LLM) -> None:
+    with pytest.raises(RequestError, match="max_model_len"):
+        small.generate(["abc", "x" * 3000], GREEDY)
+    assert not small.engine.has_work
+    with pytest.raises(UsageError, match="2 prompts and 1"):
+        small.generate(["a", "b"], [GREEDY])
+    with pytest.raises(RequestError, match="0 tokens"):
+        small.logits([])
+    with pytest.raises(RequestError, match="vocabulary of 300"):
+        small.logits([1, 300])
+
+
+def test_the_uncached_baseline_gives_the_same_text(tmp_path: Path, small: LLM) -> None:
+    folder = tiny.write_folder(tiny.MODELS["llama"], tmp_path / "again")
+    with LLM(folder, enable_cache=False, kv_cache_memory_bytes=8 << 20) as uncached:
+        assert uncached.generate("abcdef", GREEDY)[0].outputs == small.generate("abcdef", GREEDY)[0].outputs
+        assert uncached.engine.runner.kv_projections > small.engine.runner.kv_projections
+
+
+def test_closing_twice_and_a_wrong_option(tmp_path: Path, small: LLM) -> None:
+    small.close()
+    small.close()
+    with pytest.raises(UnknownNameError, match="page_size"):
+        LLM(tmp_path, page_sise=16)
+
+
+def test_a_model_without_a_template_says_so(tmp_path: Path) -> None:
+    folder = tiny.write_folder(tiny.MODELS["gpt2"], tmp_path / "gpt2")
+    for file in folder.glob("chat_template*"):
+        file.unlink()
+    with LLM(folder, kv_cache_memory_bytes=8 << 20) as llm:
+        llm.tokenizer.chat_template = None
+        with pytest.raises(UsageError, match="no chat template"):
+            llm.chat(QUESTION)
