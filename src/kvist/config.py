@@ -22,12 +22,12 @@ def usable_cores() -> int:
 class EngineConfig:
     """How an engine runs. None means: decided from the model and the machine. Names as in vLLM where it has them.
 
-    max_model_len: longest sequence, prompt and answer together, in tokens (None: the trained context, or what the memory holds).
-    kv_cache_dtype: codec of the pages: auto (the weights' type), f32, f16, bf16.
+    max_model_len: longest sequence, prompt and answer together, in tokens (None: the trained context, or what the
+    memory holds). kv_cache_dtype: codec of the pages: auto (the weights' type), f32, f16, bf16.
     page_size: slots of a page: 16, 32, 64 or 128.
-    kv_cache_memory_bytes: size of the pool (None: a quarter of the available memory, at most what max_num_seqs sequences can use).
-    max_num_seqs: sequences that run at once. max_num_batched_tokens: tokens a step computes at most.
-    enable_prefix_caching: keep and share sealed pages. enable_cache: False recomputes all K and V at every step.
+    kv_cache_memory_bytes: size of the pool (None: a quarter of the available memory, at most what max_num_seqs
+    sequences can use). max_num_seqs: sequences that run at once. max_num_batched_tokens: tokens a step computes at
+    most. enable_prefix_caching: keep and share sealed pages. enable_cache: False recomputes all K and V at every step.
     weights: type the weights are held in: auto (the file's own; f16 for block-quantised), f32, f16, bf16.
     threads: kernel threads (None: all usable cores). seed: of requests that bring none.
     check_integrity: prove the cache's invariants whenever the engine runs idle (for debugging).

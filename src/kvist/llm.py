@@ -38,8 +38,8 @@ Progress = Callable[[str, int, int], None]
 class LLM:
     """A model, ready to answer.
 
-    model: an alias (`smollm2`), a folder, a file, or a pulled ORG/NAME. options: fields of `EngineConfig`. Frees what it holds on `close`
-    or at the end of a ``with`` statement. One thread may use it at a time.
+    model: an alias (`smollm2`), a folder, a file, or a pulled ORG/NAME. options: fields of `EngineConfig`. Frees what
+    it holds on `close` or at the end of a ``with`` statement. One thread may use it at a time.
     """
 
     def __init__(self, model: str | Path, *, progress: Progress | None = None, **options: Any) -> None:
@@ -47,29 +47,43 @@ class LLM:
         path = resolve(str(model))
         report = progress or (lambda what, done, total: None)
         self.events = EventChannel()
-        self.backend = CpuBackend(self.config.threads or usable_cores(), lambda: report("compiling kernels (once per machine)", 0, 0))
+        self.backend = CpuBackend(
+            self.config.threads or usable_cores(), lambda: report("compiling kernels (once per machine)", 0, 0)
+        )
         try:
-            self.model = load_model(path, self.backend, self.config.weights, lambda done, total: report("loading weights", done, total))
+            self.model = load_model(
+                path, self.backend, self.config.weights, lambda done, total: report("loading weights", done, total)
+            )
             self.tokenizer = _tokenizer(path, self.model.metadata)
-            self.engine = assemble(self.model, self.config, self.backend, eos_ids=self.tokenizer.eos_ids, events=self.events)
+            self.engine = assemble(
+                self.model, self.config, self.backend, eos_ids=self.tokenizer.eos_ids, events=self.events
+            )
         except BaseException:
             self.backend.close()
             raise
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
-        """Answer prompts (strings or lists of token ids), together in one batch; answers in the order of the prompts."""
+        """Answer prompts (strings or lists of token ids), together in one batch; answers in the order of the
+        prompts.
+        """
         listed = _listed(prompts)
         params = sampling_params if sampling_params is not None else SamplingParams()
         each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(listed):
-            raise UsageError(f"{len(listed)} prompts and {len(each)} sampling_params: give one for all, or one for each")
+            raise UsageError(
+                f"{len(listed)} prompts and {len(each)} sampling_params: give one for all, or one for each"
+            )
         folds: dict[str, _Fold] = {}
         try:
             for prompt, one in zip(listed, each, strict=True):
                 ids = self._encode(prompt)
-                folds[self.engine.submit(ids, one)] = _Fold(self.tokenizer, prompt if isinstance(prompt, str) else None, ids)
+                folds[self.engine.submit(ids, one)] = _Fold(
+                    self.tokenizer, prompt if isinstance(prompt, str) else None, ids
+                )
             while any(fold.output is None for fold in folds.values()):
                 for token in self.engine.step():
                     if token.request_id in folds:
@@ -87,7 +101,9 @@ class LLM:
         """Answer a conversation: messages of {"role", "content"}, through the model's own chat template."""
         return self.generate([self.chat_ids(messages)], sampling_params)
 
-    def stream_chat(self, messages: Sequence[Message], sampling_params: SamplingParams | None = None) -> Iterator[TextChunk]:
+    def stream_chat(
+        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
+    ) -> Iterator[TextChunk]:
         """As `chat`, chunk by chunk."""
         yield from self._stream_ids(self.chat_ids(messages), sampling_params or SamplingParams())
 
@@ -100,7 +116,8 @@ class LLM:
         return self.tokenizer.encode(text, add_special=False)
 
     def logits(self, token_ids: Sequence[int]) -> Floats:
-        """Logits of every position, float32 (n, vocab), through the engine's own pages: a cached prefix is read from them.
+        """Logits of every position, float32 (n, vocab), through the engine's own pages: a cached prefix is read from
+        them.
 
         Positions found in the cache are run again for their logits only; their K and V are read as the cache has them.
         """
@@ -113,7 +130,9 @@ class LLM:
         logits = np.empty((len(token_ids), self.engine.limits.vocab_size), np.float32)
         try:
             if not manager.reserve(table, len(token_ids) - table.computed):
-                raise CapacityError(f"{len(token_ids)} tokens do not fit beside what is running: raise kv_cache_memory_bytes")
+                raise CapacityError(
+                    f"{len(token_ids)} tokens do not fit beside what is running: raise kv_cache_memory_bytes"
+                )
             for start in range(0, len(token_ids), budget):
                 tokens = list(token_ids[start : start + budget])
                 logits[start : start + len(tokens)] = self.engine.runner.forward([Piece(table, tokens, start, "all")])

@@ -1,6 +1,7 @@
 """Large memory from the operating system: zero-filled when first touched, in huge pages where there are some.
 
-Weights and pages are read once a step from end to end; with 4 KiB pages a good part of that time goes to address translation.
+Weights and pages are read once a step from end to end; with 4 KiB pages a good part of that time goes to address
+translation.
 """
 
 from __future__ import annotations

@@ -15,7 +15,16 @@ from kvist.bench.roofline import Roofline, cost_of
 from kvist.bench.workloads import Result, Setting
 from kvist.llm import LLM
 
-NAMES = ("decode_1", "decode_1_ctx8000", "decode_16", "decode_64", "prefill_2048", "ttft_cold_2048", "ttft_warm_2048", "mixed_64")
+NAMES = (
+    "decode_1",
+    "decode_1_ctx8000",
+    "decode_16",
+    "decode_64",
+    "prefill_2048",
+    "ttft_cold_2048",
+    "ttft_warm_2048",
+    "mixed_64",
+)
 
 
 @dataclass
@@ -40,13 +49,19 @@ class Report:
                 row[key] = None if row[key] is None else round(row[key], digits)
             results.append(row)
         return {
-            "model": self.model, "threads": self.threads, "commit": commit(), "weights": self.weights, "kv_cache_dtype": self.kv_cache_dtype,
+            "model": self.model, "threads": self.threads, "commit": commit(),
+            "weights": self.weights, "kv_cache_dtype": self.kv_cache_dtype,
             "roofline": self.roofline.as_json(), "memory": self.memory, "results": results,
         }  # fmt: skip
 
 
-def bench(llm: LLM, model: str, *, repeats: int = 3, starting: Callable[[str], None] = lambda name: None) -> tuple[Report, Iterator[Result]]:
-    """The report, and an iterator that runs one workload after another and fills it. `starting` is told each name before it runs."""
+def bench(
+    llm: LLM, model: str, *, repeats: int = 3, starting: Callable[[str], None] = lambda name: None
+) -> tuple[Report, Iterator[Result]]:
+    """The report, and an iterator that runs one workload after another and fills it.
+
+    `starting` is told each name before it runs.
+    """
     roofline = Roofline(llm.backend.team, llm.model.weights_bytes)
     layout = llm.engine.manager.layout
     report = Report(model, llm.backend.threads, llm.model.weights, layout.codec.name, roofline, [], {})
@@ -73,7 +88,8 @@ def _run(llm: LLM, report: Report, repeats: int, starting: Callable[[str], None]
             yield result
     stats = llm.engine.manager.stats()
     report.memory = {
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024),
         "weights_bytes": llm.model.weights_bytes,
         "pool_bytes": stats.pool_bytes,
         "bytes_per_token": llm.engine.manager.layout.bytes_per_token,
@@ -84,7 +100,13 @@ def commit() -> str | None:
     """The commit this package runs from, if it runs from a checkout; "+" if files are changed."""
     folder = Path(__file__).parent
     try:
-        told = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty=+"], capture_output=True, text=True, timeout=5, check=True)
+        told = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return told.stdout.strip() or None

@@ -18,7 +18,9 @@ PASSES = 3  # a probe takes the best of so many
 
 @dataclass
 class Roofline:
-    """Probes of read bandwidth (over a buffer as large as the weights) and FMA peak, all threads; bytes and operations a second."""
+    """Probes of read bandwidth (over a buffer as large as the weights) and FMA peak, all threads; bytes and operations
+    a second.
+    """
 
     team: Team
     buffer_bytes: int
@@ -47,13 +49,17 @@ class Roofline:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a model's step costs at least: every weight matrix is read once a step, K and V of every context position once a sequence."""
+    """What a model's step costs at least: every weight matrix is read once a step, K and V of every context position
+    once a sequence.
+    """
 
     matrix_bytes: int
     layer_parameters: int
     head_parameters: int
     kv_bytes_per_token: int
-    attention_ops: int  # per query row and context position: two multiply-adds for each number of the heads, in every layer
+    attention_ops: (
+        int  # per query row and context position: two multiply-adds for each number of the heads, in every layer
+    )
 
     def read_bytes(self, contexts: list[int]) -> int:
         """Bytes of one decode step over sequences of these lengths."""

@@ -39,10 +39,14 @@ class Saving:
         return {**asdict(self), "counted_ratio": self.counted_ratio, "measured_ratio": self.measured_ratio}
 
 
-def savings(llm: LLM, lengths: Sequence[int] = LENGTHS, starting: Callable[[str], None] = lambda name: None) -> Iterator[Saving]:
-    """For each length n, process n tokens one by one: a prompt of one token and n generated ones, of which the last is not processed.
+def savings(
+    llm: LLM, lengths: Sequence[int] = LENGTHS, starting: Callable[[str], None] = lambda name: None
+) -> Iterator[Saving]:
+    """For each length n, process n tokens one by one: a prompt of one token and n generated ones, of which the last is
+    not processed.
 
-    The counters of the engine count the projections; nothing is computed by a formula. Both answers must be the same tokens.
+    The counters of the engine count the projections; nothing is computed by a formula. Both answers must be the same
+    tokens.
     """
     for tokens in lengths:
         if tokens + 1 > llm.engine.limits.max_model_len:
@@ -50,7 +54,9 @@ def savings(llm: LLM, lengths: Sequence[int] = LENGTHS, starting: Callable[[str]
         found = []
         for cached in (False, True):
             starting(f"{tokens} tokens {'with' if cached else 'without'} the cache")
-            engine = assemble(llm.model, replace(llm.config, enable_cache=cached, enable_prefix_caching=False), llm.backend)
+            engine = assemble(
+                llm.model, replace(llm.config, enable_cache=cached, enable_prefix_caching=False), llm.backend
+            )
             begin = time.perf_counter()
             params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
             answer = [output.token_id for output in engine.stream([1], params)]
@@ -58,5 +64,7 @@ def savings(llm: LLM, lengths: Sequence[int] = LENGTHS, starting: Callable[[str]
             engine.manager.close()
         (slow, slow_seconds, first), (fast, fast_seconds, second) = found
         if first != second:
-            raise UsageError("the uncached answer differs from the cached one: run `kvist verify` on this model and report it")
+            raise UsageError(
+                "the uncached answer differs from the cached one: run `kvist verify` on this model and report it"
+            )
         yield Saving(tokens, slow, fast, slow_seconds, fast_seconds)

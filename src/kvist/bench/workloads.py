@@ -19,9 +19,11 @@ Prompt = list[int]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One workload: its rate, its time (of one step for decode, to the first token for ttft, of all for the rest), its share of the bound.
+    """One workload: its rate, its time (of one step for decode, to the first token for ttft, of all for the rest), its
+    share of the bound.
 
-    bound: "read" or "fma", the limit that the share is of; None where no single one applies. samples: seconds of each repetition.
+    bound: "read" or "fma", the limit that the share is of; None where no single one applies. samples: seconds of each
+    repetition.
     """
 
     name: str
@@ -47,8 +49,12 @@ class Setting:
         return [int(token) for token in np.random.default_rng(seed).integers(0, self.engine.limits.vocab_size, length)]
 
 
-def _shared(setting: Setting, bound: str, amount: float, run: Callable[[], float]) -> tuple[float, float, tuple[float, ...]]:
-    """Repeat `run` (seconds) between probes: median seconds, median share of `amount` a second against the better probe beside it."""
+def _shared(
+    setting: Setting, bound: str, amount: float, run: Callable[[], float]
+) -> tuple[float, float, tuple[float, ...]]:
+    """Repeat `run` (seconds) between probes: median seconds, median share of `amount` a second against the better
+    probe beside it.
+    """
     samples, shares = [], []
     before = setting.roofline.probe(bound)
     for _ in range(setting.repeats):
@@ -64,7 +70,14 @@ def decode(setting: Setting, name: str, sequences: int, context: int, steps: int
     """Tokens per second of `sequences` that generate together, each behind `context` tokens; the median step counts."""
     engine = setting.engine
     if context + steps + 2 > engine.limits.max_model_len:
-        return Result(name, None, None, None, None, note=f"needs {context + steps + 2} positions, the model has {engine.limits.max_model_len}")
+        return Result(
+            name,
+            None,
+            None,
+            None,
+            None,
+            note=f"needs {context + steps + 2} positions, the model has {engine.limits.max_model_len}",
+        )
     prompts = [setting.prompt(context, 1000 * sequences + i) for i in range(sequences)]
     params = SamplingParams(temperature=0.0, max_tokens=steps + 1, ignore_eos=True)
 
@@ -84,7 +97,11 @@ def decode(setting: Setting, name: str, sequences: int, context: int, steps: int
     run()  # fills the cache: repetitions need not compute the context again
     contexts = [context + steps // 2] * sequences
     bound = "read" if sequences == 1 else "fma"
-    amount = setting.cost.read_bytes(contexts) if bound == "read" else setting.cost.operations(sequences, sum(contexts), sequences)
+    amount = (
+        setting.cost.read_bytes(contexts)
+        if bound == "read"
+        else setting.cost.operations(sequences, sum(contexts), sequences)
+    )
     seconds, share, samples = _shared(setting, bound, float(amount), run)
     return Result(name, sequences / seconds, seconds, share, bound, samples)
 
@@ -93,7 +110,14 @@ def prefill(setting: Setting, name: str, length: int) -> Result:
     """Tokens per second of computing a prompt that is not cached."""
     engine = setting.engine
     if length + 1 > engine.limits.max_model_len:
-        return Result(name, None, None, None, None, note=f"needs {length + 1} positions, the model has {engine.limits.max_model_len}")
+        return Result(
+            name,
+            None,
+            None,
+            None,
+            None,
+            note=f"needs {length + 1} positions, the model has {engine.limits.max_model_len}",
+        )
     seeds = iter(range(10**6))
     operations = setting.cost.operations(length, length * (length + 1) // 2, 1)
     seconds, share, samples = _shared(
@@ -103,19 +127,25 @@ def prefill(setting: Setting, name: str, length: int) -> Result:
 
 
 def first_token_times(setting: Setting, length: int) -> tuple[Result, Result]:
-    """Time to the first token of a prompt, new (cold) and known (warm), and whether both answers are the same 16 tokens."""
+    """Time to the first token of a prompt, new (cold) and known (warm), and whether both answers are the same 16
+    tokens.
+    """
     cold_name, warm_name = f"ttft_cold_{length}", f"ttft_warm_{length}"
     engine = setting.engine
     if length + 16 > engine.limits.max_model_len:
         note = f"needs {length + 16} positions, the model has {engine.limits.max_model_len}"
-        return Result(cold_name, None, None, None, None, note=note), Result(warm_name, None, None, None, None, note=note)
+        return Result(cold_name, None, None, None, None, note=note), Result(
+            warm_name, None, None, None, None, note=note
+        )
     cold, warm = [], []
     for repeat in range(setting.repeats):
         prompt = setting.prompt(length, 700_000 + repeat)
         seconds, text = first_token(engine, prompt, 16)
         again, same = first_token(engine, prompt, 16)
         if text != same:
-            raise UsageError("the warm answer differs from the cold one: run `kvist verify` on this model and report it")
+            raise UsageError(
+                "the warm answer differs from the cold one: run `kvist verify` on this model and report it"
+            )
         cold.append(seconds)
         warm.append(again)
     return (
@@ -125,7 +155,9 @@ def first_token_times(setting: Setting, length: int) -> tuple[Result, Result]:
 
 
 def mixed(setting: Setting, name: str, requests: int) -> Result:
-    """Generated tokens per second of requests of mixed lengths (prompts 16 to 512, answers 16 to 128) that arrive at once."""
+    """Generated tokens per second of requests of mixed lengths (prompts 16 to 512, answers 16 to 128) that arrive at
+    once.
+    """
     engine = setting.engine
     random = np.random.default_rng(64)
     lengths = np.exp(random.uniform(np.log(16), np.log(512), requests)).astype(int)

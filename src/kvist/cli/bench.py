@@ -16,9 +16,15 @@ if TYPE_CHECKING:
 
 def bench(
     model: flags.Model,
-    uncached: Annotated[bool, typer.Option("--uncached", help="Instead: the same answers with and without the cache, by length.")] = False,
-    lengths: Annotated[str, typer.Option("--lengths", help="For --uncached: numbers of tokens.")] = "10,30,100,300,1000",
-    repeats: Annotated[int, typer.Option("--repeats", min=1, max=100, help="Repetitions of each workload; medians count.")] = 3,
+    uncached: Annotated[
+        bool, typer.Option("--uncached", help="Instead: the same answers with and without the cache, by length.")
+    ] = False,
+    lengths: Annotated[
+        str, typer.Option("--lengths", help="For --uncached: numbers of tokens.")
+    ] = "10,30,100,300,1000",
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, max=100, help="Repetitions of each workload; medians count.")
+    ] = 3,
     weights: flags.Weights = None,
     kv_cache_dtype: flags.KvCacheDtype = None,
     page_size: flags.PageSize = None,
@@ -27,14 +33,16 @@ def bench(
     threads: flags.Threads = None,
     json: flags.Json = False,
 ) -> None:
-    """Measure tokens per second, and the share of this machine's read bandwidth or FMA peak, measured in the same run."""
+    """Measure tokens per second, and the share of this machine's read bandwidth or FMA peak, measured in the same
+    run.
+    """
     from kvist.cli.terminal import Activity
     from kvist.llm import LLM
 
     counts = flags.whole_numbers(lengths, "lengths")
     options = flags.engine_options(
-        weights=weights, kv_cache_dtype=kv_cache_dtype, page_size=page_size, kv_cache_memory_bytes=kv_cache_memory_bytes,
-        max_num_batched_tokens=max_num_batched_tokens, threads=threads,
+        weights=weights, kv_cache_dtype=kv_cache_dtype, page_size=page_size, threads=threads,
+        kv_cache_memory_bytes=kv_cache_memory_bytes, max_num_batched_tokens=max_num_batched_tokens,
     )  # fmt: skip
     with Activity("loading the model") as activity:
         llm = LLM(model, progress=activity.report, **options)
@@ -50,23 +58,28 @@ def _workloads(llm: LLM, model: str, repeats: int, activity: Activity, as_json: 
 
     report, results = measure(llm, model, repeats=repeats, starting=lambda name: activity.report(name, 0, 0))
     if not as_json:
-        print(f"{'workload':<20}{'tokens/s':>10}{'ms':>11}  share of", flush=True)
+        activity.line(f"{'workload':<20}{'tokens/s':>10}{'ms':>11}  share of")
     for result in results:
         if as_json:
             continue
         if result.seconds is None:
-            print(f"{result.name:<20}{'-':>10}{'-':>11}  {result.note}", flush=True)
+            activity.line(f"{result.name:<20}{'-':>10}{'-':>11}  {result.note}")
             continue
         share = "" if result.roofline_share is None else f"{result.roofline_share:5.0%} {result.bound}"
-        print(f"{result.name:<20}{result.tokens_per_s:>10.1f}{result.seconds * 1e3:>11.2f}  {share}{result.note}", flush=True)
+        activity.line(
+            f"{result.name:<20}{result.tokens_per_s:>10.1f}{result.seconds * 1e3:>11.2f}  {share}{result.note}"
+        )
     found = report.as_json()
     if as_json:
         print(json_module.dumps(found))
         return
     limits, memory = found["roofline"], found["memory"]
-    print(f"{model}, {report.weights} weights, {report.kv_cache_dtype} cache, {report.threads} threads, commit {found['commit']}: "
-          f"this machine reads {limits['read_gb_s']} GB/s and computes {limits['fma_gflops']} GFLOP/s; "
-          f"peak memory {memory['peak_rss_bytes'] / 1e6:.0f} MB (weights {memory['weights_bytes'] / 1e6:.0f} MB)")  # fmt: skip
+    activity.line(
+        f"{model}, {report.weights} weights, {report.kv_cache_dtype} cache, {report.threads} threads, "
+        f"commit {found['commit']}: "
+        f"this machine reads {limits['read_gb_s']} GB/s and computes {limits['fma_gflops']} GFLOP/s; "
+        f"peak memory {memory['peak_rss_bytes'] / 1e6:.0f} MB (weights {memory['weights_bytes'] / 1e6:.0f} MB)"
+    )
 
 
 def _savings(llm: LLM, lengths: list[int], activity: Activity, as_json: bool) -> None:
@@ -74,11 +87,14 @@ def _savings(llm: LLM, lengths: list[int], activity: Activity, as_json: bool) ->
 
     rows = []
     if not as_json:
-        print(f"{'tokens':>7}{'projections without':>21}{'with':>8}{'ratio':>9}{'seconds without':>17}{'with':>9}{'ratio':>8}", flush=True)
+        titles = f"{'projections without':>21}{'with':>8}{'ratio':>9}{'seconds without':>17}{'with':>9}{'ratio':>8}"
+        activity.line(f"{'tokens':>7}{titles}")
     for row in savings(llm, lengths, lambda name: activity.report(name, 0, 0)):
         rows.append(row.as_json())
         if not as_json:
-            print(f"{row.tokens:>7}{row.uncached_projections:>21,}{row.cached_projections:>8,}{row.counted_ratio:>8.1f}x"
-                  f"{row.uncached_seconds:>17.2f}{row.cached_seconds:>9.3f}{row.measured_ratio:>7.1f}x", flush=True)  # fmt: skip
+            activity.line(
+                f"{row.tokens:>7}{row.uncached_projections:>21,}{row.cached_projections:>8,}{row.counted_ratio:>8.1f}x"
+                f"{row.uncached_seconds:>17.2f}{row.cached_seconds:>9.3f}{row.measured_ratio:>7.1f}x"
+            )
     if as_json:
         print(json_module.dumps({"savings": rows}))

@@ -18,7 +18,9 @@ from kvist.errors import UsageError
 ENGINE = "Engine"
 SAMPLING = "Sampling"
 
-Model = Annotated[str, typer.Argument(help="An alias (smollm2), a folder, a file, or a pulled ORG/NAME.", show_default=False)]
+Model = Annotated[
+    str, typer.Argument(help="An alias (smollm2), a folder, a file, or a pulled ORG/NAME.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -26,13 +28,17 @@ def _engine(flag: str, help_: str, panel: str = ENGINE) -> Any:
     return typer.Option(flag, help=help_, rich_help_panel=panel)
 
 
-MaxModelLen = Annotated[int | None, _engine("--max-model-len", "Longest sequence in tokens, prompt and answer together.")]
+MaxModelLen = Annotated[
+    int | None, _engine("--max-model-len", "Longest sequence in tokens, prompt and answer together.")
+]
 KvCacheDtype = Annotated[str | None, _engine("--kv-cache-dtype", "Codec of the pages: auto, f32, f16 or bf16.")]
 PageSize = Annotated[int | None, _engine("--page-size", "Slots of a page: 16, 32, 64 or 128.")]
 KvCacheMemory = Annotated[str | None, _engine("--kv-cache-memory-bytes", "Size of the pool: 4GiB, 512MiB, or bytes.")]
 MaxNumSeqs = Annotated[int | None, _engine("--max-num-seqs", "Sequences that run at once.")]
 MaxBatchedTokens = Annotated[int | None, _engine("--max-num-batched-tokens", "Tokens a step computes at most.")]
-PrefixCaching = Annotated[bool | None, _engine("--enable-prefix-caching/--no-enable-prefix-caching", "Keep pages and share them.", "Reuse")]
+PrefixCaching = Annotated[
+    bool | None, _engine("--enable-prefix-caching/--no-enable-prefix-caching", "Keep pages and share them.", "Reuse")
+]
 Weights = Annotated[str | None, _engine("--weights", "Type the weights are held in: auto, f32, f16 or bf16.")]
 Threads = Annotated[int | None, _engine("--threads", "Kernel threads; all usable cores by default.")]
 Seed = Annotated[int | None, _engine("--seed", "The same seed gives the same text.", SAMPLING)]
@@ -69,7 +75,17 @@ def engine_options(
     return {name: value for name, value in given.items() if value is not None}
 
 
-_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+_UNITS = {
+    "": 1,
+    "k": 1000,
+    "m": 1000**2,
+    "g": 1000**3,
+    "t": 1000**4,
+    "ki": 1 << 10,
+    "mi": 1 << 20,
+    "gi": 1 << 30,
+    "ti": 1 << 40,
+}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE | re.ASCII)
 
 

@@ -14,7 +14,13 @@ def ls(json_: Json = False) -> None:
     found = installed()
     if json_:
         rows = [
-            {"name": entry.name, "path": str(entry.path), "bytes": entry.bytes, "licence": entry.licence, "complete": entry.complete}
+            {
+                "name": entry.name,
+                "path": str(entry.path),
+                "bytes": entry.bytes,
+                "licence": entry.licence,
+                "complete": entry.complete,
+            }
             for entry in found
         ]
         print(json.dumps(rows, indent=1))

@@ -6,8 +6,8 @@
 | 1, 2 | an error, a usage error: one line on standard error says what and what to do |
 | 130, 143, 141 | Ctrl-C, SIGTERM, nobody reads standard output any more |
 
-typer parses and explains; the verb runs after typer has returned, so that every way to leave is decided here. Only the verb that is
-asked for is imported: `kvist --help` needs neither numpy nor numba.
+typer parses and explains; the verb runs after typer has returned, so that every way to leave is decided here. Only the
+verb that is asked for is imported: `kvist --help` needs neither numpy nor numba.
 """
 
 from __future__ import annotations
@@ -99,7 +99,6 @@ def _nothing() -> None:
     """Stand in for a verb that is not asked for."""
 
 
-
 def _print_version(asked: bool) -> None:
     if asked:
         print(f"kvist {__version__}")
@@ -107,7 +106,9 @@ def _print_version(asked: bool) -> None:
 
 
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
     pass

@@ -21,17 +21,36 @@ if TYPE_CHECKING:
 
 ENOUGH = 512  # tokens of an answer whose length nobody asked for
 
-Prompt = Annotated[str | None, typer.Argument(help="What to answer; read from standard input if it is not given.", show_default=False)]
+Prompt = Annotated[
+    str | None, typer.Argument(help="What to answer; read from standard input if it is not given.", show_default=False)
+]
 System = Annotated[str | None, typer.Option("--system", help="A system message before the prompt.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the model's chat template.")]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help=f"Longest answer in tokens; {ENOUGH} by default, if the context has room.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option("--max-tokens", help=f"Longest answer in tokens; {ENOUGH} by default, if the context has room."),
+]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end token.")]
 Stats = Annotated[bool, typer.Option("--stats", help="Tell on standard error what the answer cost.")]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="The uncached baseline: compute all keys and values again at every step.")]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="The uncached baseline: compute all keys and values again at every step.")
+]
 Temperature = Annotated[float, typer.Option("--temperature", help="0 is greedy.", rich_help_panel=flags.SAMPLING)]
-TopK = Annotated[int, typer.Option("--top-k", help="The k likeliest tokens only; 0: all.", rich_help_panel=flags.SAMPLING)]
-TopP = Annotated[float, typer.Option("--top-p", help="The likeliest tokens that together have this probability.", rich_help_panel=flags.SAMPLING)]
-MinP = Annotated[float, typer.Option("--min-p", help="Tokens at least this likely, relative to the likeliest.", rich_help_panel=flags.SAMPLING)]
+TopK = Annotated[
+    int, typer.Option("--top-k", help="The k likeliest tokens only; 0: all.", rich_help_panel=flags.SAMPLING)
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        "--top-p", help="The likeliest tokens that together have this probability.", rich_help_panel=flags.SAMPLING
+    ),
+]
+MinP = Annotated[
+    float,
+    typer.Option(
+        "--min-p", help="Tokens at least this likely, relative to the likeliest.", rich_help_panel=flags.SAMPLING
+    ),
+]
 
 
 def run(
@@ -63,7 +82,9 @@ def run(
     if raw and system is not None:
         raise UsageError("--raw leaves the chat template out, and with it --system: give one of them")
     text = read_prompt(prompt)
-    params = SamplingParams(temperature, top_k, top_p, min_p, seed, ENOUGH if max_tokens is None else max_tokens, (), ignore_eos)
+    params = SamplingParams(
+        temperature, top_k, top_p, min_p, seed, ENOUGH if max_tokens is None else max_tokens, (), ignore_eos
+    )
     options = flags.engine_options(
         max_model_len=max_model_len,
         kv_cache_dtype=kv_cache_dtype,
@@ -101,7 +122,9 @@ def read_prompt(argument: str | None) -> str:
         try:
             argument = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
         except UnicodeDecodeError as error:
-            raise UsageError(f"standard input is not UTF-8 text ({error.reason} at byte {error.start}): convert it first") from error
+            raise UsageError(
+                f"standard input is not UTF-8 text ({error.reason} at byte {error.start}): convert it first"
+            ) from error
     if not argument:
         raise UsageError("the prompt is empty: give at least one character")
     return argument
@@ -138,7 +161,10 @@ class Answer:
         self._metrics = RequestMetrics(len(ids))
 
     def write(self, *, stream: bool) -> None:
-        """Run to the end; `stream` writes the text to standard output meanwhile. Ctrl-C ends the line and goes on up."""
+        """Run to the end; `stream` writes the text to standard output meanwhile.
+
+        Ctrl-C ends the line and goes on up.
+        """
         try:
             for chunk in self._with_spinner():
                 self._take(chunk)
@@ -183,7 +209,8 @@ class Answer:
         rate = "" if self._tokens_per_s is None else f" {self._tokens_per_s:.1f} tok/s"
         layers = self._llm.model.config.num_layers
         return [
-            f"[prompt {m.prompt_tokens} tokens ({m.cached_tokens} cached) {self._seconds[0] * 1000:.0f} ms | {m.generated_tokens} tokens{rate}]",
+            f"[prompt {m.prompt_tokens} tokens ({m.cached_tokens} cached) {self._seconds[0] * 1000:.0f} ms | "
+            f"{m.generated_tokens} tokens{rate}]",
             f"[K/V projections: {m.kv_projections} positions x {layers} layers | reused: {m.cached_tokens} tokens | "
             f"pages: {pages.pages_allocated} allocated, {pages.pages_shared} shared, {pages.pages_freed} freed]",
         ]

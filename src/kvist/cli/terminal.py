@@ -19,8 +19,8 @@ class Activity:
         with Activity("loading the model") as activity:
             LLM(model, progress=activity.report)
 
-    Reporting only notes; a thread of its own draws. rich is imported when there is something to draw. What must stay on the screen
-    meanwhile goes through `line`.
+    Reporting only notes; a thread of its own draws. rich is imported when there is something to draw. What must stay
+    on the screen meanwhile goes through `line`.
     """
 
     def __init__(self, what: str) -> None:
@@ -28,7 +28,9 @@ class Activity:
         self._stop = threading.Event()
         self._lock = threading.Lock()  # one writes to the screen at a time
         self._drawn = False
-        self._thread = threading.Thread(target=self._draw, name="kvist-progress", daemon=True) if sys.stderr.isatty() else None
+        self._thread = (
+            threading.Thread(target=self._draw, name="kvist-progress", daemon=True) if sys.stderr.isatty() else None
+        )
 
     def report(self, what: str, done: int, total: int) -> None:
         """Note what is going on, and how much of it is done (total 0: nobody knows)."""
@@ -62,15 +64,30 @@ class Activity:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[share]}"), TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[share]}"),
+            TimeElapsedColumn(),
+        )
         console = Console(stderr=True)
         # left alone, rich would send standard output to this console too
-        with Progress(*columns, console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
+        with Progress(
+            *columns, console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+        ) as progress:
             task = progress.add_task(self._state[0], total=None, share="")
             while not self._stop.wait(REFRESH):
                 what, done, total = self._state
                 with self._lock:
-                    progress.update(task, description=what, completed=done, total=total or None, share=share(done, total), refresh=True)
+                    progress.update(
+                        task,
+                        description=what,
+                        completed=done,
+                        total=total or None,
+                        share=share(done, total),
+                        refresh=True,
+                    )
                     self._drawn = True
 
 

@@ -12,7 +12,9 @@ from kvist.cli import flags
 
 def verify(
     model: flags.Model,
-    quick: Annotated[bool, typer.Option("--quick", help="Shorter prompts and answers: about a minute on two cores.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Shorter prompts and answers: about a minute on two cores.")
+    ] = False,
     kv_cache_dtype: flags.KvCacheDtype = None,
     weights: flags.Weights = None,
     page_size: flags.PageSize = None,
@@ -34,24 +36,31 @@ def verify(
     path = resolve(model)
     rows: list[Row] = []
     with Activity("loading the model") as activity:
-        backend = CpuBackend(config.threads or usable_cores(), lambda: activity.report("compiling kernels (once per machine)", 0, 0))
+        backend = CpuBackend(
+            config.threads or usable_cores(), lambda: activity.report("compiling kernels (once per machine)", 0, 0)
+        )
         one_thread = CpuBackend(1)
-        loaded = load_model(path, backend, config.weights, lambda done, total: activity.report("loading weights", done, total))
+        loaded = load_model(
+            path, backend, config.weights, lambda done, total: activity.report("loading weights", done, total)
+        )
     with Activity("verifying") as activity:
         if not json:
-            print(f"{'scenario':<42}{'codec':<6}{'logits':>13}{'differing bits':>16}{'seconds':>10}", flush=True)
+            activity.line(f"{'scenario':<42}{'codec':<6}{'logits':>13}{'differing bits':>16}{'seconds':>10}")
         for row in rows_of(
             loaded, backend, one_thread, config, quick=quick, codecs=codecs,
             starting=lambda name, codec: activity.report(f"{codec}: {name}", 0, 0),
         ):  # fmt: skip
             rows.append(row)
             if not json:
-                print(f"{row.name:<42}{row.codec:<6}{row.logits:>13,}{row.differing_bits:>16,}{row.seconds:>10.2f}", flush=True)
+                activity.line(
+                    f"{row.name:<42}{row.codec:<6}{row.logits:>13,}{row.differing_bits:>16,}{row.seconds:>10.2f}"
+                )
     ok = all(row.differing_bits == 0 for row in rows)
     if json:
         print(json_module.dumps({"ok": ok, "model": model, "scenarios": [row.as_json() for row in rows]}))
     else:
-        print(f"{'ok' if ok else 'FAILED'}: {sum(row.logits for row in rows):,} logits compared, "
+        verdict = typer.style("ok", fg="green") if ok else typer.style("FAILED", fg="red", bold=True)
+        typer.echo(f"{verdict}: {sum(row.logits for row in rows):,} logits compared, "
               f"{sum(row.differing_bits for row in rows):,} bits differ")  # fmt: skip
     backend.close()
     one_thread.close()

@@ -21,7 +21,9 @@ from kvist.kernels.program import Floats
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """What an engine takes: ids below vocab_size, sequences up to max_model_len tokens, running together up to max_num_seqs."""
+    """What an engine takes: ids below vocab_size, sequences up to max_model_len tokens, running together up to
+    max_num_seqs.
+    """
 
     vocab_size: int
     max_model_len: int
@@ -34,7 +36,9 @@ class EngineLimits:
 
 
 Observer = Callable[[str, int, Floats], None]
-"""Shown every row of logits a token is chosen from: request id, position of that token, logits (vocab,), valid during the call."""
+"""Shown every row of logits a token is chosen from: request id, position of that token, logits (vocab,), valid during
+the call.
+"""
 
 
 class Engine:
@@ -60,8 +64,13 @@ class Engine:
         """Whether a request waits or runs."""
         return bool(self._sequences)
 
-    def submit(self, prompt: Tokens[int], params: SamplingParams, *, request_id: str | None = None, salt: bytes = b"") -> str:
-        """Queue a request and return its id. Raises RequestError for a prompt that can never run, with the arithmetic."""
+    def submit(
+        self, prompt: Tokens[int], params: SamplingParams, *, request_id: str | None = None, salt: bytes = b""
+    ) -> str:
+        """Queue a request and return its id.
+
+        Raises RequestError for a prompt that can never run, with the arithmetic.
+        """
         limit = self._limit(prompt, params)
         self._submitted += 1
         name = f"req-{self._submitted}" if request_id is None else request_id
@@ -101,7 +110,10 @@ class Engine:
         return outputs
 
     def stream(self, prompt: Tokens[int], params: SamplingParams, *, salt: bytes = b"") -> Iterator[TokenOutput]:
-        """Submit one request and yield its outputs as they come; other requests run along. Leaving the loop cancels it."""
+        """Submit one request and yield its outputs as they come; other requests run along.
+
+        Leaving the loop cancels it.
+        """
         name = self.submit(prompt, params, salt=salt)
         try:
             while name in self._sequences:
@@ -129,7 +141,8 @@ class Engine:
             raise RequestError(f"token id {bad} is not in this model's vocabulary of {self.limits.vocab_size}")
         if count >= longest:
             raise RequestError(
-                f"the prompt is {count} tokens long and max_model_len is {longest}, which leaves no room for an answer: shorten the prompt"
+                f"the prompt is {count} tokens long and max_model_len is {longest}, which leaves no room "
+                "for an answer: shorten the prompt"
             )
         if params.max_tokens is None:
             return longest
@@ -137,8 +150,9 @@ class Engine:
         if total > longest:
             pages, layout = self.manager.allocator.total, self.manager.layout
             raise RequestError(
-                f"{count} prompt tokens + {params.max_tokens} max_tokens = {total} can never fit: max_model_len is {longest} (the pool "
-                f"holds {pages} pages of {layout.page_size} = {pages * layout.page_size} tokens); ask for at most {longest - count} tokens"
+                f"{count} prompt tokens + {params.max_tokens} max_tokens = {total} can never fit: "
+                f"max_model_len is {longest} (the pool holds {pages} pages of {layout.page_size} = "
+                f"{pages * layout.page_size} tokens); ask for at most {longest - count} tokens"
             )
         return total
 
@@ -171,4 +185,6 @@ class Engine:
         del self._sequences[sequence.request_id]
         sequence.metrics.finished_time = time.monotonic()
         if self.events.listening:
-            self.events.emit(EventKind.REQUEST_FINISHED, request=sequence.request_id, count=sequence.generated, detail=reason)
+            self.events.emit(
+                EventKind.REQUEST_FINISHED, request=sequence.request_id, count=sequence.generated, detail=reason
+            )

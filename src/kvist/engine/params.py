@@ -15,10 +15,10 @@ FinishReason = Literal["stop", "length", "abort"]
 class SamplingParams:
     """How tokens are chosen, and when to stop.
 
-    temperature: 0 is greedy. top_k: the k likeliest tokens only (0: all). top_p: the likeliest tokens that together have this probability.
-    min_p: tokens at least this likely relative to the likeliest. seed: the same seed gives the same text in any batch.
-    max_tokens: at most so many new tokens (None: until the context is full). stop_token_ids: end after one of these, besides the model's own
-    end tokens, which `ignore_eos` disregards.
+    temperature: 0 is greedy. top_k: the k likeliest tokens only (0: all). top_p: the likeliest tokens that together
+    have this probability. min_p: tokens at least this likely relative to the likeliest. seed: the same seed gives the
+    same text in any batch. max_tokens: at most so many new tokens (None: until the context is full). stop_token_ids:
+    end after one of these, besides the model's own end tokens, which `ignore_eos` disregards.
     """
 
     temperature: float = 1.0
@@ -46,7 +46,8 @@ class SamplingParams:
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """What a request cost. Tokens: cached ones were found in the cache (at its start), computed ones were run, also again after a preemption.
+    """What a request cost. Tokens: cached ones were found in the cache (at its start), computed ones were run, also
+    again after a preemption.
 
     kv_projections: positions whose K and V were projected (in every layer). Times are `time.monotonic()` seconds.
     """

@@ -1,4 +1,7 @@
-"""The runner: one forward pass over pieces of sequences, after which the cache has advanced. Nobody else advances it."""
+"""The runner: one forward pass over pieces of sequences, after which the cache has advanced.
+
+Nobody else advances it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ class Runner:
         scrap = self._manager.open() if again else None
         try:
             if scrap is not None and not self._manager.reserve(scrap, 1):
-                raise CapacityError("no page is left to run computed tokens again: raise kv_cache_memory_bytes by one page")
+                raise CapacityError(
+                    "no page is left to run computed tokens again: raise kv_cache_memory_bytes by one page"
+                )
             batch = build_batch(pieces, self._manager.layout.page_size, scrap.pages[0] if scrap else 0)
             logits = self._executable.run(batch)
             for piece in pieces:

@@ -1,4 +1,5 @@
-"""From logits to a token. A draw is a pure function of (logits, parameters, seed, position): no batch, no history, no order of requests.
+"""From logits to a token. A draw is a pure function of (logits, parameters, seed, position): no batch, no history, no
+order of requests.
 
 So the same request gives the same tokens alone, in a batch, and after a preemption.
 """
@@ -16,7 +17,10 @@ _MASK = (1 << 64) - 1
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) for one position of one seed: the SplitMix64 finaliser (Steele et al. 2014), applied twice, as 53 bits."""
+    """A number in [0, 1) for one position of one seed: the SplitMix64 finaliser (Steele et al.
+
+    2014), applied twice, as 53 bits.
+    """
     state = _mix(_mix(seed & _MASK) + (position * 0x9E3779B97F4A7C15 & _MASK))
     return (state >> 11) * 2.0**-53
 
@@ -29,10 +33,14 @@ def _mix(state: int) -> int:
 
 
 def sample(logits: Floats, params: SamplingParams, seed: int, position: int) -> int:
-    """The next token for logits (vocab,): the largest (the first of equals) when greedy, else a draw from the kept tokens."""
+    """The next token for logits (vocab,): the largest (the first of equals) when greedy, else a draw from the kept
+    tokens.
+    """
     best = int(np.argmax(logits))
     if not np.isfinite(logits[best]):  # argmax finds a NaN wherever it is
-        raise InternalError("a logit is NaN or infinite: the numbers left float32's range; try a float32 cache and weights")
+        raise InternalError(
+            "a logit is NaN or infinite: the numbers left float32's range; try a float32 cache and weights"
+        )
     if params.temperature == 0.0 or params.top_k == 1:
         return best
     kept, weights = candidates(logits, params)
@@ -63,7 +71,9 @@ def candidates(logits: Floats, params: SamplingParams) -> tuple[npt.NDArray[np.i
 
 
 def _nucleus(ids: npt.NDArray[np.intp], weights: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.intp]:
-    """The likeliest ids that together reach top_p of the total; tokens so unlikely that all of them cannot matter are never sorted."""
+    """The likeliest ids that together reach top_p of the total; tokens so unlikely that all of them cannot matter are
+    never sorted.
+    """
     total = weights[ids].sum()
     possible = ids[weights[ids] * len(ids) >= (1.0 - top_p) * total]
     order = possible[np.argsort(-weights[possible], kind="stable")]

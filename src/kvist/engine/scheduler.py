@@ -1,8 +1,10 @@
-"""Who computes how many tokens in the next step. There is no prefill and no decode, only tokens that are not computed yet.
+"""Who computes how many tokens in the next step. There is no prefill and no decode, only tokens that are not computed
+yet.
 
-Each step has one budget of tokens. Sequences that need a single token (those that are generating) come first, so a long prompt never
-stops them; then prompts in order of arrival, cut to what is left of the budget; then new requests while there is room. When pages run out the
-youngest sequence gives its pages back and is computed again later (its sealed pages stay cached while they can).
+Each step has one budget of tokens. Sequences that need a single token (those that are generating) come first, so a
+long prompt never stops them; then prompts in order of arrival, cut to what is left of the budget; then new requests
+while there is room. When pages run out the youngest sequence gives its pages back and is computed again later (its
+sealed pages stay cached while they can).
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ Schedule = dict[Sequence, int]
 class Scheduler:
     """Owns the waiting and the running sequences, and gives the running ones their page tables."""
 
-    def __init__(self, manager: CacheManager, max_num_seqs: int, max_num_batched_tokens: int, events: EventChannel) -> None:
+    def __init__(
+        self, manager: CacheManager, max_num_seqs: int, max_num_batched_tokens: int, events: EventChannel
+    ) -> None:
         self._manager, self._events = manager, events
         self._max_num_seqs, self._budget = max_num_seqs, max_num_batched_tokens
         self.waiting: deque[Sequence] = deque()

@@ -1,8 +1,8 @@
 """What a step computes, as data: a short list of operations on named buffers.
 
-`models.decoder` writes a program once per model, in the order a reader expects. A backend binds it to memory and runs it each step: the
-reference interprets it with NumPy, the CPU backend lowers it to a table that one compiled loop runs, a CUDA backend could capture
-it as a graph. No operation knows how many rows a step has; that comes with the batch.
+`models.decoder` writes a program once per model, in the order a reader expects. A backend binds it to memory and runs
+it each step: the reference interprets it with NumPy, the CPU backend lowers it to a table that one compiled loop runs,
+a CUDA backend could capture it as a graph. No operation knows how many rows a step has; that comes with the batch.
 
 Widths are multiples of 16 (the loader pads weights with zeros, so padded lanes hold zeros all the way), a norm alone is
 told its true width.
@@ -87,7 +87,9 @@ class Embed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Norm:
-    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm over the first `width` numbers; into a sampled buffer it gathers the sampled rows."""
+    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm over the first `width` numbers; into a sampled buffer it gathers
+    the sampled rows.
+    """
 
     kind: Literal["rms", "layer"]
     x: Buffer
@@ -122,7 +124,9 @@ class RotaryStore:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attend:
-    """out = softmax(scale * q K^T) V over positions 0..t of the row's sequence, K and V read from the pages of `layer`."""
+    """out = softmax(scale * q K^T) V over positions 0..t of the row's sequence, K and V read from the pages of
+    `layer`.
+    """
 
     q: Buffer
     out: Buffer
@@ -163,7 +167,8 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class SequenceRows:
-    """The rows of one sequence in a step: `count` rows from `first` on are its positions `position`, `position` + 1, ...
+    """The rows of one sequence in a step: `count` rows from `first` on are its positions `position`, `position` + 1,
+    ...
 
     pages: int32, the ids of the pages that hold positions 0 .. position + count - 1, in order.
     """
@@ -176,7 +181,10 @@ class SequenceRows:
 
 @dataclass(frozen=True, slots=True)
 class BatchMetadata:
-    """All a step is told, built once by engine.batch. int32 arrays: one entry a row, but `sampled_rows`: the rows whose logits are asked for."""
+    """All a step is told, built once by engine.batch.
+
+    Int32 arrays: one entry a row, but `sampled_rows`: the rows whose logits are asked for.
+    """
 
     tokens: npt.NDArray[np.int32]
     positions: npt.NDArray[np.int32]

@@ -1,16 +1,18 @@
 """The truth: every operation in plain NumPy, float64 inside, written for reading. Every kernel is compared with it.
 
-It keeps the contract's one rule that touches values (K and V are rounded to the codec's type before anybody reads them) and nothing
-of how kernels order their sums, so it agrees with them closely, not bit for bit.
+It keeps the contract's one rule that touches values (K and V are rounded to the codec's type before anybody reads
+them) and nothing of how kernels order their sums, so it agrees with them closely, not bit for bit.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from kvist.cache.codec import codec
 from kvist.cache.pool import PagePool
 from kvist.kernels.program import (
     Activation,
@@ -22,6 +24,7 @@ from kvist.kernels.program import (
     Limits,
     Matmul,
     Norm,
+    Packed,
     Program,
     RotaryStore,
     SequenceRows,
@@ -39,7 +42,9 @@ def widen(weight: Weight) -> Array:
 
 
 def activation(kind: Activation, x: Array) -> Array:
-    """silu: x / (1 + e^-x); gelu_tanh and gelu: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) and x/2 (1 + erf(x / sqrt 2))."""
+    """silu: x / (1 + e^-x); gelu_tanh and gelu: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) and x/2 (1 + erf(x /
+    sqrt 2)).
+    """
     if kind == "silu":
         with np.errstate(over="ignore"):
             return np.asarray(x / (1 + np.exp(-x)))
@@ -69,12 +74,16 @@ class ReferenceExecutable:
                 case Matmul():
                     out = buffers[op.x.name] @ widen(op.weight).T
                     out = out if op.bias is None else out + op.bias[: op.weight.rows]
-                    buffers[op.out.name] = out if op.residual is None else out + buffers[op.residual.name][:, : op.weight.rows]
+                    buffers[op.out.name] = (
+                        out if op.residual is None else out + buffers[op.residual.name][:, : op.weight.rows]
+                    )
                 case RotaryStore():
                     self._rotary_store(op, buffers, batch)
                 case Attend():
                     q = buffers[op.q.name]
-                    buffers[op.out.name] = np.concatenate([self._attend(op, q, sequence) for sequence in batch.sequences])
+                    buffers[op.out.name] = np.concatenate(
+                        [self._attend(op, q, sequence) for sequence in batch.sequences]
+                    )
                 case Gate():
                     out = activation(op.activation, buffers[op.x.name])
                     buffers[op.out.name] = out if op.up is None else out * buffers[op.up.name]
@@ -136,6 +145,19 @@ class ReferenceBackend:
     def bind(self, program: Program, pool: PagePool, limits: Limits) -> ReferenceExecutable:
         """Nothing to allocate: limits do not bind the reference."""
         return ReferenceExecutable(program, pool)
+
+    def unpack(self, jobs: Sequence[tuple[Packed, Weight]]) -> None:
+        """By the gguf package, whose authors made the formats."""
+        from gguf.constants import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        for packed, weight in jobs:
+            numbers = dequantize(packed.data, GGMLQuantizationType[packed.dtype.upper()])
+            weight.data[...] = codec(weight.dtype).encode(numbers.astype(np.float32))
+
+    def find_nonfinite(self, weights: Sequence[Weight]) -> list[int]:
+        """By looking at every number."""
+        return [i for i, weight in enumerate(weights) if not np.isfinite(widen(weight)).all()]
 
     def close(self) -> None:
         """Nothing to free."""

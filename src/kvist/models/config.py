@@ -26,7 +26,9 @@ def _is_number(value: object, low: float, high: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """How rotary frequencies are stretched beyond the trained length: linear (factor), or llama3 (smoothed by wavelength)."""
+    """How rotary frequencies are stretched beyond the trained length: linear (factor), or llama3 (smoothed by
+    wavelength).
+    """
 
     kind: Literal["linear", "llama3"]
     factor: float
@@ -38,11 +40,19 @@ class RopeScaling:
         """Refuse what is no stretching."""
         for name in ("factor", "low_freq_factor", "high_freq_factor"):
             if not _is_number(getattr(self, name), 2**-10, 2**20):
-                raise ModelFileError(f"the model's config gives a rope {name} of {getattr(self, name)!r:.40}: expected 0.001 to 1,000,000")
+                raise ModelFileError(
+                    f"the model's config gives a rope {name} of {getattr(self, name)!r:.40}: "
+                    "expected 0.001 to 1,000,000"
+                )
         if not self.low_freq_factor < self.high_freq_factor:
-            raise ModelFileError(f"the model's config gives a rope low_freq_factor of {self.low_freq_factor}, not below {self.high_freq_factor}")
+            raise ModelFileError(
+                f"the model's config gives a rope low_freq_factor of {self.low_freq_factor}, "
+                f"not below {self.high_freq_factor}"
+            )
         if not _is_whole(self.original_positions, 1, 1 << 31):
-            raise ModelFileError(f"the model's config gives a rope original_max_position_embeddings of {self.original_positions!r:.40}")
+            raise ModelFileError(
+                f"the model's config gives a rope original_max_position_embeddings of {self.original_positions!r:.40}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +110,9 @@ class ModelConfig:
         if not _is_number(self.rope_theta, 1, 1e15):
             raise ModelFileError(f"the model's config gives a rope base of {self.rope_theta!r:.40}")
         if not isinstance(self.tie_embeddings, bool):
-            raise ModelFileError(f"the model's config gives tie_embeddings = {self.tie_embeddings!r:.40}: expected true or false")
+            raise ModelFileError(
+                f"the model's config gives tie_embeddings = {self.tie_embeddings!r:.40}: expected true or false"
+            )
 
     @property
     def stored_head_dim(self) -> int:

@@ -26,9 +26,11 @@ Vectors = Mapping[str, Floats]
 
 
 def build_program(config: ModelConfig, matrices: Matrices, vectors: Vectors, rotary: Rotary | None) -> Program:
-    """Write the step: embed; per layer attention and MLP, each added to the residual stream; norm and head on sampled rows.
+    """Write the step: embed; per layer attention and MLP, each added to the residual stream; norm and head on sampled
+    rows.
 
-    matrices and vectors are named by role: "embed", "layers.0.q", "layers.0.q.bias", ... (see `families`); biases may be absent.
+    matrices and vectors are named by role: "embed", "layers.0.q", "layers.0.q.bias", ... (see `families`); biases may
+    be absent.
     """
     hidden, inner = padded(config.hidden_size), padded(config.intermediate_size)
     heads = config.num_heads * config.stored_head_dim

@@ -1,7 +1,8 @@
 """Load a model: open its file, read its config, and lay its weights out as the decoder wants them.
 
-Float weights of the wanted type and of widths that are multiples of 16 stay where they are: views of the memory-mapped file.
-Everything else (block-quantised, another type, transposed, interleaved, of odd width) becomes an array of its own.
+Float weights of the wanted type and of widths that are multiples of 16 stay where they are: views of the memory-mapped
+file. Everything else (block-quantised, another type, transposed, interleaved, of odd width) becomes an array of its
+own.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import numpy.typing as npt
 
 from kvist.cache.codec import codec
 from kvist.errors import ModelFileError, unknown_name
-from kvist.memory import aligned_size, map_memory
 from kvist.kernels.program import Backend, Floats, FloatType, Packed, Weight
+from kvist.memory import aligned_size, map_memory
 from kvist.models.config import ModelConfig
 from kvist.models.families import Source
 from kvist.models.read_config import config_from_gguf, config_from_hf, family_of, read_json
@@ -35,7 +36,9 @@ JOBS_A_ROUND = 32  # matrices unpacked between two reports of progress
 
 @dataclass(eq=False)
 class Model:
-    """A loaded model: weights by role (see `families`), the type they are held in, GGUF metadata where there is some."""
+    """A loaded model: weights by role (see `families`), the type they are held in, GGUF metadata where there is
+    some.
+    """
 
     config: ModelConfig
     matrices: dict[str, Weight]
@@ -54,8 +57,9 @@ class Model:
 def load_model(path: Path, backend: Backend, weights: str = "auto", progress: Progress | None = None) -> Model:
     """Load the model at `path` (a folder or a file).
 
-    weights: f32, f16 or bf16, or auto: a float file's own type, f16 for block-quantised weights. progress(done, total) counts matrices.
-    Raises ModelFileError (damaged, a tensor missing or misshapen, NaN), UnsupportedModelError (architecture, type).
+    weights: f32, f16 or bf16, or auto: a float file's own type, f16 for block-quantised weights. progress(done, total)
+    counts matrices. Raises ModelFileError (damaged, a tensor missing or misshapen, NaN), UnsupportedModelError
+    (architecture, type).
     """
     if weights not in WEIGHT_TYPES:
         raise unknown_name("weight type", weights, WEIGHT_TYPES)
@@ -104,12 +108,16 @@ def _named(file: TensorFile, name: str) -> str | None:
 def _rows_of(file: TensorFile, name: str) -> int:
     found = _named(file, name)
     if found is None:
-        raise ModelFileError(f"{file.path.name} has no tensor {name}: it is not a whole model of this architecture; get it again")
+        raise ModelFileError(
+            f"{file.path.name} has no tensor {name}: it is not a whole model of this architecture; get it again"
+        )
     return file.info(found).rows
 
 
 def _locate(file: TensorFile, config: ModelConfig, sources: Mapping[str, Source]) -> dict[str, tuple[str, Source]]:
-    """Role -> (tensor name, source) of every weight the file has; a missing one that is needed, or a misshapen one, is an error."""
+    """Role -> (tensor name, source) of every weight the file has; a missing one that is needed, or a misshapen one, is
+    an error.
+    """
     present = set(file.names())
     found: dict[str, tuple[str, Source]] = {}
     for short, source in sources.items():
@@ -121,7 +129,9 @@ def _locate(file: TensorFile, config: ModelConfig, sources: Mapping[str, Source]
             if name not in present:
                 if short.endswith(".bias") or (short == "head" and config.tie_embeddings):
                     continue
-                raise ModelFileError(f"{file.path.name} has no tensor {full}: it is truncated or of another architecture; get it again")
+                raise ModelFileError(
+                    f"{file.path.name} has no tensor {full}: it is truncated or of another architecture; get it again"
+                )
             _check_shape(file, config, role, name, source)
             found[role] = (name, source)
     return found
@@ -143,9 +153,16 @@ def _own_type(types: set[str]) -> str:
 
 
 def _read_matrices(
-    file: TensorFile, config: ModelConfig, found: Mapping[str, tuple[str, Source]], target: str, backend: Backend, progress: Progress | None
+    file: TensorFile,
+    config: ModelConfig,
+    found: Mapping[str, tuple[str, Source]],
+    target: str,
+    backend: Backend,
+    progress: Progress | None,
 ) -> dict[str, Array]:
-    """Role -> matrix as its file has it, in the target type; block-quantised ones are unpacked by all threads together."""
+    """Role -> matrix as its file has it, in the target type; block-quantised ones are unpacked by all threads
+    together.
+    """
     roles = [role for role in found if len(expected_shape(config, role)) == 2]
     by_name: dict[str, Array] = {}
     jobs: list[tuple[Packed, Weight]] = []
@@ -155,7 +172,9 @@ def _read_matrices(
         info, raw = file.info(name), file.raw(name)
         if info.dtype in BLOCK_TYPES:
             by_name[name] = next(room)
-            jobs.append((Packed(raw, info.dtype, *BLOCK_TYPES[info.dtype]), Weight(by_name[name], cast(FloatType, target))))
+            jobs.append(
+                (Packed(raw, info.dtype, *BLOCK_TYPES[info.dtype]), Weight(by_name[name], cast(FloatType, target)))
+            )
         else:
             by_name[name] = raw if info.dtype == target else codec(target).encode(codec(info.dtype).decode(raw))
         if jobs and (len(jobs) == JOBS_A_ROUND or done == len(names)):
@@ -185,13 +204,20 @@ def _as_float32(file: TensorFile, name: str) -> Floats:
     return np.array(codec(info.dtype).decode(file.raw(name)), np.float32)
 
 
-def _check_finite(matrices: Mapping[str, Weight], vectors: Mapping[str, Floats], found: Mapping[str, tuple[str, Source]], backend: Backend) -> None:
+def _check_finite(
+    matrices: Mapping[str, Weight],
+    vectors: Mapping[str, Floats],
+    found: Mapping[str, tuple[str, Source]],
+    backend: Backend,
+) -> None:
     roles = list(matrices)
     bad = [roles[i] for i in backend.find_nonfinite([matrices[role] for role in roles])]
     bad += [role for role, vector in vectors.items() if not np.isfinite(vector).all()]
     if bad:
         name = found[bad[0]][0] if bad[0] in found else bad[0]
-        raise ModelFileError(f"tensor {name} holds NaN or infinity ({len(bad)} such tensors): the file is damaged, get it again")
+        raise ModelFileError(
+            f"tensor {name} holds NaN or infinity ({len(bad)} such tensors): the file is damaged, get it again"
+        )
 
 
 def _divisors(file: TensorFile, config: ModelConfig) -> Floats | None:
@@ -202,5 +228,3 @@ def _divisors(file: TensorFile, config: ModelConfig) -> Floats | None:
     if divisors.shape != (config.rotary_dim // 2,) or not (np.isfinite(divisors) & (divisors > 0)).all():
         raise ModelFileError(f"{file.path.name}: rope_freqs.weight is damaged: get the file again")
     return divisors
-
-

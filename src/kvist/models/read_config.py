@@ -18,7 +18,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """A small JSON object from an untrusted file."""
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ModelFileError(f"{path} is larger than {MAX_CONFIG_BYTES >> 20} MiB: that is no model config; get the file again")
+            raise ModelFileError(
+                f"{path} is larger than {MAX_CONFIG_BYTES >> 20} MiB: that is no model config; get the file again"
+            )
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise ModelFileError(f"{path} does not exist: a model folder needs config.json beside its weights") from error
@@ -52,7 +54,9 @@ def config_from_hf(raw: Mapping[str, Any], vocab_size: int) -> tuple[Family, Mod
     family = family_of(raw)
     for key, only in family.unless.items():
         if raw.get(key, only) != only:
-            raise UnsupportedModelError(f"config.json sets {key} = {raw[key]!r:.40}: kvist runs this family with {only!r} only")
+            raise UnsupportedModelError(
+                f"config.json sets {key} = {raw[key]!r:.40}: kvist runs this family with {only!r} only"
+            )
     values: dict[str, Any] = dict(family.fixed)
     for name, keys in family.fields.items():
         for key in keys:
@@ -63,7 +67,9 @@ def config_from_hf(raw: Mapping[str, Any], vocab_size: int) -> tuple[Family, Mod
         named = raw.get(family.fields.get("activation", ("",))[0])
         if named is not None:
             if not isinstance(named, str) or named not in ACTIVATION_NAMES:
-                raise UnsupportedModelError(f"activation {named!r:.40} is not supported: kvist runs {', '.join(ACTIVATION_NAMES)}")
+                raise UnsupportedModelError(
+                    f"activation {named!r:.40} is not supported: kvist runs {', '.join(ACTIVATION_NAMES)}"
+                )
             values["activation"] = ACTIVATION_NAMES[named]
     heads, hidden = _whole(values, "num_heads"), _whole(values, "hidden_size")
     values.setdefault("num_kv_heads", heads)
@@ -82,34 +88,49 @@ def config_from_hf(raw: Mapping[str, Any], vocab_size: int) -> tuple[Family, Mod
 def config_from_gguf(metadata: Mapping[str, object], vocab_size: int, tied: bool) -> tuple[Family, ModelConfig]:
     """A GGUF file's metadata as fields; the keys are the same for every architecture but for their prefix."""
     architecture = metadata.get("general.architecture")
-    family = next((family for family in FAMILIES if isinstance(architecture, str) and family.gguf_architecture == architecture), None)
+    family = next(
+        (family for family in FAMILIES if isinstance(architecture, str) and family.gguf_architecture == architecture),
+        None,
+    )
     if family is None:
         raise _unsupported(architecture)
 
     def get(key: str, default: object = None) -> Any:
         value = metadata.get(f"{architecture}.{key}", default)
         if value is not None and not isinstance(value, (bool, int, float, str)):
-            raise UnsupportedModelError(f"{architecture}.{key} is a list, one value a layer perhaps: kvist runs models whose layers are alike")
+            raise UnsupportedModelError(
+                f"{architecture}.{key} is a list, one value a layer perhaps: kvist runs models whose layers are alike"
+            )
         return value
 
     values: dict[str, Any] = dict(family.fixed)
     values |= {
-        "hidden_size": get("embedding_length"), "num_layers": get("block_count"), "num_heads": get("attention.head_count"),
-        "intermediate_size": get("feed_forward_length"), "max_positions": get("context_length"), "tie_embeddings": tied,
-        "norm_eps": get("attention.layer_norm_rms_epsilon" if values["norm"] == "rms" else "attention.layer_norm_epsilon"),
+        "hidden_size": get("embedding_length"),
+        "num_layers": get("block_count"),
+        "num_heads": get("attention.head_count"),
+        "intermediate_size": get("feed_forward_length"),
+        "max_positions": get("context_length"),
+        "tie_embeddings": tied,
+        "norm_eps": get(
+            "attention.layer_norm_rms_epsilon" if values["norm"] == "rms" else "attention.layer_norm_epsilon"
+        ),
     }
     heads, hidden = _whole(values, "num_heads"), _whole(values, "hidden_size")
     values["num_kv_heads"] = get("attention.head_count_kv", heads)
     values["head_dim"] = get("attention.key_length", hidden // heads)
     if get("attention.value_length", values["head_dim"]) != values["head_dim"]:
-        raise UnsupportedModelError("keys and values of different size are not supported: kvist runs models where they are equal")
+        raise UnsupportedModelError(
+            "keys and values of different size are not supported: kvist runs models where they are equal"
+        )
     if get("attention.sliding_window"):
         raise UnsupportedModelError("a sliding window in a GGUF file is not supported: kvist runs full attention")
     if values["positions"] == "rotary":
         values["rotary_dim"] = get("rope.dimension_count", values["head_dim"])
         values["rope_theta"] = _number(get("rope.freq_base", 10000.0), "rope.freq_base")
         kind = get("rope.scaling.type", "none")
-        values["rope_scaling"] = None if kind == "none" else _scaling({"rope_type": kind, "factor": get("rope.scaling.factor")})
+        values["rope_scaling"] = (
+            None if kind == "none" else _scaling({"rope_type": kind, "factor": get("rope.scaling.factor")})
+        )
     end = metadata.get("tokenizer.ggml.eos_token_id")
     return family, _build(family, values, vocab_size, _ids(end))
 
@@ -125,7 +146,9 @@ def _build(family: Family, values: Mapping[str, Any], vocab_size: int, eos_ids: 
 def _whole(values: Mapping[str, Any], name: str) -> int:
     value = values.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelFileError(f"the model's config gives {name} = {value!r:.40}: expected a whole number from 1; get the file again")
+        raise ModelFileError(
+            f"the model's config gives {name} = {value!r:.40}: expected a whole number from 1; get the file again"
+        )
     return value
 
 
@@ -165,5 +188,7 @@ def _original(value: object) -> int:
     """A length that some configs write as a float."""
     number = _number(value, "original_max_position_embeddings")
     if not number.is_integer():
-        raise ModelFileError(f"the model's config gives original_max_position_embeddings = {value!r:.40}: expected a whole number")
+        raise ModelFileError(
+            f"the model's config gives original_max_position_embeddings = {value!r:.40}: expected a whole number"
+        )
     return int(number)

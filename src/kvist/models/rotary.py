@@ -35,8 +35,8 @@ def _scale(plain: Floats, scaling: RopeScaling) -> Floats:
 def rotary_tables(config: ModelConfig, positions: int, divisors: Floats | None = None) -> Rotary | None:
     """Cosines and sines of positions 0..positions-1; None for learned positions.
 
-    divisors: one per pair, when a file brings its own scaling (GGUF's ``rope_freqs``). The angle is the float32 product of position
-    and frequency, as these models were trained with.
+    divisors: one per pair, when a file brings its own scaling (GGUF's ``rope_freqs``). The angle is the float32
+    product of position and frequency, as these models were trained with.
     """
     if config.positions != "rotary" or config.rotary_dim == 0:
         return None

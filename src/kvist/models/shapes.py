@@ -1,7 +1,7 @@
 """The shape of every role's weight, in the file and as the decoder wants it: widths padded with zeros to whole vectors.
 
-Heads are padded one by one, so a head of 20 numbers lies in 32: the padded lanes are zeros in q, k and v alike and change no
-score; the padded columns of o meet only zeros.
+Heads are padded one by one, so a head of 20 numbers lies in 32: the padded lanes are zeros in q, k and v alike and
+change no score; the padded columns of o meet only zeros.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def _short(role: str) -> str:
 
 
 def expected_shape(config: ModelConfig, role: str, fused: bool = False) -> Shape:
-    """(outputs, inputs) of a matrix or (outputs,) of a vector, true sizes; fused: of the matrix of q, k and v together."""
+    """(outputs, inputs) of a matrix or (outputs,) of a vector, true sizes; fused: of the matrix of q, k and v
+    together.
+    """
     hidden, inner = config.hidden_size, config.intermediate_size
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     name = _short(role)
@@ -32,7 +34,8 @@ def expected_shape(config: ModelConfig, role: str, fused: bool = False) -> Shape
         outputs = heads + 2 * kv_heads
         return (outputs,) if name.endswith(".bias") else (outputs, hidden)
     shapes: dict[str, Shape] = {
-        "embed": (config.vocab_size, hidden), "positions": (config.max_positions, hidden), "head": (config.vocab_size, hidden),
+        "embed": (config.vocab_size, hidden), "head": (config.vocab_size, hidden),
+        "positions": (config.max_positions, hidden),
         "final_norm": (hidden,), "attention_norm": (hidden,), "mlp_norm": (hidden,),
         "q": (heads, hidden), "k": (kv_heads, hidden), "v": (kv_heads, hidden), "o": (hidden, heads),
         "gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner),
@@ -66,7 +69,13 @@ def _heads_in_place(config: ModelConfig, source: Source, array: Array) -> Array:
     """Rows of q, k or v: rotary pairs as halves, every head padded."""
     split = array.reshape(-1, config.head_dim, *array.shape[1:])
     if source.interleaved:
-        order = np.concatenate([np.arange(0, config.rotary_dim, 2), np.arange(1, config.rotary_dim, 2), np.arange(config.rotary_dim, config.head_dim)])
+        order = np.concatenate(
+            [
+                np.arange(0, config.rotary_dim, 2),
+                np.arange(1, config.rotary_dim, 2),
+                np.arange(config.rotary_dim, config.head_dim),
+            ]
+        )
         split = split[:, order]
     split = _widen(split, 1, config.stored_head_dim)
     return split.reshape(-1, *array.shape[1:])

@@ -1,4 +1,6 @@
-"""The scenarios of the contract. Each runs the same tokens in two ways and counts the bits of the logits that differ."""
+"""The scenarios of the contract. Each runs the same tokens in two ways and counts the bits of the logits that
+differ.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def chunks(size: int) -> Callable[[Bench, Record], Difference]:
 
 
 def batch(size: int) -> Callable[[Bench, Record], Difference]:
-    """Prompts in batches of `size`, of mixed lengths and ages (each starts three steps after the one before), against alone."""
+    """Prompts in batches of `size`, of mixed lengths and ages (each starts three steps after the one before), against
+    alone.
+    """
 
     def scenario(bench: Bench, expected: Record) -> Difference:
         difference = Difference()
@@ -95,7 +99,9 @@ def hit_on_generated(bench: Bench, expected: Record) -> Difference:
 
 
 def fork_and_rollback(bench: Bench, expected: Record) -> Difference:
-    """A sequence forked and rolled back, its branches going on with tokens of their own, against fresh runs of the same tokens."""
+    """A sequence forked and rolled back, its branches going on with tokens of their own, against fresh runs of the
+    same tokens.
+    """
     difference = Difference()
     with bench.engine() as engine, bench.engine(enable_prefix_caching=False) as fresh:
         manager = engine.manager
@@ -119,7 +125,9 @@ def fork_and_rollback(bench: Bench, expected: Record) -> Difference:
 
 
 def preempted(caching: bool) -> Callable[[Bench, Record], Difference]:
-    """Two sequences in a pool that holds one and a half of them, one preempted and recomputed (with or without hits), against undisturbed."""
+    """Two sequences in a pool that holds one and a half of them, one preempted and recomputed (with or without hits),
+    against undisturbed.
+    """
 
     def scenario(bench: Bench, expected: Record) -> Difference:
         difference = Difference()
@@ -129,7 +137,9 @@ def preempted(caching: bool) -> Callable[[Bench, Record], Difference]:
             pages = -(-(len(prompt) + bench.generated - 1) // bench.config.page_size)  # the last token is never run
             size = (pages + max(1, pages // 2)) * bench.page_bytes
             # few tokens a step, so that both have started before either is large
-            with bench.engine(kv_cache_memory_bytes=size, enable_prefix_caching=caching, max_num_batched_tokens=24) as engine:
+            with bench.engine(
+                kv_cache_memory_bytes=size, enable_prefix_caching=caching, max_num_batched_tokens=24
+            ) as engine:
                 difference += compare(fresh, run(engine, [prompt, other], bench.generated))
                 if engine.scheduler.preemptions == 0 and pages > 1:
                     raise InternalError("the scenario was to preempt a sequence and did not")

@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-# --- an op: [code, wait_from, wait_to, arguments...]; all ops in wait_from..wait_to-1 must be done before it starts -----
+# --- an op: [code, wait_from, wait_to, arguments...]; all ops in wait_from..wait_to-1 must be done before it starts
+# -----
 OP_SLOTS = 24
 CODE, WAIT_FROM, WAIT_TO = 0, 1, 2
 ARG = 3  # the first argument
@@ -15,7 +16,8 @@ ARG = 3  # the first argument
 PLAN, EMBED, RMS_NORM, LAYER_NORM, MATMUL, ROTARY_STORE, ATTEND, MERGE, GATE = range(1, 10)
 READ, FMA_PEAK, UNPACK, FIND_NONFINITE = range(20, 24)
 
-# --- the context --------------------------------------------------------------------------------------------------------
+# --- the context
+# --------------------------------------------------------------------------------------------------------
 (
     ROWS,  # rows of this step
     SAMPLED,  # rows whose logits are asked for
@@ -45,7 +47,9 @@ READ, FMA_PEAK, UNPACK, FIND_NONFINITE = range(20, 24)
 
 # --- a sequence of the batch ----------------------------------------------------------------------------------------
 SEQUENCE_SLOTS = 4
-SEQ_ROW, SEQ_TOKENS, SEQ_POSITION, SEQ_PAGES = range(4)  # first row, its new tokens, first position, address of page ids
+SEQ_ROW, SEQ_TOKENS, SEQ_POSITION, SEQ_PAGES = range(
+    4
+)  # first row, its new tokens, first position, address of page ids
 
 # --- a piece of attention: a tile of query rows and a range of splits -----------------------------------------------
 ITEM_SLOTS = 8

@@ -1,12 +1,13 @@
 """Paged attention: softmax(q K^T) V over pages, one arithmetic for every shape of batch.
 
-For a query row at position t the positions 0..t are cut at multiples of 512 into *splits*, a split at multiples of 64 into
-*tiles*. Within a split the tiles are taken in order with a running maximum (Milakov & Gimelshein 2018); the results of the
-splits are folded in order. Cuts lie at absolute positions, so a row's arithmetic depends on t and on nothing else: not on the page size,
-the chunk it was computed in, the rows beside it, or on how many threads shared the splits.
+For a query row at position t the positions 0..t are cut at multiples of 512 into *splits*, a split at multiples of 64
+into
+*tiles*. Within a split the tiles are taken in order with a running maximum (Milakov & Gimelshein 2018); the results of
+the splits are folded in order. Cuts lie at absolute positions, so a row's arithmetic depends on t and on nothing else:
+not on the page size, the chunk it was computed in, the rows beside it, or on how many threads shared the splits.
 
-An *item* is a tile of query rows (some tokens x the query heads of one KV head, so K and V are read once for the group) and
-either all its splits, folded at once, or one split, left as a partial result that `merge` folds later.
+An *item* is a tile of query rows (some tokens x the query heads of one KV head, so K and V are read once for the
+group) and either all its splits, folded at once, or one split, left as a partial result that `merge` folds later.
 
 Scratch of a thread, float32, R = rows of an item, d = head size::
 
@@ -24,7 +25,8 @@ from kvist.kernels.cpu.attention_tile import make_scores, make_weigh
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.scalar import get_f32, get_i32, get_i64, put_f32
 from kvist.kernels.cpu.tile import ITEMSIZE
-from kvist.kernels.cpu.vector import load_f32, mul, splat, store_f32
+from kvist.kernels.cpu.vector import mul, splat
+from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
 TILE, SPLIT = abi.TILE, abi.SPLIT
 
@@ -105,8 +107,20 @@ def make_attend_tile(dtype: str) -> Any:
 
     @jit
     def attend_tile(
-        tile: int, rows: int, group: int, position: int, dims: int, pages: int, page_size: int, page_bytes: int, head: int,
-        q: int, p: int, acc: int, row_max: int, row_sum: int,
+        tile: int,
+        rows: int,
+        group: int,
+        position: int,
+        dims: int,
+        pages: int,
+        page_size: int,
+        page_bytes: int,
+        head: int,
+        q: int,
+        p: int,
+        acc: int,
+        row_max: int,
+        row_sum: int,
     ) -> None:
         """One tile of positions for all rows of an item that may see it."""
         block_bytes = 2 * 16 * dims * itemsize
@@ -195,12 +209,22 @@ def make_attend(dtype: str) -> Any:
                 for d in range(0, dims, 16):
                     store_f32(acc + (r * dims + d) * 4, splat(0.0))
             for tile in range(split * (SPLIT // TILE), min((split + 1) * (SPLIT // TILE), last // TILE + 1)):
-                attend_tile(tile, rows, group, position, dims, pages, page_size, page_bytes, head, q, p, acc, row_max, row_sum)
+                attend_tile(
+                    tile, rows, group, position, dims, pages, page_size, page_bytes, head, q, p, acc, row_max, row_sum
+                )
             if partial < 0:
                 skip = max(0, split * SPLIT - position) * group
                 for r in range(skip, rows):
-                    fold(total + r * dims * 4, total_max + r * 4, total_sum + r * 4,
-                          acc + r * dims * 4, row_max + r * 4, row_sum + r * 4, dims, split == 0)
+                    fold(
+                        total + r * dims * 4,
+                        total_max + r * 4,
+                        total_sum + r * 4,
+                        acc + r * dims * 4,
+                        row_max + r * 4,
+                        row_sum + r * 4,
+                        dims,
+                        split == 0,
+                    )
         if partial < 0:
             for r in range(rows):
                 target = out + (row + r // group) * q_stride + head_offset + (r % group) * dims * 4

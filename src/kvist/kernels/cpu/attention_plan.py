@@ -11,7 +11,9 @@ ITEM_BYTES, SEQ_BYTES = abi.ITEM_SLOTS * 8, abi.SEQUENCE_SLOTS * 8
 
 
 @jit
-def _put_item(at: int, row: int, tokens: int, position: int, pages: int, first_split: int, last_split: int, partial: int) -> None:
+def _put_item(
+    at: int, row: int, tokens: int, position: int, pages: int, first_split: int, last_split: int, partial: int
+) -> None:
     put_i64(at + abi.ITEM_ROW * 8, row)
     put_i64(at + abi.ITEM_TOKENS * 8, tokens)
     put_i64(at + abi.ITEM_POSITION * 8, position)
@@ -25,8 +27,8 @@ def _put_item(at: int, row: int, tokens: int, position: int, pages: int, first_s
 def plan(ctx: int) -> None:
     """Cut this step's attention into items (the longest first) and merges. Affects who computes, never what.
 
-    A sequence with one tile of rows (decode, or the verification of a few tokens) is split by context; one with many rows has
-    pieces enough. When the room for partial results is used up, the rest is not split.
+    A sequence with one tile of rows (decode, or the verification of a few tokens) is split by context; one with many
+    rows has pieces enough. When the room for partial results is used up, the rest is not split.
     """
     group, kv_heads = get_i64(ctx + abi.GROUP * 8), get_i64(ctx + abi.KV_HEADS * 8)
     items, merges = get_i64(ctx + abi.ITEM_TABLE * 8), get_i64(ctx + abi.MERGE_TABLE * 8)

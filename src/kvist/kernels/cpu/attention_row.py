@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from kvist.kernels.cpu.math import exp, jit
 from kvist.kernels.cpu.scalar import get_f32, put_f32
-from kvist.kernels.cpu.vector import (
-    add,
-    div,
-    first,
-    fma,
-    keep_first,
-    load_f32,
-    maximum,
-    mul,
-    reduce_add,
-    reduce_max,
-    splat,
-    store_f32,
-    sub,
-)
+from kvist.kernels.cpu.vector import add, div, first, fma, keep_first, maximum, mul, reduce_add, reduce_max, splat, sub
+from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
 LOWEST = -3.0e38  # below every score; finite, so that differences stay numbers
 
 
 @jit
-def fold(total: int, total_max: int, total_sum: int, part: int, part_max: int, part_sum: int, dims: int, begin: bool) -> None:
+def fold(
+    total: int, total_max: int, total_sum: int, part: int, part_max: int, part_sum: int, dims: int, begin: bool
+) -> None:
     """Fold one row's split into its running total: rescale both to the larger maximum and add."""
     if begin:
         for d in range(0, dims, 16):
@@ -51,7 +40,10 @@ def finish(out: int, total: int, total_sum: int, dims: int) -> None:
 
 @jit
 def softmax_row(p: int, valid: int, row_max: int, row_sum: int, acc: int, dims: int) -> None:
-    """Scores of a tile -> weights e**(s - max), in place; rescale what the row has summed so far. Slots from `valid` on are 0."""
+    """Scores of a tile -> weights e**(s - max), in place; rescale what the row has summed so far.
+
+    Slots from `valid` on are 0.
+    """
     low = splat(LOWEST)
     s0 = keep_first(load_f32(p), valid, low)
     s1 = keep_first(load_f32(p + 64), valid - 16, low)

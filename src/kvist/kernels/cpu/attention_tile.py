@@ -1,7 +1,7 @@
 """The two micro-kernels of attention: scores of a tile of 64 positions, and the weighted sum of its values.
 
-A tile is four blocks of sixteen slots. In a block K lies dim-major (sixteen slots are the sixteen lanes, so a score vector
-needs no horizontal sum) and V slot-major (sixteen dims are the lanes)::
+A tile is four blocks of sixteen slots. In a block K lies dim-major (sixteen slots are the sixteen lanes, so a score
+vector needs no horizontal sum) and V slot-major (sixteen dims are the lanes)::
 
     K block   [dim 0: slot 0..15][dim 1: slot 0..15] ...          score[slot] += q[dim] * K[dim][slot], dim ascending
     V block   [slot 0: dim 0..d-1][slot 1: dim 0..d-1] ...        out[dim]    += p[slot] * V[slot][dim], slot ascending

@@ -62,7 +62,8 @@ class CpuExecutable:
     def __init__(self, team: Team, program: Program, pool: PagePool, limits: Limits) -> None:
         self._team, self._limits, self._pool = team, limits, pool
         self._buffers = {
-            buffer.name: aligned((limits.sampled if buffer.sampled else limits.rows, buffer.width)) for buffer in _buffers(program)
+            buffer.name: aligned((limits.sampled if buffer.sampled else limits.rows, buffer.width))
+            for buffer in _buffers(program)
         }
         widest = max((op.weight.rows for op in program.ops if isinstance(op, Matmul)), default=0)
         widest = max([widest, *(buffer.width for buffer in _buffers(program))])
@@ -76,30 +77,49 @@ class CpuExecutable:
         self._counters = aligned((len(self._step), 2), np.int64)
         self._sequences = aligned((limits.sequences, abi.SEQUENCE_SLOTS), np.int64)
         items = 2 * (limits.rows + 64 * limits.sequences + 4096)
-        self._items, self._merges = aligned((items, abi.ITEM_SLOTS), np.int64), aligned((limits.sequences, abi.ITEM_SLOTS), np.int64)
+        self._items, self._merges = (
+            aligned((items, abi.ITEM_SLOTS), np.int64),
+            aligned((limits.sequences, abi.ITEM_SLOTS), np.int64),
+        )
         scratch = -(-scratch_bytes(group, program.head_dim) // 4096) * 4096
         self._scratch = aligned((team.threads, scratch), np.uint8)
         partial_rows = PARTIAL_BYTES // partial_bytes(program.head_dim)
         self._partials = aligned((partial_rows * partial_bytes(program.head_dim),), np.uint8)
         self._context = np.zeros(abi.CONTEXT_SLOTS, np.int64)
         fixed = {
-            abi.SEQUENCE_TABLE: self._sequences.ctypes.data, abi.ITEM_TABLE: self._items.ctypes.data, abi.ITEM_CAPACITY: items,
-            abi.MERGE_TABLE: self._merges.ctypes.data, abi.PARTIALS: self._partials.ctypes.data, abi.PARTIAL_ROWS: partial_rows,
-            abi.GROUP: group, abi.KV_HEADS: program.num_kv_heads, abi.POOL: pool.address, abi.PAGE_BYTES: pool.layout.page_bytes,
-            abi.PAGE_SIZE: pool.layout.page_size, abi.SCRATCH: self._scratch.ctypes.data, abi.SCRATCH_BYTES: scratch,
+            abi.SEQUENCE_TABLE: self._sequences.ctypes.data,
+            abi.ITEM_TABLE: self._items.ctypes.data,
+            abi.ITEM_CAPACITY: items,
+            abi.MERGE_TABLE: self._merges.ctypes.data,
+            abi.PARTIALS: self._partials.ctypes.data,
+            abi.PARTIAL_ROWS: partial_rows,
+            abi.GROUP: group,
+            abi.KV_HEADS: program.num_kv_heads,
+            abi.POOL: pool.address,
+            abi.PAGE_BYTES: pool.layout.page_bytes,
+            abi.PAGE_SIZE: pool.layout.page_size,
+            abi.SCRATCH: self._scratch.ctypes.data,
+            abi.SCRATCH_BYTES: scratch,
             abi.COUNTERS: self._counters.ctypes.data,
         }
         for slot, value in fixed.items():
             self._context[slot] = value
 
     def run(self, batch: BatchMetadata) -> Floats:
-        """See `kernels.program.Executable`. More sampled rows than the limit are taken in portions (research, scoring)."""
+        """See `kernels.program.Executable`.
+
+        More sampled rows than the limit are taken in portions (research, scoring).
+        """
         rows, wanted = len(batch.tokens), len(batch.sampled_rows)
         assert rows <= self._limits.rows and len(batch.sequences) <= self._limits.sequences
         context = self._context
         for i, sequence in enumerate(batch.sequences):
             self._sequences[i] = (sequence.first, sequence.count, sequence.position, sequence.pages.ctypes.data)
-        for slot, array in ((abi.TOKENS, batch.tokens), (abi.POSITIONS, batch.positions), (abi.ROW_PAGES, batch.row_pages)):
+        for slot, array in (
+            (abi.TOKENS, batch.tokens),
+            (abi.POSITIONS, batch.positions),
+            (abi.ROW_PAGES, batch.row_pages),
+        ):
             context[slot] = array.ctypes.data
         context[abi.ROWS], context[abi.SEQUENCES] = rows, len(batch.sequences)
         limit = self._limits.sampled

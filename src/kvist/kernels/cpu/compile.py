@@ -1,8 +1,9 @@
 """Compile the interpreter once per machine; load it in a tenth of a second ever after.
 
-numba turns `interpreter.run` into LLVM IR; LLVM turns that into an object file for this very CPU, kept in the user's cache
-directory under a key of everything it depends on: the kernels' sources, numba's and llvmlite's versions, the CPU and its features.
-A warm start needs llvmlite alone: numba is not even imported. The file carries its own SHA-256; a damaged one is compiled again.
+numba turns `interpreter.run` into LLVM IR; LLVM turns that into an object file for this very CPU, kept in the user's
+cache directory under a key of everything it depends on: the kernels' sources, numba's and llvmlite's versions, the CPU
+and its features. A warm start needs llvmlite alone: numba is not even imported. The file carries its own SHA-256; a
+damaged one is compiled again.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def load_kernels(on_compile: Callable[[], None] | None = None) -> Kernels:
 def _target_machine() -> Any:
     target = llvm.Target.from_default_triple()
     features = llvm.get_host_cpu_features().flatten()
-    return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=3, codemodel="jitdefault", jit=True)
+    return target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=features, opt=3, codemodel="jitdefault", jit=True
+    )
 
 
 def _key() -> str:
@@ -71,8 +74,13 @@ def _key() -> str:
     for file in sorted(resources.files(__package__).iterdir(), key=lambda file: file.name):
         if file.name.endswith(".py"):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    for part in (metadata.version("numba"), metadata.version("llvmlite"), llvm.get_process_triple(),
-                 llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()):
+    for part in (
+        metadata.version("numba"),
+        metadata.version("llvmlite"),
+        llvm.get_process_triple(),
+        llvm.get_host_cpu_name(),
+        llvm.get_host_cpu_features().flatten(),
+    ):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:32]
 
@@ -80,7 +88,8 @@ def _key() -> str:
 def _compile() -> tuple[str, bytes]:
     """The loop's symbol and object code.
 
-    numba optimises every function with all it calls, again at each level; so it is told not to, and LLVM's passes run once, here.
+    numba optimises every function with all it calls, again at each level; so it is told not to, and LLVM's passes run
+    once, here.
     """
     from numba import njit, types
     from numba.core import config

@@ -1,8 +1,8 @@
 """The one compiled loop: every thread of a step runs it over the same table of ops.
 
-For each op a thread waits until the ops it depends on are done, then takes pieces of it one by one from an atomic counter
-until none is left, and goes on without waiting for the others. So a thread that starts late, or is put aside by the operating
-system, delays only the piece it holds; which thread computes a piece changes no bits.
+For each op a thread waits until the ops it depends on are done, then takes pieces of it one by one from an atomic
+counter until none is left, and goes on without waiting for the others. So a thread that starts late, or is put aside
+by the operating system, delays only the piece it holds; which thread computes a piece changes no bits.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from kvist.kernels.cpu.pointwise import (
 )
 from kvist.kernels.cpu.roofline import fma_peak, read_all
 from kvist.kernels.cpu.scalar import get_i64, let_others_run, peek, take
-from kvist.kernels.cpu.unpack import ROWS_A_PIECE as UNPACK_ROWS
 from kvist.kernels.cpu.unpack import NUMBERS_A_PIECE, make_find_nonfinite, make_unpack
+from kvist.kernels.cpu.unpack import ROWS_A_PIECE as UNPACK_ROWS
 
 OP_BYTES = abi.OP_SLOTS * 8
 SPINS = 4000  # looks at a counter before the core is given away

@@ -1,4 +1,6 @@
-"""Work outside a model's step that the same compiled loop does: unpacking weights, checking them, measuring the machine."""
+"""Work outside a model's step that the same compiled loop does: unpacking weights, checking them, measuring the
+machine.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,9 @@ def unpack(team: Team, jobs: Sequence[tuple[Packed, Weight]]) -> None:
     for packed, weight in jobs:
         assert packed.data.flags.c_contiguous and weight.data.flags.c_contiguous
         rows.append([
-            abi.UNPACK + 256 * abi.DTYPES.index(weight.dtype), packed.data.ctypes.data, abi.PACKED.index(packed.dtype), weight.rows,
-            weight.columns, packed.block_numbers, packed.block_bytes, weight.data.ctypes.data, weight.data.itemsize,
+            abi.UNPACK + 256 * abi.DTYPES.index(weight.dtype), packed.data.ctypes.data,
+            abi.PACKED.index(packed.dtype), weight.rows, weight.columns, packed.block_numbers,
+            packed.block_bytes, weight.data.ctypes.data, weight.data.itemsize,
         ])  # fmt: skip
     run_ops(team, rows)
 

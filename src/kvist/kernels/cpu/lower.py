@@ -1,7 +1,7 @@
 """From a program's operations to the rows of int64 that the compiled loop reads (see `abi`).
 
-Dependencies come from what each op reads and writes: an op waits for the earlier ops up to the last one it conflicts with. Ops
-that share nothing (q, k and v of a layer) run side by side.
+Dependencies come from what each op reads and writes: an op waits for the earlier ops up to the last one it conflicts
+with. Ops that share nothing (q, k and v of a layer) run side by side.
 """
 
 from __future__ import annotations
@@ -81,12 +81,29 @@ class Lowering:
             case Embed():
                 learned = self._weight(op.positions) if op.positions else 0
                 assert op.positions is None or op.positions.dtype == op.table.dtype
-                arguments = [self._weight(op.table), op.table.columns, bits(op.scale), learned, self._at(op.out), self._stride(op.out)]
+                arguments = [
+                    self._weight(op.table),
+                    op.table.columns,
+                    bits(op.scale),
+                    learned,
+                    self._at(op.out),
+                    self._stride(op.out),
+                ]
                 return [_Row(abi.EMBED, arguments, set(), {op.out.name}, abi.DTYPES.index(op.table.dtype))]
             case Norm():
                 bias = self.zeros if op.bias is None else op.bias
-                arguments = [self._at(op.x), self._stride(op.x), self._at(op.out), self._stride(op.out), self._address(op.weight),
-                             self._address(bias), op.out.width, op.width, bits(op.eps), int(op.out.sampled)]
+                arguments = [
+                    self._at(op.x),
+                    self._stride(op.x),
+                    self._at(op.out),
+                    self._stride(op.out),
+                    self._address(op.weight),
+                    self._address(bias),
+                    op.out.width,
+                    op.width,
+                    bits(op.eps),
+                    int(op.out.sampled),
+                ]
                 code = abi.RMS_NORM if op.kind == "rms" else abi.LAYER_NORM
                 return [_Row(code, arguments, {op.x.name}, {op.out.name})]
             case Matmul():
@@ -97,7 +114,14 @@ class Lowering:
                 return self._attend(op)
             case Gate():
                 up = self._at(op.up) if op.up else 0
-                arguments = [self._at(op.x), up, self._at(op.out), self._stride(op.x), op.x.width, abi.ACTIVATIONS.index(op.activation)]
+                arguments = [
+                    self._at(op.x),
+                    up,
+                    self._at(op.out),
+                    self._stride(op.x),
+                    op.x.width,
+                    abi.ACTIVATIONS.index(op.activation),
+                ]
                 return [_Row(abi.GATE, arguments, {op.x.name} | ({op.up.name} if op.up else set()), {op.out.name})]
 
     def _matmul(self, op: Matmul) -> _Row:
@@ -105,8 +129,19 @@ class Lowering:
         residual, stride = self._address(self.zeros), 0
         if op.residual is not None:
             residual, stride = self._at(op.residual), self._stride(op.residual)
-        arguments = [self._weight(op.weight), self._at(op.x), op.weight.rows, op.weight.columns, self._address(bias), residual, stride,
-                     self._at(op.out), self._stride(op.out), int(op.out.sampled), self._stride(op.x)]
+        arguments = [
+            self._weight(op.weight),
+            self._at(op.x),
+            op.weight.rows,
+            op.weight.columns,
+            self._address(bias),
+            residual,
+            stride,
+            self._at(op.out),
+            self._stride(op.out),
+            int(op.out.sampled),
+            self._stride(op.x),
+        ]
         reads = {op.x.name} | ({op.residual.name} if op.residual else set())
         return _Row(abi.MATMUL, arguments, reads, {op.out.name}, abi.DTYPES.index(op.weight.dtype))
 
@@ -115,13 +150,33 @@ class Lowering:
         cos = self._address(op.rotary.cos) if op.rotary else 0
         sin = self._address(op.rotary.sin) if op.rotary else 0
         program = self.program
-        arguments = [self._at(op.q), self._at(op.k), self._at(op.v), self._stride(op.q), self._stride(op.k), self._stride(op.v),
-                     program.num_heads, program.num_kv_heads, program.head_dim, half, cos, sin, self.layout.layer_offset(op.layer)]
+        arguments = [
+            self._at(op.q),
+            self._at(op.k),
+            self._at(op.v),
+            self._stride(op.q),
+            self._stride(op.k),
+            self._stride(op.v),
+            program.num_heads,
+            program.num_kv_heads,
+            program.head_dim,
+            half,
+            cos,
+            sin,
+            self.layout.layer_offset(op.layer),
+        ]
         touched = {op.q.name, op.k.name}
         return _Row(abi.ROTARY_STORE, arguments, touched | {op.v.name}, touched | {f"pages {op.layer}"}, self._codec())
 
     def _attend(self, op: Attend) -> list[_Row]:
-        arguments = [self._at(op.q), self._stride(op.q), self._at(op.out), self.program.head_dim, self.layout.layer_offset(op.layer), bits(op.scale)]
+        arguments = [
+            self._at(op.q),
+            self._stride(op.q),
+            self._at(op.out),
+            self.program.head_dim,
+            self.layout.layer_offset(op.layer),
+            bits(op.scale),
+        ]
         written = {op.out.name, "partials"}
         return [
             _Row(abi.ATTEND, arguments, {op.q.name, f"pages {op.layer}", "items"}, written, self._codec()),

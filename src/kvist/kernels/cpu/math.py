@@ -37,7 +37,6 @@ def jit(function: Function) -> Function:
     return cast(Function, njit(**OPTIONS)(function))
 
 
-
 @jit
 def exp(x: Any) -> Any:
     """e**x, error under 1.5 units in the last place; inputs are clamped to -87.3 .. 88.3 (no zero, no infinity).
@@ -100,4 +99,3 @@ def gelu(x: Any) -> Any:
     p = fma(p, t, splat(0.254829592))
     erf = sub(splat(1.0), mul(mul(p, t), exp(sub(splat(0.0), mul(a, a)))))
     return mul(mul(splat(0.5), x), add(splat(1.0), copy_sign(erf, z)))
-

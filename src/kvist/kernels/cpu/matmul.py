@@ -1,7 +1,8 @@
 """Matmul of activation rows with weight rows, as pieces of work that threads take one by one.
 
-out[m][n] = (sum over k of x[m][k] * w[n][k]) + bias[n] + residual[m][n]. A piece is a block of weight rows times a block of activation
-rows; within it 48 activation rows at a time stay in the second-level cache while a few weight rows stay in the first.
+out[m][n] = (sum over k of x[m][k] * w[n][k]) + bias[n] + residual[m][n]. A piece is a block of weight rows times a
+block of activation rows; within it 48 activation rows at a time stay in the second-level cache while a few weight rows
+stay in the first.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def make_eight_rows(dtype: str) -> Any:
     tile44, tile45, tile46 = (make_tile(dtype, 4, C) for C in (4, 5, 6))
 
     @jit
-    def eight_rows(w: int, ws: int, x: int, xs: int, rows: int, steps: int, bias: int, res: int, rs: int, out: int, os: int) -> None:
+    def eight_rows(
+        w: int, ws: int, x: int, xs: int, rows: int, steps: int, bias: int, res: int, rs: int, out: int, os: int
+    ) -> None:
         while rows > 0:
             if rows >= 6:
                 tile46(w, ws, x, xs, steps, bias, res, rs, out, os)
@@ -105,7 +108,18 @@ def make_matmul(dtype: str) -> Any:
                 eight_rows(w + n * ws, ws, xm, xs, count, steps, bias + n * 4, resm + n * 4, rs, outm + n * 4, os)
             for n in range(whole, n1):
                 for m in range(count):
-                    tile11(w + n * ws, ws, xm + m * xs, xs, steps, bias + n * 4, resm + m * rs + n * 4, rs, outm + m * os + n * 4, os)
+                    tile11(
+                        w + n * ws,
+                        ws,
+                        xm + m * xs,
+                        xs,
+                        steps,
+                        bias + n * 4,
+                        resm + m * rs + n * 4,
+                        rs,
+                        outm + m * os + n * 4,
+                        os,
+                    )
             m0 += count
 
     return matmul

@@ -1,4 +1,6 @@
-"""Operations that see one row at a time: embedding, norms, rotary embedding with the store to the pages, activations."""
+"""Operations that see one row at a time: embedding, norms, rotary embedding with the store to the pages,
+activations.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +11,8 @@ from kvist.kernels.cpu.math import gelu, gelu_tanh, jit, silu
 from kvist.kernels.cpu.matmul import sampled_row
 from kvist.kernels.cpu.scalar import get_f32, get_i32, get_i64, put_f32
 from kvist.kernels.cpu.tile import ITEMSIZE
-from kvist.kernels.cpu.vector import (
-    add,
-    div,
-    fma,
-    keep_first,
-    load,
-    load_f32,
-    mul,
-    reduce_add,
-    scatter,
-    splat,
-    sqrt,
-    store,
-    store_f32,
-    sub,
-)
+from kvist.kernels.cpu.vector import add, div, fma, keep_first, mul, reduce_add, splat, sqrt, sub
+from kvist.kernels.cpu.vector_memory import load, load_f32, scatter, store, store_f32
 
 ROWS_A_PIECE = 4
 
@@ -36,7 +24,10 @@ def row_pieces(rows: int) -> int:
 
 
 def make_embed(dtype: str) -> Any:
-    """out[row] = table[token] * scale (+ positions[position]). Arguments: table, width, scale, positions table or 0, out, stride."""
+    """out[row] = table[token] * scale (+ positions[position]).
+
+    Arguments: table, width, scale, positions table or 0, out, stride.
+    """
     get, itemsize = load[dtype], ITEMSIZE[dtype]
 
     @jit
@@ -56,7 +47,10 @@ def make_embed(dtype: str) -> Any:
 
 @jit
 def rms_norm(ctx: int, op: int, row: int) -> None:
-    """out = x / sqrt(mean(x^2) + eps) * weight. Arguments: x, stride, out, stride, weight, bias, width, true width, eps, sampled."""
+    """out = x / sqrt(mean(x^2) + eps) * weight.
+
+    Arguments: x, stride, out, stride, weight, bias, width, true width, eps, sampled.
+    """
     source = sampled_row(ctx, row) if get_i64(op + 96) else row
     x, out = get_i64(op + 24) + source * get_i64(op + 32), get_i64(op + 40) + row * get_i64(op + 48)
     weight, width, count, eps = get_i64(op + 56), get_i64(op + 72), get_i64(op + 80), get_f32(op + 88)
@@ -72,7 +66,10 @@ def rms_norm(ctx: int, op: int, row: int) -> None:
 
 @jit
 def layer_norm(ctx: int, op: int, row: int) -> None:
-    """out = (x - mean) / sqrt(var + eps) * weight + bias; arguments as rms_norm. Lanes past the true width are left out of var."""
+    """out = (x - mean) / sqrt(var + eps) * weight + bias; arguments as rms_norm.
+
+    Lanes past the true width are left out of var.
+    """
     source = sampled_row(ctx, row) if get_i64(op + 96) else row
     x, out = get_i64(op + 24) + source * get_i64(op + 32), get_i64(op + 40) + row * get_i64(op + 48)
     weight, bias, width = get_i64(op + 56), get_i64(op + 64), get_i64(op + 72)
@@ -95,7 +92,8 @@ def layer_norm(ctx: int, op: int, row: int) -> None:
 def rotate(x: int, cos: int, sin: int, half: int) -> None:
     """Rotate the pairs (x[i], x[i + half]) of one head by the angles of its position, in place.
 
-    Where half is no multiple of 16 the last pairs are taken one by one: a vector would reach into the other half, or the next head.
+    Where half is no multiple of 16 the last pairs are taken one by one: a vector would reach into the other half, or
+    the next head.
     """
     whole = half - half % 16
     for d in range(0, whole, 16):
@@ -113,15 +111,18 @@ def rotate(x: int, cos: int, sin: int, half: int) -> None:
 def make_rotary_store(dtype: str) -> Any:
     """Rotate q and k in place; round k and v to the codec's `dtype` and write them to their slot of the page.
 
-    Arguments: q, k, v, q stride, k stride, v stride, heads, KV heads, head size, half of the rotary size (0: none), cosine table
-    (f32 [position][half]), sine table, layer's offset in a page.
+    Arguments: q, k, v, q stride, k stride, v stride, heads, KV heads, head size, half of the rotary size (0: none),
+    cosine table (f32 [position][half]), sine table, layer's offset in a page.
     """
     put, scattered, itemsize = store[dtype], scatter[dtype], ITEMSIZE[dtype]
 
     @jit
     def rotary_store(ctx: int, op: int, row: int) -> None:
-        q, k, v = (get_i64(op + 24) + row * get_i64(op + 48), get_i64(op + 32) + row * get_i64(op + 56),
-                   get_i64(op + 40) + row * get_i64(op + 64))
+        q, k, v = (
+            get_i64(op + 24) + row * get_i64(op + 48),
+            get_i64(op + 32) + row * get_i64(op + 56),
+            get_i64(op + 40) + row * get_i64(op + 64),
+        )
         heads, kv_heads, dims, half = get_i64(op + 72), get_i64(op + 80), get_i64(op + 88), get_i64(op + 96)
         position = get_i32(get_i64(ctx + abi.POSITIONS * 8) + row * 4)
         if half > 0:
@@ -158,7 +159,10 @@ def activate(kind: int, x: Any) -> Any:
 
 @jit
 def gate(ctx: int, op: int, row: int) -> None:
-    """out = activation(gate) * up; without up (address 0) just the activation. Arguments: gate, up, out, stride, width, activation."""
+    """out = activation(gate) * up; without up (address 0) just the activation.
+
+    Arguments: gate, up, out, stride, width, activation.
+    """
     stride, width, kind = get_i64(op + 48), get_i64(op + 56), get_i64(op + 64)
     a, b, out = get_i64(op + 24) + row * stride, get_i64(op + 32), get_i64(op + 40) + row * stride
     if b != 0:

@@ -11,12 +11,15 @@ from numba.extending import intrinsic
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.scalar import get_i64, put_f32
 from kvist.kernels.cpu.sizes import FMA_CHAINS
-from kvist.kernels.cpu.vector import I64, V16F, add, emit_fma, emit_load, load_f32, reduce_add, splat
+from kvist.kernels.cpu.vector import I64, V16F, add, emit_fma, emit_load, reduce_add, splat
+from kvist.kernels.cpu.vector_memory import load_f32
 
 
 @intrinsic
 def multiply_adds(typingctx: Any, start: Any, count: Any) -> Any:
-    """Run `count` rounds of FMA_CHAINS fused multiply-adds on registers; returns the sum of all lanes so nothing is optimised away."""
+    """Run `count` rounds of FMA_CHAINS fused multiply-adds on registers; returns the sum of all lanes so nothing is
+    optimised away.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         address, count = args

@@ -27,10 +27,14 @@ class Team:
         """Run `count` ops; returns when all are done and every thread has left the tables, also when it is interrupted."""
         with self._lock:
             self._step += 1
-            for tid, inbox in enumerate(self._inboxes, start=1):
-                inbox.put((self._step, table, count, context, tid))
             try:
+                self._hand_out(table, count, context)
                 self._kernels.run(table, count, context, 0)
+            except BaseException:
+                self._hand_out(
+                    table, count, context
+                )  # the first time it may have been interrupted half-way; nobody takes a step twice
+                raise
             finally:
                 self._join()
 
@@ -40,6 +44,10 @@ class Team:
             for inbox in self._inboxes:
                 inbox.put(None)
             self._inboxes = []
+
+    def _hand_out(self, table: int, count: int, context: int) -> None:
+        for tid, inbox in enumerate(self._inboxes, start=1):
+            inbox.put((self._step, table, count, context, tid))
 
     def _join(self) -> None:
         """Wait for every thread's word on this step. Ctrl-C is held back meanwhile: the tables are in use."""
@@ -58,9 +66,12 @@ class Team:
             raise failure
 
     def _serve(self, inbox: queue.SimpleQueue[_Work | None]) -> None:
+        taken = 0
         while (work := inbox.get()) is not None:
             step, *arguments = work
-            failure: BaseException | None = None
+            if step == taken:
+                continue
+            taken, failure = step, None
             try:
                 self._kernels.run(*arguments)
             except BaseException as error:  # handed to the caller of `run`, who raises it

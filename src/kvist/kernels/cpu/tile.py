@@ -29,7 +29,8 @@ ITEMSIZE = {"f32": 4, "f16": 2, "bf16": 2}
 def fold_eight(builder: Any, sums: list[Any]) -> Any:
     """Eight vectors of 16 lanes -> one of 8 lanes, lane j being the tree sum of vector j.
 
-    After the level of segment width w, a vector holds 16 / w partial segments of w lanes each, in the order of the inputs.
+    After the level of segment width w, a vector holds 16 / w partial segments of w lanes each, in the order of the
+    inputs.
     """
     width = 16
     while len(sums) > 1:
@@ -40,22 +41,27 @@ def fold_eight(builder: Any, sums: list[Any]) -> Any:
             for a, b in zip(sums[::2], sums[1::2], strict=True)
         ]
     last = sums[0]  # eight segments of two lanes
-    return builder.fadd(shuffle(builder, last, last, list(range(0, 16, 2))), shuffle(builder, last, last, list(range(1, 16, 2))))
+    return builder.fadd(
+        shuffle(builder, last, last, list(range(0, 16, 2))), shuffle(builder, last, last, list(range(1, 16, 2)))
+    )
 
 
 def make_tile(dtype: str, R: int, C: int, stream: bool = False) -> Any:
     """A compiled tile of R weight rows by C activation rows.
 
-    stream: weight rows one after the other instead of side by side. Memory is then read as one stream, which the processor
-    prefetches two to three times as fast as R short ones: right for few activation rows, when reading weights is all that counts.
+    stream: weight rows one after the other instead of side by side. Memory is then read as one stream, which the
+    processor prefetches two to three times as fast as R short ones: right for few activation rows, when reading
+    weights is all that counts.
 
     Called as ``tile(w, w_stride, x, x_stride, steps, bias, residual, residual_stride, out, out_stride)``: addresses and
-    strides in bytes, `steps` = K / 16. Writes out[c][r] = (sum + bias[r]) + residual[c][r]. With nothing to add, bias and
-    residual point at zeros (stride 0), which costs one load and keeps one path.
+    strides in bytes, `steps` = K / 16. Writes out[c][r] = (sum + bias[r]) + residual[c][r]. With nothing to add, bias
+    and residual point at zeros (stride 0), which costs one load and keeps one path.
     """
 
     @intrinsic
-    def tile(typingctx: Any, w: Any, ws: Any, x: Any, xs: Any, steps: Any, bias: Any, res: Any, rs: Any, out: Any, os: Any) -> Any:
+    def tile(
+        typingctx: Any, w: Any, ws: Any, x: Any, xs: Any, steps: Any, bias: Any, res: Any, rs: Any, out: Any, os: Any
+    ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             (_emit_stream if stream else _emit_tile)(builder, dtype, R, C, *args)
             return context.get_dummy_value()

@@ -1,7 +1,8 @@
-"""Block-quantised weights of a GGUF file -> rows of f32, f16 or bf16, block by block; and the search for NaN and infinity.
+"""Block-quantised weights of a GGUF file -> rows of f32, f16 or bf16, block by block; and the search for NaN and
+infinity.
 
-The blocks' layouts are drawn in `kvist.models.weights.unpack`, the plain NumPy version these are compared with, bit for bit. A piece of
-work is 64 rows.
+The blocks' layouts are drawn in `kvist.models.weights.unpack`, the plain NumPy version these are compared with, bit
+for bit. A piece of work is 64 rows.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.scalar import get_f16, get_i64, get_u8, put_f32, put_i64
 from kvist.kernels.cpu.tile import ITEMSIZE
-from kvist.kernels.cpu.vector import fma, load, load_f32, reduce_add, splat, store
+from kvist.kernels.cpu.vector import fma, reduce_add, splat
+from kvist.kernels.cpu.vector_memory import load, load_f32, store
 
 ROWS_A_PIECE = 64
 NUMBERS_A_PIECE = 1 << 18  # of the search for what is not finite
@@ -92,7 +94,9 @@ def _block(kind: int, block: int, out: int) -> None:
 
 
 def make_unpack(dtype: str) -> Any:
-    """Unpack to `dtype`. Arguments: source, kind (abi.PACKED), rows, K, numbers a block, bytes a block, out, bytes a number."""
+    """Unpack to `dtype`. Arguments: source, kind (abi.PACKED), rows, K, numbers a block, bytes a block, out, bytes a
+    number.
+    """
     put = store[dtype]
 
     @jit
@@ -122,7 +126,7 @@ def make_find_nonfinite(dtype: str) -> Any:
         total, zero = splat(0.0), splat(0.0)
         for i in range(piece * NUMBERS_A_PIECE, min(count, (piece + 1) * NUMBERS_A_PIECE), 16):
             total = fma(get(start + i * itemsize), zero, total)
-        if not reduce_add(total) == 0.0:  # NaN equals nothing
+        if reduce_add(total) != 0.0:  # NaN differs from everything
             put_i64(get_i64(op + 40), 1)
 
     return find_nonfinite
