@@ -1,0 +1,64 @@
+"""Transformers as the other implementation. Without torch and transformers all of tests/parity is skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+Logits = Callable[[Any, Sequence[int]], np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def transformers() -> Any:
+    pytest.importorskip("torch")
+    module = pytest.importorskip("transformers")
+    module.utils.logging.set_verbosity_error()
+    module.utils.logging.disable_progress_bar()
+    return module
+
+
+@pytest.fixture(scope="session")
+def load(transformers: Any) -> Callable[..., Any]:
+    """A model in float32 from a folder, or from a GGUF file that transformers dequantises."""
+    import torch
+
+    def load(path: Path) -> Any:
+        where = {"gguf_file": path.name} if path.is_file() else {}
+        folder = path.parent if path.is_file() else path
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **where).eval()
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def their_logits() -> Logits:
+    """float32 (positions, vocab) of a whole prompt."""
+    import torch
+
+    def logits(model: Any, ids: Sequence[int]) -> np.ndarray:
+        with torch.no_grad():
+            made: np.ndarray = model(torch.tensor([list(ids)])).logits[0].numpy()
+        return made
+
+    return logits
+
+
+@pytest.fixture(scope="session")
+def their_greedy() -> Callable[[Any, Sequence[int], int], list[int]]:
+    """The likeliest next tokens, with transformers' own cache; its end tokens end nothing."""
+    import torch
+
+    def greedy(model: Any, ids: Sequence[int], count: int) -> list[int]:
+        new, tokens, past = torch.tensor([list(ids)]), [], None
+        with torch.no_grad():
+            for _ in range(count):
+                out = model(new, past_key_values=past, use_cache=True)
+                past, new = out.past_key_values, out.logits[:, -1:].argmax(-1)
+                tokens.append(int(new))
+        return tokens
+
+    return greedy
