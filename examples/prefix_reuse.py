@@ -1,4 +1,6 @@
-"""Ask two questions about one long text. The second finds the text in the cache, and its answer is the same as if it had not."""
+"""Ask two questions about one long text. The second finds the text in the cache, and its answer is the same as if it
+had not.
+"""
 
 from kvist import LLM, SamplingParams
 

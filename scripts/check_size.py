@@ -15,7 +15,9 @@ FUNCTION_LINES = 60
 
 
 def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, int, int]]:
-    """Every function's qualified name, first line and lines of its own: functions inside it are counted by themselves."""
+    """Every function's qualified name, first line and lines of its own: functions inside it are counted by
+    themselves.
+    """
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             name = prefix + node.name

@@ -49,7 +49,9 @@ def fixtures(tiny: Tiny, model: torch.nn.Module) -> dict[str, np.ndarray]:
         else:
             raise SystemExit(f"{tiny.name}: no prompt of {length} tokens will do")
         logits = model(torch.tensor([ids])).logits[0].numpy()
-        print(f"{tiny.name:13} {name:5} seed {seed:2} logits to {abs(logits).max():.1f}, margin {margin:.4f}, {len(set(new))} kinds")
+        print(
+            f"{tiny.name:13} {name:5} seed {seed:2} logits to {abs(logits).max():.1f}, margin {margin:.4f}, {len(set(new))} kinds"
+        )
         at = f"{tiny.name}/{name}"
         kept[f"{at}/prompt"], kept[f"{at}/greedy"] = np.array(ids, np.int16), np.array(new, np.int16)
         kept[f"{at}/positions"], kept[f"{at}/logits"] = np.array(positions, np.int16), logits[positions]

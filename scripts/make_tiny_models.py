@@ -1,6 +1,7 @@
 """Write the tests' tiny random models: python scripts/make_tiny_models.py FOLDER [NAME ...]
 
-Each becomes FOLDER/NAME (a Hugging Face folder) and FOLDER/NAME-F32.gguf, NAME-F16.gguf and, where rows are whole blocks, NAME-Q8_0.gguf.
+Each becomes FOLDER/NAME (a Hugging Face folder) and FOLDER/NAME-F32.gguf, NAME-F16.gguf and, where rows are whole
+blocks, NAME-Q8_0.gguf.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Attention over made-up numbers: a program of embeddings, rotary store and attend, and the ways to run positions through it."""
+"""Attention over made-up numbers: a program of embeddings, rotary store and attend, and the ways to run positions
+through it.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class Shape:
 
 @dataclass
 class World:
-    """An executable over a pool; sequence s has `length` positions, its token at a position is s * length + position."""
+    """An executable over a pool; sequence s has `length` positions, its token at a position is s * length +
+    position.
+    """
 
     shape: Shape
     pool: PagePool
@@ -61,7 +65,9 @@ class World:
             tokens.append(s * self.length + own)
             positions.append(own)
             row_pages.append(self.tables[s][own // size])
-            sequences.append(SequenceRows(first, count, start, self.tables[s][: (start + count - 1) // size + 1].copy()))
+            sequences.append(
+                SequenceRows(first, count, start, self.tables[s][: (start + count - 1) // size + 1].copy())
+            )
             first += count
         batch = BatchMetadata(
             np.concatenate(tokens).astype(np.int32), np.concatenate(positions), np.concatenate(row_pages),

@@ -37,7 +37,9 @@ def same_bits(a: Floats, b: Floats) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
-def tiny_pool(page_size: int = 16, kv_heads: int = 1, dims: int = 16, kv: str = "f32", pages: int = 1, layers: int = 1) -> PagePool:
+def tiny_pool(
+    page_size: int = 16, kv_heads: int = 1, dims: int = 16, kv: str = "f32", pages: int = 1, layers: int = 1
+) -> PagePool:
     return PagePool(PageLayout((LayerSpec(kv_heads, dims),) * layers, page_size, codec(kv)), pages)
 
 
@@ -50,7 +52,12 @@ def row_batch(tokens: Sequence[int] | npt.NDArray[np.int32], sampled: Sequence[i
 
 
 def run_ops(
-    backend: Backend, ops: Sequence[Op], batch: BatchMetadata, width: int, head: int = 0, sampled_limit: int | None = None
+    backend: Backend,
+    ops: Sequence[Op],
+    batch: BatchMetadata,
+    width: int,
+    head: int = 0,
+    sampled_limit: int | None = None,
 ) -> Floats:
     """Run ops that need no pages; what the last one writes, its first `width` columns."""
     program = Program(tuple(ops), head, 1, 1, 16, 1, width)

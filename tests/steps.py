@@ -38,7 +38,9 @@ def runner(
         manager.close()
 
 
-def logits_of(model: Model, backend: Backend, tokens: Sequence[int], chunk: int | None = None, kv: str = "f32") -> Logits:
+def logits_of(
+    model: Model, backend: Backend, tokens: Sequence[int], chunk: int | None = None, kv: str = "f32"
+) -> Logits:
     """Logits of every position of `tokens`, computed `chunk` at a time (None: all at once), through fresh pages."""
     with runner(model, backend, kv, positions=len(tokens)) as (run, manager):
         table, rows = manager.open(), []

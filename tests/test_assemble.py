@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
 
+import tiny
 from kvist.assemble import assemble, choose_sizes, page_layout
 from kvist.config import EngineConfig
 from kvist.errors import CapacityError, UnknownNameError, UsageError
@@ -28,7 +28,9 @@ def model(tmp_path_factory: pytest.TempPathFactory, backend: CpuBackend) -> Mode
 
 @pytest.mark.parametrize(("codec", "size"), [("f32", 4), ("f16", 2), ("bf16", 2)])
 @pytest.mark.parametrize("page_size", [16, 32, 64, 128])
-def test_a_pool_has_exactly_the_bytes_of_the_formula(model: Model, backend: CpuBackend, codec: str, size: int, page_size: int) -> None:
+def test_a_pool_has_exactly_the_bytes_of_the_formula(
+    model: Model, backend: CpuBackend, codec: str, size: int, page_size: int
+) -> None:
     config = EngineConfig(kv_cache_dtype=codec, page_size=page_size, kv_cache_memory_bytes=1 << 20)
     engine = assemble(model, config, backend)
     per_token = 2 * 3 * 2 * 16 * size  # K and V x layers x KV heads x head size x bytes
@@ -46,7 +48,9 @@ def test_smollm2_takes_23040_bytes_a_token_in_f16() -> None:
 def test_a_length_that_was_asked_for_must_fit() -> None:
     layout = page_layout(SMOLLM2, 16, "f16")
     config = EngineConfig(max_model_len=8192, kv_cache_memory_bytes=100 << 20)
-    with pytest.raises(CapacityError, match=r"8192: it needs 512 pages = 188,743,680 bytes, .* 284 pages .* max_model_len=4544"):
+    with pytest.raises(
+        CapacityError, match=r"8192: it needs 512 pages = 188,743,680 bytes, .* 284 pages .* max_model_len=4544"
+    ):
         choose_sizes(SMOLLM2, layout, config)
     assert choose_sizes(SMOLLM2, layout, replace(config, max_model_len=4544)).num_pages == 284
     assert choose_sizes(SMOLLM2, layout, replace(config, kv_cache_memory_bytes=188_743_680)).max_model_len == 8192

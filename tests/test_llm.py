@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from kvist import LLM, SamplingParams
 from kvist.errors import RequestError, UnknownNameError, UsageError
 
@@ -68,15 +68,19 @@ def test_logits_are_the_same_bits_on_a_miss_and_on_hits(llm: LLM) -> None:
     hit = llm.logits(ids)
     assert llm.engine.manager.counters.prefix_hits > before
     assert np.array_equal(miss.view(np.uint32), hit.view(np.uint32))
-    part = llm.logits(ids[:37] + [5, 6])
+    part = llm.logits([*ids[:37], 5, 6])
     assert np.array_equal(miss[:37].view(np.uint32), part[:37].view(np.uint32))
-    assert llm.generate(ids, SamplingParams(temperature=0, max_tokens=1))[0].outputs[0].token_ids[0] == miss[-1].argmax()
+    assert (
+        llm.generate(ids, SamplingParams(temperature=0, max_tokens=1))[0].outputs[0].token_ids[0] == miss[-1].argmax()
+    )
 
 
 def test_prompts_of_every_kind(small: LLM) -> None:
     one = small.generate("abc", GREEDY)
     ids = small.generate(small.tokenizer.encode("abc"), GREEDY)
-    several = small.generate(["abc", small.tokenizer.encode("abc"), "xyz"], [GREEDY, GREEDY, SamplingParams(temperature=0, max_tokens=3)])
+    several = small.generate(
+        ["abc", small.tokenizer.encode("abc"), "xyz"], [GREEDY, GREEDY, SamplingParams(temperature=0, max_tokens=3)]
+    )
     assert len(one) == len(ids) == 1
     assert one[0].outputs == ids[0].outputs == several[0].outputs == several[1].outputs
     assert ids[0].prompt is None

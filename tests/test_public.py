@@ -58,7 +58,17 @@ def test_import_is_quick_and_light():
     code = "import time; t = time.perf_counter(); import kvist, sys; print(time.perf_counter() - t, *sys.modules)"
     runs = [python(code).split() for _ in range(3)]
     assert min(float(seconds) for seconds, *_ in runs) / 0.3 < 1  # seconds
-    assert not {"numpy", "numba", "llvmlite", "rich", "typer", "tokenizers", "safetensors", "jinja2", "huggingface_hub"} & set(runs[0])
+    assert not {
+        "numpy",
+        "numba",
+        "llvmlite",
+        "rich",
+        "typer",
+        "tokenizers",
+        "safetensors",
+        "jinja2",
+        "huggingface_hub",
+    } & set(runs[0])
 
 
 def test_the_library_needs_no_numba_once_kernels_are_compiled():
@@ -66,17 +76,23 @@ def test_the_library_needs_no_numba_once_kernels_are_compiled():
 
 
 def test_every_module_can_be_imported_by_itself():
-    modules = [".".join(path.relative_to(ROOT / "src").with_suffix("").parts) for path in (ROOT / "src" / "kvist").rglob("*.py")]
+    modules = [
+        ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
+        for path in (ROOT / "src" / "kvist").rglob("*.py")
+    ]
     for module in modules:
         importlib.import_module(module.removesuffix(".__init__"))
 
 
 def test_python_m_kvist():
-    done = subprocess.run([sys.executable, "-m", "kvist.cli.main", "--version"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "kvist.cli.main", "--version"], capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout) == (0, f"kvist {kvist.__version__}\n")
 
 
-# --- what is shipped -----------------------------------------------------------------------------------------------------
+# --- what is shipped
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -85,11 +101,24 @@ def test_the_wheel_runs_from_site_packages(tmp_path):
     subprocess.run(build, check=True, capture_output=True, timeout=300)
     (wheel,) = tmp_path.glob("kvist-*.whl")
     site = tmp_path / "site-packages"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(site),
+        str(wheel),
+    ]
     subprocess.run(install, check=True, capture_output=True, timeout=300)
     model = write_folder(MODELS["llama"], tmp_path / "llama")
     env = {**os.environ, "PYTHONPATH": str(site)}
-    assert python("import kvist; print(kvist.__file__)", env=env, cwd=tmp_path).strip() == str(site / "kvist" / "__init__.py")
+    assert python("import kvist; print(kvist.__file__)", env=env, cwd=tmp_path).strip() == str(
+        site / "kvist" / "__init__.py"
+    )
     run = [str(site / "bin" / "kvist"), "run", str(model), "the hen", "--max-tokens", "4"]
     done = subprocess.run(run, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=300)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout
@@ -101,7 +130,14 @@ def test_the_wheel_runs_from_site_packages(tmp_path):
 @pytest.mark.parametrize("command", [line for block in blocks("sh") for line in block.splitlines() if "kvist " in line])
 def test_the_readmes_commands_run(command, smollm2_path, tmp_path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PATH": path}, cwd=tmp_path, timeout=300)
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path},
+        cwd=tmp_path,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout
 

@@ -162,7 +162,8 @@ def digest(tiny: Tiny) -> str:
     return made.hexdigest()
 
 
-# --- a Hugging Face folder ----------------------------------------------------------------------------------------------
+# --- a Hugging Face folder
+# ----------------------------------------------------------------------------------------------
 
 
 def tokens(tiny: Tiny) -> tuple[list[str], list[tuple[str, str]]]:
@@ -198,7 +199,8 @@ def write_folder(tiny: Tiny, folder: Path, weights: Tensors | None = None, **cha
     return folder
 
 
-# --- a GGUF file --------------------------------------------------------------------------------------------------------
+# --- a GGUF file
+# --------------------------------------------------------------------------------------------------------
 
 GGUF_NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "input_layernorm": "attn_norm",
@@ -211,7 +213,9 @@ GGUF_NAMES = {
 
 
 def gguf_tensors(tiny: Tiny, weights: Tensors | None = None) -> Tensors:
-    """The weights as llama.cpp's converter writes them: its names, q and k interleaved, GPT-2's matrices (outputs, inputs)."""
+    """The weights as llama.cpp's converter writes them: its names, q and k interleaved, GPT-2's matrices (outputs,
+    inputs).
+    """
     made: Tensors = {}
     for name, array in (tensors(tiny) if weights is None else weights).items():
         stem, _, kind = name.rpartition(".")

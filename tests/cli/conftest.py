@@ -26,10 +26,14 @@ def kvist() -> str:
 def cli() -> Cli:
     """Run `kvist ARGUMENTS` to its end. `env` adds variables. Whatever happens, no traceback is shown."""
 
-    def call(*arguments: str, text: str | bytes | None = None, env: dict[str, str] | None = None) -> "CompletedProcess[str]":
+    def call(
+        *arguments: str, text: str | bytes | None = None, env: dict[str, str] | None = None
+    ) -> "CompletedProcess[str]":
         data = text.encode() if isinstance(text, str) else text
         given = {"stdin": subprocess.DEVNULL} if data is None else {"input": data}
-        done = subprocess.run([KVIST, *arguments], capture_output=True, env={**os.environ, **(env or {})}, timeout=300, **given)
+        done = subprocess.run(
+            [KVIST, *arguments], capture_output=True, env={**os.environ, **(env or {})}, timeout=300, **given
+        )
         out, err = done.stdout.decode(), done.stderr.decode()
         assert "Traceback" not in err and "Traceback" not in out, err
         return CompletedProcess(done.args, done.returncode, out, err)

@@ -74,15 +74,27 @@ BROKEN = "import kvist.cli.ls as verb\ndef ls():\n    raise {error}\nverb.ls = l
 @pytest.mark.parametrize(
     ("error", "status", "says"),
     [
-        ("ZeroDivisionError('x')", 1, "kvist: internal error (ZeroDivisionError: x): run again as `kvist --debug ...` and report it\n"),
+        (
+            "ZeroDivisionError('x')",
+            1,
+            "kvist: internal error (ZeroDivisionError: x): run again as `kvist --debug ...` and report it\n",
+        ),
         ("MemoryError()", 1, "kvist: out of memory: give a smaller --kv-cache-memory-bytes, or a smaller model\n"),
         ("PermissionError(13, 'Permission denied', '/x')", 1, "kvist: Permission denied: /x\n"),
         ("KeyboardInterrupt", 130, ""),
         ("BrokenPipeError", 141, ""),
         ("SystemExit(3)", 3, ""),
         ("__import__('typer').Exit(1)", 1, ""),
-        ("__import__('kvist.errors').errors.CapacityError('too little; raise max_model_len')", 1, "kvist: too little; raise --max-model-len\n"),
-        ("__import__('kvist.errors').errors.InternalError('x')", 1, "kvist: internal error (InternalError: x): run again as"),
+        (
+            "__import__('kvist.errors').errors.CapacityError('too little; raise max_model_len')",
+            1,
+            "kvist: too little; raise --max-model-len\n",
+        ),
+        (
+            "__import__('kvist.errors').errors.InternalError('x')",
+            1,
+            "kvist: internal error (InternalError: x): run again as",
+        ),
     ],
 )
 def test_every_way_to_leave(error, status, says):
@@ -100,7 +112,13 @@ def test_debug_shows_the_traceback():
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        ("1024", 1024), ("7b", 7), ("64 k", 64000), ("4GiB", 4 << 30), ("512MiB", 512 << 20), ("1.5GiB", 3 << 29), ("2GB", 2 * 10**9),
+        ("1024", 1024),
+        ("7b", 7),
+        ("64 k", 64000),
+        ("4GiB", 4 << 30),
+        ("512MiB", 512 << 20),
+        ("1.5GiB", 3 << 29),
+        ("2GB", 2 * 10**9),
         ("1TiB", 1 << 40),
     ],
 )

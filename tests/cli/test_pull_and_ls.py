@@ -14,7 +14,9 @@ def slow_pip(tmp_path: Path) -> dict[str, str]:
     module = tmp_path / "python" / "pip"
     module.mkdir(parents=True)
     (module / "__init__.py").write_text("")
-    (module / "__main__.py").write_text("import pathlib, sys, time\npathlib.Path(sys.argv[-1], 'part').write_bytes(b'x' * 1000)\ntime.sleep(300)\n")
+    (module / "__main__.py").write_text(
+        "import pathlib, sys, time\npathlib.Path(sys.argv[-1], 'part').write_bytes(b'x' * 1000)\ntime.sleep(300)\n"
+    )
     return {"PYTHONPATH": str(module.parent), "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
 
@@ -44,7 +46,11 @@ def test_names_that_cannot_be_pulled(refused):
 
 @pytest.mark.parametrize("variable", ["HOME", "XDG_CACHE_HOME"])
 def test_a_place_that_cannot_be_written(refused, variable):
-    env = {"HOME": "/dev/null/home", "XDG_CACHE_HOME": ""} if variable == "HOME" else {"XDG_CACHE_HOME": "/dev/null/cache"}
+    env = (
+        {"HOME": "/dev/null/home", "XDG_CACHE_HOME": ""}
+        if variable == "HOME"
+        else {"XDG_CACHE_HOME": "/dev/null/cache"}
+    )
     assert "set XDG_CACHE_HOME" in refused(1, "pull", "smollm2", env=env)
 
 
@@ -60,7 +66,13 @@ def test_pull_and_ls_of_the_default_model(cli, smollm2_path):
     assert cli("pull", "smollm2").stdout == f"{smollm2_path}\n"  # it is there: nothing is downloaded
     rows = json.loads(cli("ls", "--json").stdout)
     mine = next(row for row in rows if row["name"] == "smollm2")
-    assert mine == {"name": "smollm2", "path": str(smollm2_path), "bytes": smollm2_path.stat().st_size, "licence": "Apache-2.0", "complete": True}
+    assert mine == {
+        "name": "smollm2",
+        "path": str(smollm2_path),
+        "bytes": smollm2_path.stat().st_size,
+        "licence": "Apache-2.0",
+        "complete": True,
+    }
     assert str(smollm2_path) in cli("ls").stdout
 
 

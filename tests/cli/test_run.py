@@ -20,7 +20,8 @@ COUNTERS = re.compile(
 STORY = ["--ignore-eos", "--max-tokens", "2000"]
 
 
-# --- a tiny model -------------------------------------------------------------------------------------------------------
+# --- a tiny model
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_text_on_stdout_and_nothing_else(cli, tiny_model):
@@ -46,14 +47,20 @@ def test_standard_input_is_the_same_as_an_argument(cli, tiny_model):
     ],
 )
 def test_no_flag_of_the_cache_changes_the_answer(cli, tiny_model, flags):
-    plain = json.loads(cli("run", tiny_model, "the hen on the stone", "--max-tokens", "40", "--ignore-eos", "--json").stdout)
-    other = json.loads(cli("run", tiny_model, "the hen on the stone", "--max-tokens", "40", "--ignore-eos", "--json", *flags).stdout)
+    plain = json.loads(
+        cli("run", tiny_model, "the hen on the stone", "--max-tokens", "40", "--ignore-eos", "--json").stdout
+    )
+    other = json.loads(
+        cli("run", tiny_model, "the hen on the stone", "--max-tokens", "40", "--ignore-eos", "--json", *flags).stdout
+    )
     assert other["token_ids"] == plain["token_ids"] and len(plain["token_ids"]) == 40
 
 
 def test_the_seed_decides(cli, tiny_model):
     def sampled(seed):
-        return cli("run", tiny_model, "the", "--temperature", "1", "--seed", seed, "--max-tokens", "20", "--ignore-eos").stdout
+        return cli(
+            "run", tiny_model, "the", "--temperature", "1", "--seed", seed, "--max-tokens", "20", "--ignore-eos"
+        ).stdout
 
     assert sampled("1") == sampled("1") != sampled("2")
 
@@ -72,7 +79,10 @@ def test_json(cli, tiny_model):
 
 def test_stats_count_what_the_cache_saves(cli, tiny_model):
     flags = ["--ignore-eos", "--max-tokens", "10", "--stats"]
-    cached, uncached = cli("run", tiny_model, "the hen", *flags), cli("run", tiny_model, "the hen", "--no-cache", *flags)
+    cached, uncached = (
+        cli("run", tiny_model, "the hen", *flags),
+        cli("run", tiny_model, "the hen", "--no-cache", *flags),
+    )
     assert cached.stdout == uncached.stdout
     prompt = int(STATS.search(cached.stderr)[1])
     assert int(COUNTERS.search(cached.stderr)[1]) == prompt + 9
@@ -81,7 +91,9 @@ def test_stats_count_what_the_cache_saves(cli, tiny_model):
 
 def test_raw_and_system_change_the_prompt(cli, tiny_model):
     def length(*flags):
-        return json.loads(cli("run", tiny_model, "the hen", "--json", "--max-tokens", "1", *flags).stdout)["metrics"]["prompt_tokens"]
+        return json.loads(cli("run", tiny_model, "the hen", "--json", "--max-tokens", "1", *flags).stdout)["metrics"][
+            "prompt_tokens"
+        ]
 
     assert length("--raw") < length() < length("--system", "be brief")
 
@@ -111,7 +123,9 @@ def test_a_reader_that_leaves_is_no_error(kvist, tiny_model):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_behind_stdout(kvist, tiny_model):
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([kvist, "run", tiny_model, "the"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        done = subprocess.run(
+            [kvist, "run", tiny_model, "the"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
     assert (done.returncode, done.stderr) == (1, "kvist: No space left on device\n")
 
 
@@ -156,7 +170,8 @@ def test_prompts_that_are_no_text(refused, tiny_model):
     assert "not valid Unicode" in refused(2, "run", tiny_model, os.fsdecode(b"\xff"))
 
 
-# --- models that are not there, or not whole -----------------------------------------------------------------------------
+# --- models that are not there, or not whole
+# -----------------------------------------------------------------------------
 
 
 def test_wrong_names(refused, tmp_path):
@@ -180,7 +195,8 @@ def test_damaged_files(refused, tmp_path):
     assert "empty" in refused(1, "run", str(tmp_path / "empty"), "hi")
 
 
-# --- the default model ---------------------------------------------------------------------------------------------------
+# --- the default model
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.model
@@ -213,7 +229,9 @@ def test_stopped_while_answering(kvist, smollm2_path, number, status):
 
 @pytest.mark.model
 def test_ctrl_c_on_a_terminal(kvist, smollm2_path):
-    child = pexpect.spawn(kvist, ["run", "smollm2", "Write a long story about a fox.", *STORY], encoding="utf-8", timeout=60)
+    child = pexpect.spawn(
+        kvist, ["run", "smollm2", "Write a long story about a fox.", *STORY], encoding="utf-8", timeout=60
+    )
     child.expect("fox")
     child.sendintr()
     child.expect(pexpect.EOF)

@@ -30,7 +30,9 @@ def test_verify_json(cli: Cli, tiny_model: str) -> None:
     found = json.loads(done.stdout)
     assert found["ok"] is True
     assert {row["codec"] for row in found["scenarios"]} == {"f32", "f16", "bf16"}
-    assert all(row["differing_bits"] == 0 and row["logits"] > 0 and row["policy"] == "full" for row in found["scenarios"])
+    assert all(
+        row["differing_bits"] == 0 and row["logits"] > 0 and row["policy"] == "full" for row in found["scenarios"]
+    )
 
 
 @pytest.mark.slow
@@ -55,7 +57,11 @@ def test_bench_counts_what_the_cache_saves(cli: Cli, tiny_model: str) -> None:
     done = cli("bench", tiny_model, "--uncached", "--lengths", "5,100", "--json")
     five, hundred = json.loads(done.stdout)["savings"]
     assert (five["uncached_projections"], five["cached_projections"], five["counted_ratio"]) == (15, 5, 3.0)
-    assert (hundred["uncached_projections"], hundred["cached_projections"], hundred["counted_ratio"]) == (5050, 100, 50.5)
+    assert (hundred["uncached_projections"], hundred["cached_projections"], hundred["counted_ratio"]) == (
+        5050,
+        100,
+        50.5,
+    )
 
 
 def test_bad_lengths_are_refused(refused: Callable[..., str], tiny_model: str) -> None:

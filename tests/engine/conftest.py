@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from kvist.assemble import assemble
 from kvist.config import EngineConfig
 from kvist.engine.engine import Engine
@@ -20,7 +20,9 @@ MakeEngine = Callable[..., Engine]
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, backend: CpuBackend) -> Model:
-    return load_model(tiny.write_folder(replace(tiny.MODELS["llama"], positions=512), tmp_path_factory.mktemp("tiny")), backend)
+    return load_model(
+        tiny.write_folder(replace(tiny.MODELS["llama"], positions=512), tmp_path_factory.mktemp("tiny")), backend
+    )
 
 
 @pytest.fixture

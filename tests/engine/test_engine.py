@@ -112,7 +112,10 @@ def test_leaving_a_stream_cancels_its_request(make_engine: MakeEngine) -> None:
 
 def test_the_youngest_is_preempted_and_gives_the_same_tokens(make_engine: MakeEngine) -> None:
     prompts = {f"r{seed}": prompt(28, seed) for seed in (1, 2, 3)}
-    undisturbed = {name: answer(make_engine(), ids, SamplingParams(0.0, max_tokens=40, ignore_eos=True)) for name, ids in prompts.items()}
+    undisturbed = {
+        name: answer(make_engine(), ids, SamplingParams(0.0, max_tokens=40, ignore_eos=True))
+        for name, ids in prompts.items()
+    }
     for caching in (False, True):
         engine = make_engine(pages=9, enable_prefix_caching=caching)
         with engine.events.subscribe() as subscription:
@@ -128,7 +131,10 @@ def test_the_youngest_is_preempted_and_gives_the_same_tokens(make_engine: MakeEn
 
 def test_a_request_that_can_never_fit_is_refused_with_the_arithmetic(make_engine: MakeEngine) -> None:
     engine = make_engine(pages=4)
-    with pytest.raises(RequestError, match=r"40 prompt tokens \+ 30 max_tokens = 70 .* max_model_len is 64 .* 4 pages of 16 = 64 .* 24 tokens"):
+    with pytest.raises(
+        RequestError,
+        match=r"40 prompt tokens \+ 30 max_tokens = 70 .* max_model_len is 64 .* 4 pages of 16 = 64 .* 24 tokens",
+    ):
         engine.submit(prompt(40), SamplingParams(max_tokens=30))
     with pytest.raises(RequestError, match="64 tokens long and max_model_len is 64"):
         engine.submit(prompt(64), SamplingParams(max_tokens=None))
@@ -139,7 +145,9 @@ def test_a_request_that_can_never_fit_is_refused_with_the_arithmetic(make_engine
     with pytest.raises(RequestError, match="token id -1"):
         engine.submit([-1], GREEDY)
     assert not engine.has_work  # nothing is left of a refused request
-    assert len(answer(engine, prompt(40), SamplingParams(0.0, max_tokens=24, ignore_eos=True))) == 24  # what fits, to the last slot
+    assert (
+        len(answer(engine, prompt(40), SamplingParams(0.0, max_tokens=24, ignore_eos=True))) == 24
+    )  # what fits, to the last slot
 
 
 def test_max_tokens_none_goes_to_the_end_of_the_context(make_engine: MakeEngine) -> None:
@@ -152,7 +160,9 @@ def test_max_tokens_none_goes_to_the_end_of_the_context(make_engine: MakeEngine)
 def test_stop_tokens_and_the_models_own_end(make_engine: MakeEngine) -> None:
     engine = make_engine()
     plain = answer(engine, prompt(10))
-    outputs = list(engine.stream(prompt(10), SamplingParams(0.0, max_tokens=12, ignore_eos=True, stop_token_ids=[plain[4]])))
+    outputs = list(
+        engine.stream(prompt(10), SamplingParams(0.0, max_tokens=12, ignore_eos=True, stop_token_ids=[plain[4]]))
+    )
     assert tokens(outputs) == plain[: plain.index(plain[4]) + 1]
     assert outputs[-1].finish_reason == "stop"
 
@@ -179,7 +189,7 @@ def test_a_prefix_hit_is_reported_and_not_computed_again(make_engine: MakeEngine
     assert tokens(outputs) == first
     assert outputs[-1].metrics.cached_tokens == 39  # all but the one whose logits are needed
     assert engine.runner.kv_projections - before == 12
-    other = list(engine.stream(prompt(40)[:20] + [3, 1, 4], GREEDY))
+    other = list(engine.stream([*prompt(40)[:20], 3, 1, 4], GREEDY))
     assert other[-1].metrics.cached_tokens == 20  # token by token, into the middle of a page
 
 
@@ -197,7 +207,12 @@ def test_events_tell_a_requests_life(make_engine: MakeEngine) -> None:
         outputs = drain(engine)[name]
         events = subscription.drain()
     told = [event.kind for event in events if event.kind.startswith("request")]
-    assert told == [EventKind.REQUEST_QUEUED, EventKind.REQUEST_STARTED, *[EventKind.REQUEST_TOKEN] * 3, EventKind.REQUEST_FINISHED]
+    assert told == [
+        EventKind.REQUEST_QUEUED,
+        EventKind.REQUEST_STARTED,
+        *[EventKind.REQUEST_TOKEN] * 3,
+        EventKind.REQUEST_FINISHED,
+    ]
     assert [event.detail for event in events if event.kind == EventKind.REQUEST_TOKEN] == tokens(outputs)
     assert sum(event.kind == EventKind.PAGE_ALLOCATED for event in events) == 2
     assert sum(event.kind == EventKind.PAGE_SEALED for event in events) == 1
@@ -205,7 +220,10 @@ def test_events_tell_a_requests_life(make_engine: MakeEngine) -> None:
 
 
 def test_a_seed_gives_the_same_tokens_alone_in_a_batch_and_after_preemption(make_engine: MakeEngine) -> None:
-    params = [SamplingParams(temperature=0.9, top_k=50, top_p=0.95, seed=seed, max_tokens=30, ignore_eos=True) for seed in (7, 8, 9)]
+    params = [
+        SamplingParams(temperature=0.9, top_k=50, top_p=0.95, seed=seed, max_tokens=30, ignore_eos=True)
+        for seed in (7, 8, 9)
+    ]
     alone = [answer(make_engine(), prompt(25, i), one) for i, one in enumerate(params)]
     engine = make_engine(pages=8, max_num_batched_tokens=13)
     names = [engine.submit(prompt(25, i), one) for i, one in enumerate(params)]
@@ -244,8 +262,12 @@ def test_integrity_is_checked_when_idle_if_asked(make_engine: MakeEngine) -> Non
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_order_of_submits_steps_and_cancels_gives_the_tokens_of_each_alone(make_engine: MakeEngine, data: st.DataObject) -> None:
-    """A small pool under random pressure: whoever finishes has the tokens it would have had alone, and nothing leaks."""
+def test_any_order_of_submits_steps_and_cancels_gives_the_tokens_of_each_alone(
+    make_engine: MakeEngine, data: st.DataObject
+) -> None:
+    """A small pool under random pressure: whoever finishes has the tokens it would have had alone, and nothing
+    leaks.
+    """
     engine = make_engine(
         pages=data.draw(st.integers(4, 10)),
         max_num_seqs=data.draw(st.integers(1, 5)),

@@ -1,4 +1,6 @@
-"""Sampling: candidates against a sort that anyone can read, draws against the distribution, and each draw a function of its inputs."""
+"""Sampling: candidates against a sort that anyone can read, draws against the distribution, and each draw a function
+of its inputs.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def test_greedy_is_the_first_of_the_largest(logits: np.ndarray, seed: int, posit
     logits=ANY_LOGITS, temperature=st.floats(0.05, 5), top_k=st.integers(-1, 70),
     top_p=st.one_of(st.just(1.0), st.floats(0.001, 1.0)), min_p=st.one_of(st.just(0.0), st.floats(0, 1)),
 )  # fmt: skip
-def test_candidates_are_those_of_a_plain_sort(logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+def test_candidates_are_those_of_a_plain_sort(
+    logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     expected, close = naive(logits, params)
     assume(not close)
@@ -134,7 +138,8 @@ def test_logits_that_are_no_numbers_are_an_error(bad: list[float], temperature: 
         sample(np.array(bad, np.float32), SamplingParams(temperature=temperature), 0, 0)
 
 
-# --- randomness ---------------------------------------------------------------------------------------------------------
+# --- randomness
+# ---------------------------------------------------------------------------------------------------------
 
 
 def chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
@@ -170,9 +175,13 @@ def test_uniform_is_split_mix_from_a_mixed_seed(seed: int) -> None:
 
 @pytest.mark.parametrize("along", ["positions", "seeds", "both"])
 def test_uniform_is_spread_evenly(along: str) -> None:
-    """Over positions of a seed, over seeds at a position, over both: 64 equal bins, pairs of neighbours, correlation."""
+    """Over positions of a seed, over seeds at a position, over both: 64 equal bins, pairs of neighbours,
+    correlation.
+    """
     count = 20_000
-    pairs = {"positions": (lambda i: (7, i)), "seeds": (lambda i: (i, 7)), "both": (lambda i: (i // 100, i % 100))}[along]
+    pairs = {"positions": (lambda i: (7, i)), "seeds": (lambda i: (i, 7)), "both": (lambda i: (i // 100, i % 100))}[
+        along
+    ]
     numbers = np.array([uniform(*pairs(i)) for i in range(count)])
     assert len(set(numbers)) == count
     bins = np.bincount((numbers * 64).astype(int), minlength=64)
@@ -183,7 +192,10 @@ def test_uniform_is_spread_evenly(along: str) -> None:
     assert abs(numbers.mean() - 0.5) < 4 / (12 * count) ** 0.5
 
 
-@pytest.mark.parametrize("params", [{}, {"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}, {"temperature": 2.0, "top_p": 0.9}])
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}, {"temperature": 2.0, "top_p": 0.9}],
+)
 def test_draws_follow_the_distribution(params: dict[str, Any]) -> None:
     logits = np.random.RandomState(3).standard_normal(12).astype(np.float32) * 1.5
     made = SamplingParams(**params)
@@ -204,7 +216,8 @@ def test_seeds_and_positions_give_different_draws() -> None:
     assert len(texts) == 50
 
 
-# --- parameters ---------------------------------------------------------------------------------------------------------
+# --- parameters
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

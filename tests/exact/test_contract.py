@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from kvist.config import EngineConfig
 from kvist.kernels.cpu.backend import CpuBackend
 from kvist.kernels.program import Backend, BatchMetadata, Executable, Floats, Limits, Program
@@ -52,14 +52,22 @@ def test_every_scenario_is_exact(model: Model, backend: CpuBackend, one_thread: 
 
 
 def test_contexts_beyond_a_split_are_exact(backend: CpuBackend, one_thread: CpuBackend, tmp_path: Path) -> None:
-    """Attention is cut at 512 positions: prompts that lie on either side of the cuts, and decode steps that cross one."""
+    """Attention is cut at 512 positions: prompts that lie on either side of the cuts, and decode steps that cross
+    one.
+    """
     folder = tiny.write_folder(replace(tiny.MODELS["llama"], positions=1400), tmp_path)
     loaded = load_model(folder, backend)
     config = EngineConfig(kv_cache_memory_bytes=64 << 20)
     prompts = [make_prompt(length, 300) for length in (500, 511, 512, 513, 1020, 1200)]
     bench = Bench(loaded, backend, one_thread, config, prompts, prompts, 20)
     expected = bench.alone(prompts)
-    wanted = ("chunks of 7 = whole", "chunks of 64 = whole", "batch of 7 = alone", "1 thread = all threads", "fork and roll back = fresh")
+    wanted = (
+        "chunks of 7 = whole",
+        "chunks of 64 = whole",
+        "batch of 7 = alone",
+        "1 thread = all threads",
+        "fork and roll back = fresh",
+    )
     for scenario in SCENARIOS:
         if scenario.name in wanted:
             assert scenario.run(bench, expected).bits == 0, scenario.name
@@ -140,5 +148,12 @@ def test_verify_yields_a_row_for_each_scenario_and_codec(
     assert [row.name for row in rows] == [scenario.name for scenario in SCENARIOS] * 2
     assert {row.codec for row in rows} == {"f16", "bf16"}
     assert all(row.differing_bits == 0 and row.logits > 0 for row in rows)
-    assert set(json.loads(json.dumps(rows[0].as_json()))) == {"name", "codec", "policy", "logits", "differing_bits", "seconds"}
+    assert set(json.loads(json.dumps(rows[0].as_json()))) == {
+        "name",
+        "codec",
+        "policy",
+        "logits",
+        "differing_bits",
+        "seconds",
+    }
     assert set(told) >= {scenario.name for scenario in SCENARIOS}

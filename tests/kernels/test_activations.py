@@ -1,4 +1,5 @@
-"""Activations, and the exp and tanh inside them, against float64. Bounds are a tenth over what was measured: they are functions
+"""Activations, and the exp and tanh inside them, against float64. Bounds are a tenth over what was measured: they are
+functions
 of fixed, correctly rounded operations, so a machine adds nothing."""
 
 from __future__ import annotations
@@ -82,4 +83,6 @@ def test_gate_times_up(backend: CpuBackend, one_thread: CpuBackend, kind: Activa
     assert same_bits(found, apply(one_thread, kind, x, up))
     assert np.abs(found - apply(ReferenceBackend(), kind, x, up)).max() < 5e-6
     for i in (0, 63, 64, 999):
-        assert same_bits(apply(backend, kind, x[i : i + 1], up[i : i + 1]), found[i : i + 1]), "no number knows its neighbours"
+        assert same_bits(apply(backend, kind, x[i : i + 1], up[i : i + 1]), found[i : i + 1]), (
+            "no number knows its neighbours"
+        )

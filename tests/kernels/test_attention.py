@@ -27,7 +27,9 @@ EXACT = [SHAPES[1], SHAPES[3], SHAPES[5], SHAPES[7], SHAPES[8]]
 
 
 def error_to_reference(world: World, reference_world: World, rows: list[int]) -> float:
-    """The largest difference over some positions; K and V are the kernel's own, so that rounding them is not compared twice."""
+    """The largest difference over some positions; K and V are the kernel's own, so that rounding them is not compared
+    twice.
+    """
     found = world.whole()
     worst = 0.0
     for position in rows:
@@ -51,7 +53,9 @@ def test_a_step_of_mixed_sequences_is_close_to_the_reference(backend: CpuBackend
     steps = [((0, 0, 40), (1, 0, 7)), ((1, 7, 1), (2, 0, 33)), ((2, 33, 2), (1, 8, 20))]
     for step in steps:
         found, expected = (world.run(*step) for world in made)
-        assert np.abs(found - expected).max() < (5e-6 if kv == "f32" else 2e-3), "one of K or V may be rounded the other way"
+        assert np.abs(found - expected).max() < (5e-6 if kv == "f32" else 2e-3), (
+            "one of K or V may be rounded the other way"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +74,9 @@ def test_chunks_and_decode_give_the_same_bits(
 
 @pytest.mark.parametrize("case", range(len(EXACT)))
 @pytest.mark.parametrize("page_size", [16, 32, 64, 128])
-def test_page_sizes_give_the_same_bits(backend: CpuBackend, wholes: list[np.ndarray], case: int, page_size: int) -> None:
+def test_page_sizes_give_the_same_bits(
+    backend: CpuBackend, wholes: list[np.ndarray], case: int, page_size: int
+) -> None:
     shape, length, kv, _ = EXACT[case]
     world = build(backend, shape, length, kv=kv, page_size=page_size)
     assert same_bits(world.whole(), wholes[case])
@@ -90,7 +96,9 @@ def test_thread_counts_give_the_same_bits(one_thread: CpuBackend, wholes: list[n
 def test_split_or_not_gives_the_same_bits(
     backend: CpuBackend, wholes: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, case: int, room: int
 ) -> None:
-    """With no room for partial results nothing is split; with a little, some sequences of a step are and others are not."""
+    """With no room for partial results nothing is split; with a little, some sequences of a step are and others are
+    not.
+    """
     shape, length, kv, size = EXACT[case]
     monkeypatch.setattr(cpu, "PARTIAL_BYTES", room)
     world = build(backend, shape, length, kv=kv, page_size=size, sequences=4)
@@ -127,7 +135,9 @@ def test_slots_that_hold_nothing_are_never_read(backend: CpuBackend, kv: str, pa
     """A pool full of NaN (every byte 0xFF is one, in all types) gives what a pool of zeros gives."""
     for shape in (Shape(64, 2, 3), Shape(16, 1, 9)):
         for length in (1, 17, 63, 65, 140, 530):
-            clean, dirty = (build(backend, shape, length, kv=kv, page_size=page_size, fill_byte=byte) for byte in (0, 0xFF))
+            clean, dirty = (
+                build(backend, shape, length, kv=kv, page_size=page_size, fill_byte=byte) for byte in (0, 0xFF)
+            )
             expected = clean.whole()
             assert np.isfinite(expected).all()
             assert same_bits(dirty.whole(), expected)

@@ -1,4 +1,6 @@
-"""The object-code cache: what is damaged is compiled again, what cannot be written does no harm, what it depends on is in its key."""
+"""The object-code cache: what is damaged is compiled again, what cannot be written does no harm, what it depends on is
+in its key.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,10 @@ from ops import same_bits
 class Compiler:
     """Stands in for LLVM: gives the object code that the session's backend runs, and counts how often."""
 
-    def __init__(self, code: tuple[str, bytes]) -> None:
+    def __init__(self, code: list[bytes]) -> None:
         self.code, self.calls, self.told = code, 0, 0
 
-    def __call__(self) -> tuple[str, bytes]:
+    def __call__(self) -> list[bytes]:
         self.calls += 1
         return self.code
 

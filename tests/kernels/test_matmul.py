@@ -1,4 +1,6 @@
-"""Matmul: close to the reference for every shape, and a row gives the same bits in any batch, on any number of threads."""
+"""Matmul: close to the reference for every shape, and a row gives the same bits in any batch, on any number of
+threads.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,15 @@ ROWS = (1, 2, 3, 4, 5, 6, 7, 12, 17, 47, 48, 49, 97, 191, 193, 200)  # around ev
 
 
 def product(
-    backend: Backend, rows: list[int], N: int, K: int, dtype: str, *, bias: bool = False, residual: str = "none", seed: int = 0
+    backend: Backend,
+    rows: list[int],
+    N: int,
+    K: int,
+    dtype: str,
+    *,
+    bias: bool = False,
+    residual: str = "none",
+    seed: int = 0,
 ) -> Floats:
     """Rows (by number) of a fixed random matrix times a fixed random weight, (rows, N)."""
     x, padded = Buffer("x", K), -(-N // 16) * 16
@@ -33,7 +43,9 @@ def product(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("N", "K"), [(1, 16), (7, 48), (8, 64), (31, 576), (33, 16), (97, 1536), (128, 2048), (301, 64)])
+@pytest.mark.parametrize(
+    ("N", "K"), [(1, 16), (7, 48), (8, 64), (31, 576), (33, 16), (97, 1536), (128, 2048), (301, 64)]
+)
 def test_close_to_the_reference(backend: CpuBackend, dtype: str, N: int, K: int) -> None:
     for count, residual in ((1, "none"), (6, "other"), (50, "out"), (200, "other")):
         rows = list(range(count))
@@ -46,7 +58,9 @@ def test_close_to_the_reference(backend: CpuBackend, dtype: str, N: int, K: int)
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("N", "K"), [(5, 16), (105, 576), (64, 2048)])
-def test_a_row_has_the_same_bits_in_any_batch(backend: CpuBackend, one_thread: CpuBackend, dtype: str, N: int, K: int) -> None:
+def test_a_row_has_the_same_bits_in_any_batch(
+    backend: CpuBackend, one_thread: CpuBackend, dtype: str, N: int, K: int
+) -> None:
     options = {"bias": True, "residual": "other"}
     alone = np.concatenate([product(backend, [row], N, K, dtype, **options) for row in range(200)])  # type: ignore[arg-type]
     for count in ROWS:
@@ -71,10 +85,15 @@ def test_any_batch_of_any_shape(
 
 
 def test_the_order_of_the_sum_is_the_contract_s(backend: CpuBackend) -> None:
-    """Sixteen lanes, each summed over k in ascending order with one rounding a step, folded i + i+8, then +4, +2, +1."""
+    """Sixteen lanes, each summed over k in ascending order with one rounding a step, folded i + i+8, then +4, +2,
+    +1.
+    """
     K, x, w = 160, numbers(5, 3, 160), numbers(6, 40, 160)
     found = run_ops(
-        backend, [fill(Buffer("x", K), x), Matmul(Buffer("x", K), weight(w), Buffer("out", 48))], row_batch([0, 1, 2]), 40
+        backend,
+        [fill(Buffer("x", K), x), Matmul(Buffer("x", K), weight(w), Buffer("out", 48))],
+        row_batch([0, 1, 2]),
+        40,
     )
     lanes = np.zeros((3, 40, 16), np.float32)
     for k in range(0, K, 16):

@@ -126,7 +126,8 @@ def rotated(backend: Backend, dims: int, half: int, positions: np.ndarray) -> tu
 
 
 @pytest.mark.parametrize(
-    ("dims", "half"), [(16, 8), (16, 5), (16, 1), (32, 16), (32, 10), (64, 32), (64, 13), (80, 40), (96, 48), (128, 64), (128, 16)]
+    ("dims", "half"),
+    [(16, 8), (16, 5), (16, 1), (32, 16), (32, 10), (64, 32), (64, 13), (80, 40), (96, 48), (128, 64), (128, 16)],
 )
 def test_rotary(backend: CpuBackend, dims: int, half: int) -> None:
     """Halves of any length: a head whose half is no whole vector must not touch its other half, or the next head."""

@@ -14,7 +14,9 @@ DIMS = 128
 
 
 def special(kv: str) -> Floats:
-    """Every stored pattern, the points half-way to the next one and the float32 numbers beside those; subnormals, overflow, infinities."""
+    """Every stored pattern, the points half-way to the next one and the float32 numbers beside those; subnormals,
+    overflow, infinities.
+    """
     if kv == "f16":
         exact = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
         half = ((exact[:-1].astype(np.float64) + exact[1:].astype(np.float64)) / 2).astype(np.float32)
@@ -24,7 +26,22 @@ def special(kv: str) -> Floats:
         half = (exact.view(np.uint32) + np.uint32(0x8000)).view(np.float32)
     beside = [np.nextafter(half, np.float32(0)), np.nextafter(half, np.float32(3.4e38))]
     largest = np.finfo(np.float32).max
-    odd = [65504, 65519.996, 65520, 65536, 1e30, largest, np.inf, 1e-45, 1e-40, 1.17e-38, 2.0**-24, 2.0**-25, 2.0**-26, 0.0]
+    odd = [
+        65504,
+        65519.996,
+        65520,
+        65536,
+        1e30,
+        largest,
+        np.inf,
+        1e-45,
+        1e-40,
+        1.17e-38,
+        2.0**-24,
+        2.0**-25,
+        2.0**-26,
+        0.0,
+    ]
     found = np.concatenate([exact, half, *beside, np.array(odd, np.float32)])
     return np.concatenate([found, -found])
 
@@ -40,7 +57,10 @@ def store(backend: CpuBackend, kv: str, values: Floats, page_size: int) -> tuple
     at = np.arange(rows, dtype=np.int32)
     backend.bind(program, pool, Limits(rows, rows, 1)).run(BatchMetadata(at, at, at // page_size, at, []))
     for page in range(pages):
-        taken = values[page * page_size : (page + 1) * page_size], values[::-1][page * page_size : (page + 1) * page_size]
+        taken = (
+            values[page * page_size : (page + 1) * page_size],
+            values[::-1][page * page_size : (page + 1) * page_size],
+        )
         truth.write(page, 1, 0, slice(0, len(taken[0])), *taken)
     return pool.data, truth.data
 

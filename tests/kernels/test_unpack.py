@@ -1,4 +1,6 @@
-"""Unpacking block-quantised weights with all threads: bit for bit the plain NumPy version; and the search for NaN and infinity."""
+"""Unpacking block-quantised weights with all threads: bit for bit the plain NumPy version; and the search for NaN and
+infinity.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def random_rows(dtype: str, rows: int, blocks: int) -> np.ndarray:
     size = BLOCK_TYPES[dtype][1]
     data = rng.randint(0, 256, (rows, blocks, size)).astype(np.uint8)
     for at in SCALES[dtype]:
-        bits = rng.randint(0, 0x7C00, (rows, blocks, 1)).astype(np.uint16) | (rng.randint(0, 2, (rows, blocks, 1)) << 15).astype(np.uint16)
+        bits = rng.randint(0, 0x7C00, (rows, blocks, 1)).astype(np.uint16) | (
+            rng.randint(0, 2, (rows, blocks, 1)) << 15
+        ).astype(np.uint16)
         data[:, :, at : at + 2] = bits.view(np.uint8).reshape(rows, blocks, 2)
     return np.ascontiguousarray(data.reshape(rows, blocks * size))
 
@@ -58,7 +62,11 @@ def test_find_nonfinite(backend: CpuBackend, dtype: str) -> None:
     """Wherever it is, whatever its sign, beside numbers as large as the type has; sound weights are not named."""
     c = codec(dtype)
     largest = c.decode(c.encode(np.array([65504.0 if dtype == "f16" else 3.38e38], np.float32)))[0]
-    sound = c.encode(np.concatenate([numbers(1, 64), np.full(64, largest), np.full(64, -largest), np.full(64, 1e-40)]).astype(np.float32))
+    sound = c.encode(
+        np.concatenate([numbers(1, 64), np.full(64, largest), np.full(64, -largest), np.full(64, 1e-40)]).astype(
+            np.float32
+        )
+    )
     clean = Weight(np.resize(sound, (3, 1024)), dtype)  # type: ignore[arg-type]
     assert backend.find_nonfinite([clean] * 3) == []
     size = NUMBERS_A_PIECE + 1024

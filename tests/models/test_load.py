@@ -26,7 +26,8 @@ def ids(vocab: int, length: int = 40) -> list[int]:
     return found
 
 
-# --- where weights lie --------------------------------------------------------------------------------------------------
+# --- where weights lie
+# --------------------------------------------------------------------------------------------------
 
 
 def test_padded_lanes_are_zero(backend: CpuBackend, tmp_path: Path) -> None:
@@ -45,7 +46,11 @@ def test_padded_lanes_are_zero(backend: CpuBackend, tmp_path: Path) -> None:
     assert np.array_equal(o[:40, :, :10], raw[at + "self_attn.o_proj.weight"].reshape(40, 4, 10))
     assert not o[40:].any() and not o[:, :, 10:].any()
     down = model.matrices["layers.1.down"].data
-    assert np.array_equal(down[:40, :56], raw[at + "mlp.down_proj.weight"]) and not down[40:].any() and not down[:, 56:].any()
+    assert (
+        np.array_equal(down[:40, :56], raw[at + "mlp.down_proj.weight"])
+        and not down[40:].any()
+        and not down[:, 56:].any()
+    )
     assert np.array_equal(model.matrices["embed"].data[:, :40], raw["model.embed_tokens.weight"])
     bias = model.vectors["layers.1.k.bias"].reshape(2, 16)
     assert np.array_equal(bias[:, :10], raw[at + "self_attn.k_proj.bias"].reshape(2, 10)) and not bias[:, 10:].any()
@@ -72,13 +77,17 @@ def same_weights(a: Model, b: Model) -> bool:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-tied", "llama-biases", "llama-linear", "llama-odd", "gpt2", "gpt2-odd"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-tied", "llama-biases", "llama-linear", "llama-odd", "gpt2", "gpt2-odd"]
+)
 def test_folder_and_gguf_file_give_the_same_bits(backend: CpuBackend, tmp_path: Path, name: str) -> None:
     tiny = MODELS[name]
     folder = load_model(write_folder(tiny, tmp_path / "folder"), backend)
     file = load_model(write_gguf(tiny, tmp_path / "tiny.gguf"), backend)
     assert same_weights(folder, file)
-    assert folder.config.rope_scaling == file.config.rope_scaling and folder.config.eos_ids == file.config.eos_ids == (1,)
+    assert folder.config.rope_scaling == file.config.rope_scaling and folder.config.eos_ids == file.config.eos_ids == (
+        1,
+    )
     tokens = ids(tiny.vocab)
     assert same_bits(logits_of(folder, backend, tokens), logits_of(file, backend, tokens, chunk=7))
 
@@ -94,12 +103,17 @@ def test_a_packed_file_is_its_unpacked_numbers(backend: CpuBackend, tmp_path: Pa
     assert any(t.tensor_type == held for t in writer.tensors)
     plain = load_model(write_gguf(tiny, tmp_path / "plain.gguf"), backend, "f32")
     assert not same_weights(packed, plain)
-    for role, source in (("layers.1.v" if tiny.family == "llama" else "layers.1.up", "attn_v" if tiny.family == "llama" else "ffn_up"),):
-        assert np.array_equal(packed.matrices[role].data, by_name[f"blk.1.{source}.weight"].reshape(packed.matrices[role].data.shape))
+    for role, source in (
+        ("layers.1.v" if tiny.family == "llama" else "layers.1.up", "attn_v" if tiny.family == "llama" else "ffn_up"),
+    ):
+        assert np.array_equal(
+            packed.matrices[role].data, by_name[f"blk.1.{source}.weight"].reshape(packed.matrices[role].data.shape)
+        )
     assert np.array_equal(packed.matrices["embed"].data, by_name["token_embd.weight"])
 
 
-# --- the type they are held in ------------------------------------------------------------------------------------------
+# --- the type they are held in
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("to", ["f32", "f16", "bf16"])
@@ -116,7 +130,9 @@ def test_weight_types_are_exact_roundings(backend: CpuBackend, tmp_path: Path, k
     assert all(vector.dtype == np.float32 for vector in held.vectors.values())
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("F32", "f32"), ("F16", "f16"), ("BF16", "bf16"), ("Q8_0", "f16"), ("Q4_1", "f16")])
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("F32", "f32"), ("F16", "f16"), ("BF16", "bf16"), ("Q8_0", "f16"), ("Q4_1", "f16")]
+)
 def test_the_file_s_own_type(backend: CpuBackend, tmp_path: Path, kind: str, expected: str) -> None:
     model = load_model(write_gguf(MODELS["llama"], tmp_path / "tiny.gguf", kind), backend)
     assert model.weights == expected and {weight.dtype for weight in model.matrices.values()} == {expected}
@@ -127,11 +143,18 @@ def test_mixed_float_types_are_held_as_f32(backend: CpuBackend, tmp_path: Path) 
     mixed = {name: array.astype(np.float16) if "mlp" in name else array for name, array in weights.items()}
     model = load_model(write_folder(MODELS["llama"], tmp_path, mixed), backend)
     assert model.weights == "f32"
-    assert np.array_equal(model.matrices["layers.0.up"].data, mixed["model.layers.0.mlp.up_proj.weight"].astype(np.float32))
+    assert np.array_equal(
+        model.matrices["layers.0.up"].data, mixed["model.layers.0.mlp.up_proj.weight"].astype(np.float32)
+    )
 
 
 def test_weights_bytes_counts_each_array_once(backend: CpuBackend, tmp_path: Path) -> None:
-    for name, to, size in (("llama", "f32", 4), ("llama-tied", "f32", 4), ("llama-tied", "bf16", 2), ("llama-odd", "f16", 2)):
+    for name, to, size in (
+        ("llama", "f32", 4),
+        ("llama-tied", "f32", 4),
+        ("llama-tied", "bf16", 2),
+        ("llama-odd", "f16", 2),
+    ):
         model = load_model(write_folder(MODELS[name], tmp_path / f"{name}-{to}"), backend, to)
         tied = MODELS[name].tied
         matrices = {role: weight for role, weight in model.matrices.items() if not (tied and role == "head")}
@@ -154,7 +177,10 @@ def test_names_without_their_outermost_prefix(backend: CpuBackend, tmp_path: Pat
     """The original GPT-2 files say wte.weight where newer ones say transformer.wte.weight."""
     tiny = MODELS["gpt2"]
     short = {name.removeprefix("transformer."): array for name, array in tensors(tiny).items()}
-    a, b = load_model(write_folder(tiny, tmp_path / "a"), backend), load_model(write_folder(tiny, tmp_path / "b", short), backend)
+    a, b = (
+        load_model(write_folder(tiny, tmp_path / "a"), backend),
+        load_model(write_folder(tiny, tmp_path / "b", short), backend),
+    )
     assert same_weights(a, b)
 
 
@@ -175,7 +201,8 @@ def test_shards(backend: CpuBackend, tmp_path: Path) -> None:
     assert same_weights(load_model(folder, backend), whole)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------------
+# --- what is refused
+# ----------------------------------------------------------------------------------------------------
 
 
 def refused(backend: CpuBackend, path: Path, kind: type[KvistError], cause: str) -> None:
@@ -185,7 +212,13 @@ def refused(backend: CpuBackend, path: Path, kind: type[KvistError], cause: str)
 
 
 @pytest.mark.parametrize(
-    "name", ["model.norm.weight", "model.layers.2.mlp.up_proj.weight", "model.layers.0.self_attn.k_proj.weight", "model.embed_tokens.weight"]
+    "name",
+    [
+        "model.norm.weight",
+        "model.layers.2.mlp.up_proj.weight",
+        "model.layers.0.self_attn.k_proj.weight",
+        "model.embed_tokens.weight",
+    ],
 )
 def test_a_missing_tensor_is_named(backend: CpuBackend, tmp_path: Path, name: str) -> None:
     weights = tensors(MODELS["llama"])
@@ -231,7 +264,10 @@ def test_fewer_layers_than_the_file_has_are_run_as_the_config_says(backend: CpuB
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight", "model.layers.1.self_attn.o_proj.weight", "model.norm.weight"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.embed_tokens.weight", "lm_head.weight", "model.layers.1.self_attn.o_proj.weight", "model.norm.weight"],
+)
 def test_a_weight_that_is_no_number_is_named(backend: CpuBackend, tmp_path: Path, name: str, value: float) -> None:
     weights = tensors(MODELS["llama"])
     weights[name] = weights[name].copy()
@@ -252,7 +288,9 @@ def test_a_quantised_scale_that_is_no_number_is_named(backend: CpuBackend, tmp_p
 
 def test_an_unsupported_architecture(backend: CpuBackend, tmp_path: Path) -> None:
     path = write_folder(MODELS["llama"], tmp_path, architectures=["MambaForCausalLM"])
-    refused(backend, path, UnsupportedModelError, "Mamba.*is not supported: kvist runs LlamaForCausalLM, GPT2LMHeadModel")
+    refused(
+        backend, path, UnsupportedModelError, "Mamba.*is not supported: kvist runs LlamaForCausalLM, GPT2LMHeadModel"
+    )
 
 
 def test_other_mistakes(backend: CpuBackend, tmp_path: Path) -> None:
@@ -265,9 +303,13 @@ def test_other_mistakes(backend: CpuBackend, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("divisors", [np.ones(7), np.zeros(8), np.full(8, np.nan), np.full(8, np.inf)])
-def test_damaged_rope_divisors(backend: CpuBackend, tmp_path: Path, divisors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_rope_divisors(
+    backend: CpuBackend, tmp_path: Path, divisors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import tiny
 
     made = gguf_tensors(MODELS["llama"])
     monkeypatch.setattr(tiny, "gguf_tensors", lambda *_: {**made, "rope_freqs.weight": divisors.astype(np.float32)})
-    refused(backend, write_gguf(MODELS["llama"], tmp_path / "tiny.gguf"), ModelFileError, r"rope_freqs\.weight is damaged")
+    refused(
+        backend, write_gguf(MODELS["llama"], tmp_path / "tiny.gguf"), ModelFileError, r"rope_freqs\.weight is damaged"
+    )

@@ -1,4 +1,6 @@
-"""From a file's own description to a ModelConfig: what is read, what is refused, and that nonsense is refused politely."""
+"""From a file's own description to a ModelConfig: what is read, what is refused, and that nonsense is refused
+politely.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ def test_gguf_fields() -> None:
 )  # fmt: skip
 def test_an_unsupported_architecture_lists_those_that_are(raw: dict[str, Any]) -> None:
     for read in (lambda: family_of(raw), lambda: config_from_gguf({"general.architecture": "mamba"}, 1, False)):
-        with pytest.raises(UnsupportedModelError, match=r"is not supported: kvist runs .*LlamaForCausalLM.*GPT2LMHeadModel") as caught:
+        with pytest.raises(
+            UnsupportedModelError, match=r"is not supported: kvist runs .*LlamaForCausalLM.*GPT2LMHeadModel"
+        ) as caught:
             read()
         assert len(str(caught.value)) < 400
         for family in FAMILIES:
@@ -85,7 +89,10 @@ def test_an_unsupported_architecture_lists_those_that_are(raw: dict[str, Any]) -
     ("changes", "cause"),
     [
         ({"hidden_act": "relu"}, r"activation 'relu' is not supported: kvist runs .*silu"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, r"rope scaling 'yarn' is not supported: kvist runs .*llama3"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
+            r"rope scaling 'yarn' is not supported: kvist runs .*llama3",
+        ),
     ],
 )
 def test_unsupported_settings(changes: dict[str, Any], cause: str) -> None:
@@ -209,7 +216,9 @@ def test_rotary_tables_are_the_formula() -> None:
     smooth = np.clip((64 / wavelength - 1.0) / 3.0, 0, 1)
     expected = (1 - smooth) / wavelength / 8 + smooth / wavelength
     assert np.allclose(llama3, 2 * np.pi * expected, rtol=1e-6)
-    assert (smooth == 1).any() and (smooth == 0).any() and ((smooth > 0) & (smooth < 1)).any(), "all three ranges are met"
+    assert (smooth == 1).any() and (smooth == 0).any() and ((smooth > 0) & (smooth < 1)).any(), (
+        "all three ranges are met"
+    )
     divided = rotary_tables(plain, 100, np.full(8, 4.0, np.float32))
     assert divided is not None and np.array_equal(divided.cos, linear.cos)
     assert rotary_tables(config_from_hf(GPT2, 300)[1], 100) is None

@@ -34,7 +34,11 @@ TEXTS = [
 CHATS: list[list[dict[str, str]]] = [
     [{"role": "user", "content": "Hi"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "  spaces \n"}],
-    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "<|im_end|> {{ 1 }}"}],
+    [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "<|im_end|> {{ 1 }}"},
+    ],
 ]
 
 
@@ -59,7 +63,9 @@ def their_tokenizer(transformers: Any, smollm2_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("length", [10, 64, 130, 500])
-def test_logits(theirs: Any, their_logits: Any, model: Model, backend: CpuBackend, tokenizer: Tokenizer, length: int) -> None:
+def test_logits(
+    theirs: Any, their_logits: Any, model: Model, backend: CpuBackend, tokenizer: Tokenizer, length: int
+) -> None:
     ids = tokenizer.encode(STORY * 8)[:length]
     assert len(ids) == length
     found, expected = logits_of(model, backend, ids), their_logits(theirs, ids)
@@ -69,12 +75,16 @@ def test_logits(theirs: Any, their_logits: Any, model: Model, backend: CpuBacken
 
 
 @pytest.mark.parametrize("length", [10, 130, 500])
-def test_greedy_tokens(theirs: Any, their_greedy: Any, model: Model, backend: CpuBackend, tokenizer: Tokenizer, length: int) -> None:
+def test_greedy_tokens(
+    theirs: Any, their_greedy: Any, model: Model, backend: CpuBackend, tokenizer: Tokenizer, length: int
+) -> None:
     ids = tokenizer.encode(STORY * 8)[:length]
     assert greedy(model, backend, ids, 64) == their_greedy(theirs, ids, 64)
 
 
-def test_greedy_answer_to_a_chat(theirs: Any, their_greedy: Any, model: Model, backend: CpuBackend, tokenizer: Tokenizer) -> None:
+def test_greedy_answer_to_a_chat(
+    theirs: Any, their_greedy: Any, model: Model, backend: CpuBackend, tokenizer: Tokenizer
+) -> None:
     text = render(tokenizer.chat_template, CHATS[0], bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
     ids = tokenizer.encode(text, add_special=False)
     assert greedy(model, backend, ids, 64) == their_greedy(theirs, ids, 64)
@@ -86,9 +96,14 @@ def test_token_ids(tokenizer: Tokenizer, their_tokenizer: Any, text: str) -> Non
 
 
 def test_digits_of_all_scripts_stand_alone(tokenizer: Tokenizer, their_tokenizer: Any) -> None:
-    """transformers ignores the file's splitting rule ("smollm"); given the one of SmolLM2's tokenizer.json it agrees."""
+    """transformers ignores the file's splitting rule ("smollm"); given the one of SmolLM2's tokenizer.json it
+    agrees.
+    """
     inner = their_tokenizer.backend_tokenizer
-    rule, inner.pre_tokenizer = inner.pre_tokenizer, Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    rule, inner.pre_tokenizer = (
+        inner.pre_tokenizer,
+        Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]),
+    )
     try:
         for text in ("², ½, Ⅳ, ٣٤", *TEXTS):
             assert tokenizer.encode(text) == their_tokenizer.encode(text)
@@ -101,6 +116,10 @@ def test_digits_of_all_scripts_stand_alone(tokenizer: Tokenizer, their_tokenizer
 def test_chat_text(tokenizer: Tokenizer, their_tokenizer: Any, messages: list[dict[str, str]], begin: bool) -> None:
     expected = their_tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=begin)
     found = render(
-        tokenizer.chat_template, messages, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token, add_generation_prompt=begin
+        tokenizer.chat_template,
+        messages,
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        add_generation_prompt=begin,
     )
     assert found == expected

@@ -17,8 +17,13 @@ from tiny import MODELS, TEMPLATE, Tiny, write_folder, write_gguf
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
-GPT2 = replace(MODELS["gpt2"], positions=1024, inner=256)  # transformers reads neither of the two from a GGUF file of GPT-2
-GGUF_CASES = [(MODELS["llama"], kind) for kind in ("F32", "F16", "Q8_0", "Q4_0", "Q4_1")] + [(GPT2, "F32"), (GPT2, "Q8_0")]
+GPT2 = replace(
+    MODELS["gpt2"], positions=1024, inner=256
+)  # transformers reads neither of the two from a GGUF file of GPT-2
+GGUF_CASES = [(MODELS["llama"], kind) for kind in ("F32", "F16", "Q8_0", "Q4_0", "Q4_1")] + [
+    (GPT2, "F32"),
+    (GPT2, "Q8_0"),
+]
 
 
 def compare(theirs: Any, path: Path, backend: CpuBackend, vocab: int, their_logits: Any, their_greedy: Any) -> None:
@@ -41,7 +46,13 @@ def test_folder(
 
 @pytest.mark.parametrize(("tiny", "kind"), GGUF_CASES, ids=lambda case: getattr(case, "name", case))
 def test_gguf_file(
-    load: Callable[[Path], Any], their_logits: Any, their_greedy: Any, backend: CpuBackend, tmp_path: Path, tiny: Tiny, kind: str
+    load: Callable[[Path], Any],
+    their_logits: Any,
+    their_greedy: Any,
+    backend: CpuBackend,
+    tmp_path: Path,
+    tiny: Tiny,
+    kind: str,
 ) -> None:
     path = write_gguf(tiny, tmp_path / "tiny.gguf", kind)
     compare(load(path), path, backend, tiny.vocab, their_logits, their_greedy)
@@ -56,5 +67,7 @@ def test_tokenizer_and_template(transformers: Any, tmp_path: Path) -> None:
     for begin in (True, False):
         expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=begin)
         assert ours.chat_template == TEMPLATE
-        found = render(TEMPLATE, messages, bos_token=ours.bos_token, eos_token=ours.eos_token, add_generation_prompt=begin)
+        found = render(
+            TEMPLATE, messages, bos_token=ours.bos_token, eos_token=ours.eos_token, add_generation_prompt=begin
+        )
         assert found == expected

@@ -42,8 +42,9 @@ READ, FMA_PEAK, UNPACK, FIND_NONFINITE = range(20, 24)
     SCRATCH,  # address of thread 0's scratch
     SCRATCH_BYTES,  # per thread
     COUNTERS,  # address of two int64 per op: pieces taken, pieces done
+    ATTEND_FUNCTION,  # address of the compiled unit that attends
     CONTEXT_SLOTS,
-) = range(24)
+) = range(25)
 
 # --- a sequence of the batch ----------------------------------------------------------------------------------------
 SEQUENCE_SLOTS = 4

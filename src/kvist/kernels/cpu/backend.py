@@ -101,6 +101,7 @@ class CpuExecutable:
             abi.SCRATCH: self._scratch.ctypes.data,
             abi.SCRATCH_BYTES: scratch,
             abi.COUNTERS: self._counters.ctypes.data,
+            abi.ATTEND_FUNCTION: team.attend_address,
         }
         for slot, value in fixed.items():
             self._context[slot] = value

@@ -1,9 +1,8 @@
-"""Compile the interpreter once per machine; load it in a tenth of a second ever after.
+"""The kernels, compiled once per machine and loaded in a hundredth of a second ever after.
 
-numba turns `interpreter.run` into LLVM IR; LLVM turns that into an object file for this very CPU, kept in the user's
-cache directory under a key of everything it depends on: the kernels' sources, numba's and llvmlite's versions, the CPU
-and its features. A warm start needs llvmlite alone: numba is not even imported. The file carries its own SHA-256; a
-damaged one is compiled again.
+Object code (see `build`) is kept in the user's cache directory under a key of everything it depends on: the kernels'
+sources, numba's and llvmlite's versions, the CPU and its features. A warm start needs llvmlite alone: numba is not even
+imported. The file carries its own SHA-256; a damaged one is compiled again.
 """
 
 from __future__ import annotations
@@ -15,27 +14,27 @@ import tempfile
 from collections.abc import Callable
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
 
 import llvmlite.binding as llvm
 
+from kvist.kernels.cpu.build import build, target_machine
 from kvist.paths import cache_dir
 
-RunFunction = Callable[..., int]
-
-_MAGIC = b"kvist-kernels-1\n"
+_MAGIC = b"kvist-kernels-2\n"
 
 
 class Kernels:
     """The compiled loop as a callable: ``run(table, count, context, tid)``, all int64; it releases the GIL."""
 
-    def __init__(self, name: str, code: bytes) -> None:
+    def __init__(self, objects: list[bytes]) -> None:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
-        self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine())
+        for code in objects:
+            self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         self._engine.finalize_object()
-        address = self._engine.get_function_address(name)
+        address = self._engine.get_function_address("kvist_run")
+        self.attend_address: int = self._engine.get_function_address("kvist_attend")
         # numba's calling convention: status f(result*, exception info**, arguments...)
         prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
         self._function = prototype(address)
@@ -56,16 +55,8 @@ def load_kernels(on_compile: Callable[[], None] | None = None) -> Kernels:
         if on_compile is not None:
             on_compile()
         kept = _compile()
-        _keep(path, *kept)
-    return Kernels(*kept)
-
-
-def _target_machine() -> Any:
-    target = llvm.Target.from_default_triple()
-    features = llvm.get_host_cpu_features().flatten()
-    return target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=features, opt=3, codemodel="jitdefault", jit=True
-    )
+        _keep(path, kept)
+    return Kernels(kept)
 
 
 def _key() -> str:
@@ -85,48 +76,13 @@ def _key() -> str:
     return digest.hexdigest()[:32]
 
 
-def _compile() -> tuple[str, bytes]:
-    """The loop's symbol and object code.
-
-    numba optimises every function with all it calls, again at each level; so it is told not to, and LLVM's passes run
-    once, here.
-    """
-    from numba import njit, types
-    from numba.core import config
-
-    from kvist.kernels.cpu.interpreter import run
-    from kvist.kernels.cpu.math import OPTIONS
-
-    level = config.OPT
-    config.OPT = type(level)(0)
-    try:
-        compiled = njit(types.int64(*[types.int64] * 4), **OPTIONS)(run)
-    finally:
-        config.OPT = level
-    result = next(iter(compiled.overloads.values()))
-    name = result.fndesc.llvm_func_name
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    module = llvm.parse_assembly(result.library.get_llvm_str())
-    for function in module.functions:
-        if not function.is_declaration and function.name != name:
-            function.linkage = "internal"
-    machine = _target_machine()
-    builder = llvm.create_pass_builder(machine, _tuning())
-    builder.getModulePassManager().run(module, builder)
-    return name, machine.emit_object(module)
+def _compile() -> list[bytes]:
+    """The object files, built now."""
+    return build()
 
 
-def _tuning() -> Any:
-    """LLVM's third level. Vectorising loops by itself reorders no sum, since no function is marked fast."""
-    options = llvm.create_pipeline_tuning_options(3)
-    options.loop_vectorization = True
-    options.loop_unrolling = True
-    return options
-
-
-def _read(path: Path) -> tuple[str, bytes] | None:
-    """A kept file's symbol and code; None if there is none or it is not what was written."""
+def _read(path: Path) -> list[bytes] | None:
+    """A kept file's object files; None if there is none or it is not what was written."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -134,13 +90,18 @@ def _read(path: Path) -> tuple[str, bytes] | None:
     body, digest = content[:-32], content[-32:]
     if not body.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
         return None
-    name, _, code = body[len(_MAGIC) :].partition(b"\n")
-    return name.decode(), code
+    sizes, _, code = body[len(_MAGIC) :].partition(b"\n")
+    objects = []
+    for size in map(int, sizes.split()):
+        objects.append(code[:size])
+        code = code[size:]
+    return objects
 
 
-def _keep(path: Path, name: str, code: bytes) -> None:
+def _keep(path: Path, objects: list[bytes]) -> None:
     """Write atomically; a cache that cannot be written (read-only, full) only means compiling again next time."""
-    body = _MAGIC + name.encode() + b"\n" + code
+    sizes = " ".join(str(len(code)) for code in objects).encode()
+    body = _MAGIC + sizes + b"\n" + b"".join(objects)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent)

@@ -8,7 +8,8 @@ by the operating system, delays only the piece it holds; which thread computes a
 from __future__ import annotations
 
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.attention import make_attend, merge
+from kvist.kernels.cpu.attention_call import call_attend
+from kvist.kernels.cpu.attention_merge import merge
 from kvist.kernels.cpu.attention_plan import plan
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.matmul import make_matmul, matmul_pieces
@@ -32,7 +33,6 @@ SPINS = 4000  # looks at a counter before the core is given away
 matmul_f32, matmul_f16, matmul_bf16 = (make_matmul(dtype) for dtype in abi.DTYPES)
 embed_f32, embed_f16, embed_bf16 = (make_embed(dtype) for dtype in abi.DTYPES)
 rotary_store_f32, rotary_store_f16, rotary_store_bf16 = (make_rotary_store(dtype) for dtype in abi.DTYPES)
-attend_f32, attend_f16, attend_bf16 = (make_attend(dtype) for dtype in abi.DTYPES)
 unpack_f32, unpack_f16, unpack_bf16 = (make_unpack(dtype) for dtype in abi.DTYPES)
 find_nonfinite_f32, find_nonfinite_f16, find_nonfinite_bf16 = (make_find_nonfinite(dtype) for dtype in abi.DTYPES)
 
@@ -98,12 +98,7 @@ def run_piece(code: int, dtype: int, ctx: int, op: int, piece: int, tid: int) ->
         else:
             matmul_bf16(ctx, op, piece)
     elif code == abi.ATTEND:
-        if dtype == 0:
-            attend_f32(ctx, op, piece, tid)
-        elif dtype == 1:
-            attend_f16(ctx, op, piece, tid)
-        else:
-            attend_bf16(ctx, op, piece, tid)
+        call_attend(get_i64(ctx + abi.ATTEND_FUNCTION * 8), dtype, ctx, op, piece, tid)
     elif code == abi.MERGE:
         merge(ctx, op, piece, tid)
     elif code == abi.PLAN:

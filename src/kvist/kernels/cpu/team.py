@@ -23,8 +23,13 @@ class Team:
         for inbox in self._inboxes:
             threading.Thread(target=self._serve, args=(inbox,), name="kvist-kernel", daemon=True).start()
 
+    @property
+    def attend_address(self) -> int:
+        """Where the compiled loop finds attention."""
+        return self._kernels.attend_address
+
     def run(self, table: int, count: int, context: int) -> None:
-        """Run `count` ops; returns when all are done and every thread has left the tables, also when it is interrupted."""
+        """Run `count` ops; returns when all are done and every thread has left the tables, also when interrupted."""
         with self._lock:
             self._step += 1
             try:
