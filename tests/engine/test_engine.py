@@ -110,6 +110,20 @@ def test_leaving_a_stream_cancels_its_request(make_engine: MakeEngine) -> None:
     assert engine.manager.stats().live == 0
 
 
+def test_streams_side_by_side_lose_nothing(make_engine: MakeEngine) -> None:
+    alone = [answer(make_engine(), prompt(10, seed)) for seed in (1, 2)]
+    engine = make_engine()
+    streams = [engine.stream(prompt(10, seed), GREEDY) for seed in (1, 2)]
+    found: list[list[int]] = [[], []]
+    for _ in range(3):
+        for tokens_of, stream in zip(found, streams, strict=True):
+            tokens_of.append(next(stream).token_id or 0)
+    for tokens_of, stream in zip(found, streams, strict=True):  # the first to its end, then what the second has kept
+        tokens_of += [output.token_id or 0 for output in stream]
+    assert found == alone
+    assert not engine.has_work
+
+
 def test_the_youngest_is_preempted_and_gives_the_same_tokens(make_engine: MakeEngine) -> None:
     prompts = {f"r{seed}": prompt(28, seed) for seed in (1, 2, 3)}
     undisturbed = {

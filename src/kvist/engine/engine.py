@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class Engine:
         self.observe: Observer | None = None
         self.scheduler = Scheduler(manager, limits.max_num_seqs, limits.max_num_batched_tokens, events)
         self._sequences: dict[str, Sequence] = {}
+        self._inboxes: dict[str, deque[TokenOutput]] = {}  # of the streams that are open
         self._submitted = 0
         self.steps = 0
 
@@ -105,22 +107,28 @@ class Engine:
         logits = self.runner.forward(pieces)
         self.steps += 1
         outputs = [self._take(sequence, logits[i]) for i, sequence in enumerate(sampled)]
+        for output in outputs:
+            if output.request_id in self._inboxes:
+                self._inboxes[output.request_id].append(output)
         if self.limits.check_integrity and not self.has_work:
             self.manager.check_integrity()
         return outputs
 
     def stream(self, prompt: Tokens[int], params: SamplingParams, *, salt: bytes = b"") -> Iterator[TokenOutput]:
-        """Submit one request and yield its outputs as they come; other requests run along.
+        """Submit one request and yield its outputs as they come; leaving the loop cancels it.
 
-        Leaving the loop cancels it.
+        Other requests run along. Several streams may be open: each keeps what a step gave it until it is asked.
         """
         name = self.submit(prompt, params, salt=salt)
+        inbox = self._inboxes[name] = deque()
         try:
-            while name in self._sequences:
-                for output in self.step():
-                    if output.request_id == name:
-                        yield output
+            while name in self._sequences or inbox:
+                if not inbox:
+                    self.step()
+                while inbox:
+                    yield inbox.popleft()
         finally:
+            del self._inboxes[name]
             self.cancel(name)
 
     def cancel(self, request_id: str) -> bool:
