@@ -17,8 +17,8 @@ from kvist.verify.scenarios import SCENARIOS
 CODECS = ("f32", "f16", "bf16")
 LENGTHS: tuple[int, ...] = (1, 2, 15, 16, 17, 63, 64, 65, 129, 300, 511, 513, 700, 1000, 1500, 2000)
 FEW: tuple[int, ...] = (1, 17, 64, 300, 513, 2000)
-QUICK_LENGTHS: tuple[int, ...] = (1, 2, 5, 9, 15, 16, 17, 20, 23, 31, 33, 40, 55, 64, 70, 120)
-QUICK_FEW: tuple[int, ...] = (1, 23, 120)
+QUICK_LENGTHS: tuple[int, ...] = (1, 2, 5, 9, 15, 16, 17, 20, 23, 31, 33, 40, 55, 64, 70, 100)
+QUICK_FEW: tuple[int, ...] = (1, 23, 100)
 
 
 @dataclass(frozen=True, slots=True)

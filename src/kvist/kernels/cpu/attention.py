@@ -23,7 +23,7 @@ from kvist.kernels.cpu.attention_plan import ITEM_BYTES
 from kvist.kernels.cpu.attention_row import LOWEST, finish, fold, softmax_row
 from kvist.kernels.cpu.attention_tile import make_scores, make_weigh
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.scalar import get_f32, get_i32, get_i64, put_f32
+from kvist.kernels.cpu.scalar import arg, arg_f32, get_i32, put_f32, slot
 from kvist.kernels.cpu.tile import ITEMSIZE
 from kvist.kernels.cpu.vector import mul, splat
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
@@ -170,19 +170,19 @@ def make_attend(dtype: str) -> Any:
 
     @jit
     def attend(ctx: int, op: int, piece: int, tid: int) -> None:
-        group, kv_heads = get_i64(ctx + abi.GROUP * 8), get_i64(ctx + abi.KV_HEADS * 8)
-        query, q_stride, out = get_i64(op + 24), get_i64(op + 32), get_i64(op + 40)
-        dims, layer_offset, factor = get_i64(op + 48), get_i64(op + 56), get_f32(op + 64)
-        item = get_i64(ctx + abi.ITEM_TABLE * 8) + (piece // kv_heads) * ITEM_BYTES
+        group, kv_heads = slot(ctx, abi.GROUP), slot(ctx, abi.KV_HEADS)
+        query, q_stride, out = arg(op, 0), arg(op, 1), arg(op, 2)
+        dims, layer_offset, factor = arg(op, 3), arg(op, 4), arg_f32(op, 5)
+        item = slot(ctx, abi.ITEM_TABLE) + (piece // kv_heads) * ITEM_BYTES
         kv_head = piece % kv_heads
-        row, tokens = get_i64(item + abi.ITEM_ROW * 8), get_i64(item + abi.ITEM_TOKENS * 8)
-        position, pages = get_i64(item + abi.ITEM_POSITION * 8), get_i64(item + abi.ITEM_PAGES * 8)
-        first_split, last_split = get_i64(item + abi.ITEM_FROM * 8), get_i64(item + abi.ITEM_TO * 8)
-        partial = get_i64(item + abi.ITEM_PARTIAL * 8)
-        page_size, page_bytes = get_i64(ctx + abi.PAGE_SIZE * 8), get_i64(ctx + abi.PAGE_BYTES * 8)
-        head = get_i64(ctx + abi.POOL * 8) + layer_offset + kv_head * page_size * dims * 2 * itemsize
+        row, tokens = slot(item, abi.ITEM_ROW), slot(item, abi.ITEM_TOKENS)
+        position, pages = slot(item, abi.ITEM_POSITION), slot(item, abi.ITEM_PAGES)
+        first_split, last_split = slot(item, abi.ITEM_FROM), slot(item, abi.ITEM_TO)
+        partial = slot(item, abi.ITEM_PARTIAL)
+        page_size, page_bytes = slot(ctx, abi.PAGE_SIZE), slot(ctx, abi.PAGE_BYTES)
+        head = slot(ctx, abi.POOL) + layer_offset + kv_head * page_size * dims * 2 * itemsize
         rows = tokens * group
-        q = get_i64(ctx + abi.SCRATCH * 8) + tid * get_i64(ctx + abi.SCRATCH_BYTES * 8)
+        q = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
         p = q + rows * dims * 4
         acc = p + rows * 256
         row_max = acc + rows * dims * 4
@@ -192,7 +192,7 @@ def make_attend(dtype: str) -> Any:
         total_sum = total_max + rows * 4
         if partial >= 0:
             at = (partial + kv_head * rows) * (dims + 2) * 4
-            acc = get_i64(ctx + abi.PARTIALS * 8) + at
+            acc = slot(ctx, abi.PARTIALS) + at
             row_max = acc + rows * dims * 4
             row_sum = row_max + rows * 4
         head_offset = kv_head * group * dims * 4

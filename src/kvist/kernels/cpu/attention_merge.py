@@ -6,7 +6,7 @@ from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.attention_plan import ITEM_BYTES
 from kvist.kernels.cpu.attention_row import finish, fold
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.scalar import get_i64
+from kvist.kernels.cpu.scalar import arg, slot
 
 SPLIT = abi.SPLIT
 
@@ -14,16 +14,16 @@ SPLIT = abi.SPLIT
 @jit
 def merge(ctx: int, op: int, piece: int, tid: int) -> None:
     """Fold the partial results of one (sequence, KV head), in order of their splits, and write its rows."""
-    group, kv_heads = get_i64(ctx + abi.GROUP * 8), get_i64(ctx + abi.KV_HEADS * 8)
-    stride, out, dims = get_i64(op + 32), get_i64(op + 40), get_i64(op + 48)
-    item = get_i64(ctx + abi.MERGE_TABLE * 8) + (piece // kv_heads) * ITEM_BYTES
+    group, kv_heads = slot(ctx, abi.GROUP), slot(ctx, abi.KV_HEADS)
+    stride, out, dims = arg(op, 1), arg(op, 2), arg(op, 3)
+    item = slot(ctx, abi.MERGE_TABLE) + (piece // kv_heads) * ITEM_BYTES
     kv_head = piece % kv_heads
-    row, tokens = get_i64(item + abi.ITEM_ROW * 8), get_i64(item + abi.ITEM_TOKENS * 8)
-    position, splits = get_i64(item + abi.ITEM_POSITION * 8), get_i64(item + abi.ITEM_TO * 8)
+    row, tokens = slot(item, abi.ITEM_ROW), slot(item, abi.ITEM_TOKENS)
+    position, splits = slot(item, abi.ITEM_POSITION), slot(item, abi.ITEM_TO)
     rows = tokens * group
     row_bytes = (dims + 2) * 4
-    start = get_i64(ctx + abi.PARTIALS * 8) + (get_i64(item + abi.ITEM_PARTIAL * 8) + kv_head * rows) * row_bytes
-    total = get_i64(ctx + abi.SCRATCH * 8) + tid * get_i64(ctx + abi.SCRATCH_BYTES * 8)
+    start = slot(ctx, abi.PARTIALS) + (slot(item, abi.ITEM_PARTIAL) + kv_head * rows) * row_bytes
+    total = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
     total_max = total + dims * 4
     for r in range(rows):
         for split in range(min(splits, (position + r // group) // SPLIT + 1)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.scalar import get_i64, put_i64
+from kvist.kernels.cpu.scalar import put_i64, slot
 
 SPLIT, TILE_ROWS = abi.SPLIT, abi.TILE_ROWS
 ITEM_BYTES, SEQ_BYTES = abi.ITEM_SLOTS * 8, abi.SEQUENCE_SLOTS * 8
@@ -30,15 +30,15 @@ def plan(ctx: int) -> None:
     A sequence with one tile of rows (decode, or the verification of a few tokens) is split by context; one with many
     rows has pieces enough. When the room for partial results is used up, the rest is not split.
     """
-    group, kv_heads = get_i64(ctx + abi.GROUP * 8), get_i64(ctx + abi.KV_HEADS * 8)
-    items, merges = get_i64(ctx + abi.ITEM_TABLE * 8), get_i64(ctx + abi.MERGE_TABLE * 8)
-    room, used = get_i64(ctx + abi.PARTIAL_ROWS * 8), 0
+    group, kv_heads = slot(ctx, abi.GROUP), slot(ctx, abi.KV_HEADS)
+    items, merges = slot(ctx, abi.ITEM_TABLE), slot(ctx, abi.MERGE_TABLE)
+    room, used = slot(ctx, abi.PARTIAL_ROWS), 0
     tile_tokens = max(1, TILE_ROWS // group)
-    n_items, n_merges, capacity = 0, 0, get_i64(ctx + abi.ITEM_CAPACITY * 8)
-    for s in range(get_i64(ctx + abi.SEQUENCES * 8)):
-        seq = get_i64(ctx + abi.SEQUENCE_TABLE * 8) + s * SEQ_BYTES
-        row, tokens = get_i64(seq + abi.SEQ_ROW * 8), get_i64(seq + abi.SEQ_TOKENS * 8)
-        position, pages = get_i64(seq + abi.SEQ_POSITION * 8), get_i64(seq + abi.SEQ_PAGES * 8)
+    n_items, n_merges, capacity = 0, 0, slot(ctx, abi.ITEM_CAPACITY)
+    for s in range(slot(ctx, abi.SEQUENCES)):
+        seq = slot(ctx, abi.SEQUENCE_TABLE) + s * SEQ_BYTES
+        row, tokens = slot(seq, abi.SEQ_ROW), slot(seq, abi.SEQ_TOKENS)
+        position, pages = slot(seq, abi.SEQ_POSITION), slot(seq, abi.SEQ_PAGES)
         splits = (position + tokens - 1) // SPLIT + 1
         need = splits * tokens * group * kv_heads
         if tokens <= tile_tokens and splits > 1 and used + need <= room and n_items + splits <= capacity // 2:

@@ -23,7 +23,7 @@ from kvist.kernels.cpu.pointwise import (
     row_pieces,
 )
 from kvist.kernels.cpu.roofline import fma_peak, read_all
-from kvist.kernels.cpu.scalar import get_i64, let_others_run, peek, take
+from kvist.kernels.cpu.scalar import arg, let_others_run, peek, slot, take
 from kvist.kernels.cpu.unpack import NUMBERS_A_PIECE, make_find_nonfinite, make_unpack
 from kvist.kernels.cpu.unpack import ROWS_A_PIECE as UNPACK_ROWS
 
@@ -43,28 +43,28 @@ def pieces_of(code: int, ctx: int, op: int) -> int:
     if code == abi.MATMUL:
         return matmul_pieces(ctx, op)
     if code == abi.ATTEND:
-        return get_i64(ctx + abi.ITEMS * 8) * get_i64(ctx + abi.KV_HEADS * 8)
+        return slot(ctx, abi.ITEMS) * slot(ctx, abi.KV_HEADS)
     if code == abi.MERGE:
-        return get_i64(ctx + abi.MERGES * 8) * get_i64(ctx + abi.KV_HEADS * 8)
+        return slot(ctx, abi.MERGES) * slot(ctx, abi.KV_HEADS)
     if code == abi.PLAN:
         return 1
     if code == abi.READ or code == abi.FMA_PEAK:
-        return get_i64(op + 32)
+        return arg(op, 1)
     if code == abi.UNPACK:
-        return (get_i64(op + 40) + UNPACK_ROWS - 1) // UNPACK_ROWS
+        return (arg(op, 2) + UNPACK_ROWS - 1) // UNPACK_ROWS
     if code == abi.FIND_NONFINITE:
-        return (get_i64(op + 32) + NUMBERS_A_PIECE - 1) // NUMBERS_A_PIECE
-    if (code == abi.RMS_NORM or code == abi.LAYER_NORM) and get_i64(op + 96):
-        return row_pieces(get_i64(ctx + abi.SAMPLED * 8))
-    return row_pieces(get_i64(ctx + abi.ROWS * 8))
+        return (arg(op, 1) + NUMBERS_A_PIECE - 1) // NUMBERS_A_PIECE
+    if (code == abi.RMS_NORM or code == abi.LAYER_NORM) and arg(op, 9):
+        return row_pieces(slot(ctx, abi.SAMPLED))
+    return row_pieces(slot(ctx, abi.ROWS))
 
 
 @jit
 def run_rows(code: int, dtype: int, ctx: int, op: int, piece: int) -> None:
     """A piece of an op that works row by row."""
-    rows = get_i64(ctx + abi.ROWS * 8)
-    if (code == abi.RMS_NORM or code == abi.LAYER_NORM) and get_i64(op + 96):
-        rows = get_i64(ctx + abi.SAMPLED * 8)
+    rows = slot(ctx, abi.ROWS)
+    if (code == abi.RMS_NORM or code == abi.LAYER_NORM) and arg(op, 9):
+        rows = slot(ctx, abi.SAMPLED)
     for row in range(piece * ROWS_A_PIECE, min(rows, (piece + 1) * ROWS_A_PIECE)):
         if code == abi.RMS_NORM:
             rms_norm(ctx, op, row)
@@ -98,13 +98,13 @@ def run_piece(code: int, dtype: int, ctx: int, op: int, piece: int, tid: int) ->
         else:
             matmul_bf16(ctx, op, piece)
     elif code == abi.ATTEND:
-        call_attend(get_i64(ctx + abi.ATTEND_FUNCTION * 8), dtype, ctx, op, piece, tid)
+        call_attend(slot(ctx, abi.ATTEND_FUNCTION), dtype, ctx, op, piece, tid)
     elif code == abi.MERGE:
         merge(ctx, op, piece, tid)
     elif code == abi.PLAN:
         plan(ctx)
     elif code >= abi.READ:
-        scratch = get_i64(ctx + abi.SCRATCH * 8) + tid * get_i64(ctx + abi.SCRATCH_BYTES * 8)
+        scratch = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
         if code == abi.READ:
             read_all(op, piece, scratch)
         elif code == abi.FMA_PEAK:
@@ -138,20 +138,20 @@ def wait(counter: int, total: int) -> None:
 
 def run(table: int, count: int, ctx: int, tid: int) -> int:
     """Run `count` ops of the table as thread `tid`; returns when every piece of every op is done."""
-    counters = get_i64(ctx + abi.COUNTERS * 8)
+    counters = slot(ctx, abi.COUNTERS)
     for i in range(count):
         op = table + i * OP_BYTES
-        code = get_i64(op) % 256
-        for j in range(get_i64(op + 8), get_i64(op + 16)):
+        code = slot(op, abi.CODE) % 256
+        for j in range(slot(op, abi.WAIT_FROM), slot(op, abi.WAIT_TO)):
             earlier = table + j * OP_BYTES
-            wait(counters + j * 16 + 8, pieces_of(get_i64(earlier) % 256, ctx, earlier))
+            wait(counters + j * 16 + 8, pieces_of(slot(earlier, abi.CODE) % 256, ctx, earlier))
         total = pieces_of(code, ctx, op)
         piece = take(counters + i * 16)
         while piece < total:
-            run_piece(code, get_i64(op) // 256, ctx, op, piece, tid)
+            run_piece(code, slot(op, abi.CODE) // 256, ctx, op, piece, tid)
             take(counters + i * 16 + 8)
             piece = take(counters + i * 16)
     for i in range(count):
         op = table + i * OP_BYTES
-        wait(counters + i * 16 + 8, pieces_of(get_i64(op) % 256, ctx, op))
+        wait(counters + i * 16 + 8, pieces_of(slot(op, abi.CODE) % 256, ctx, op))
     return 0

@@ -39,7 +39,7 @@ def jit(function: Function) -> Function:
 
 @jit
 def exp(x: Any) -> Any:
-    """e**x, error under 1.5 units in the last place; inputs are clamped to -87.3 .. 88.3 (no zero, no infinity).
+    """e**x, error under 2 units in the last place; inputs are clamped to -87.3 .. 88.3 (no zero, no infinity).
 
     x = n ln 2 + r with |r| <= ln(2)/2; e**r by a polynomial of degree 6 (Taylor with the last terms fitted);
     the result is scaled by 2**n.

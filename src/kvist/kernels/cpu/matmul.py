@@ -11,7 +11,7 @@ from typing import Any
 
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.scalar import get_i32, get_i64
+from kvist.kernels.cpu.scalar import arg, get_i32, slot
 from kvist.kernels.cpu.tile import ITEMSIZE, make_tile
 
 PANEL = 48  # activation rows that share a pass over the weight rows of a piece
@@ -32,7 +32,7 @@ def rows_a_piece(rows: int) -> int:
 @jit
 def matmul_rows(ctx: int, op: int) -> int:
     """Activation rows of this op in this step: all, or those whose logits are asked for."""
-    return get_i64(ctx + abi.SAMPLED * 8) if get_i64(op + 96) else get_i64(ctx + abi.ROWS * 8)
+    return slot(ctx, abi.SAMPLED) if arg(op, 9) else slot(ctx, abi.ROWS)
 
 
 @jit
@@ -40,7 +40,7 @@ def matmul_pieces(ctx: int, op: int) -> int:
     """How many pieces the op falls into."""
     rows = matmul_rows(ctx, op)
     high = weight_rows_a_piece(rows)
-    return ((get_i64(op + 40) + high - 1) // high) * ((rows + rows_a_piece(rows) - 1) // rows_a_piece(rows))
+    return ((arg(op, 2) + high - 1) // high) * ((rows + rows_a_piece(rows) - 1) // rows_a_piece(rows))
 
 
 def make_eight_rows(dtype: str) -> Any:
@@ -92,9 +92,9 @@ def make_matmul(dtype: str) -> Any:
     @jit
     def matmul(ctx: int, op: int, piece: int) -> None:
         rows = matmul_rows(ctx, op)
-        w, x, N, K = get_i64(op + 24), get_i64(op + 32), get_i64(op + 40), get_i64(op + 48)
-        bias, res, rs = get_i64(op + 56), get_i64(op + 64), get_i64(op + 72)
-        out, os, xs = get_i64(op + 80), get_i64(op + 88), get_i64(op + 104)
+        w, x, N, K = arg(op, 0), arg(op, 1), arg(op, 2), arg(op, 3)
+        bias, res, rs = arg(op, 4), arg(op, 5), arg(op, 6)
+        out, os, xs = arg(op, 7), arg(op, 8), arg(op, 10)
         high = weight_rows_a_piece(rows)
         across = (N + high - 1) // high
         n0, m0 = piece % across * high, piece // across * rows_a_piece(rows)
@@ -128,4 +128,4 @@ def make_matmul(dtype: str) -> Any:
 @jit
 def sampled_row(ctx: int, index: int) -> int:
     """The row of the step that the index-th row of logits belongs to."""
-    return get_i32(get_i64(ctx + abi.SAMPLED_ROWS * 8) + index * 4)
+    return get_i32(slot(ctx, abi.SAMPLED_ROWS) + index * 4)

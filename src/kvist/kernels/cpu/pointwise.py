@@ -9,7 +9,7 @@ from typing import Any
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.math import gelu, gelu_tanh, jit, silu
 from kvist.kernels.cpu.matmul import sampled_row
-from kvist.kernels.cpu.scalar import get_f32, get_i32, get_i64, put_f32
+from kvist.kernels.cpu.scalar import arg, arg_f32, get_f32, get_i32, put_f32, slot
 from kvist.kernels.cpu.tile import ITEMSIZE
 from kvist.kernels.cpu.vector import add, div, fma, keep_first, mul, reduce_add, splat, sqrt, sub
 from kvist.kernels.cpu.vector_memory import load, load_f32, scatter, store, store_f32
@@ -32,13 +32,13 @@ def make_embed(dtype: str) -> Any:
 
     @jit
     def embed(ctx: int, op: int, row: int) -> None:
-        table, width, scale = get_i64(op + 24), get_i64(op + 32), splat(get_f32(op + 40))
-        learned, out = get_i64(op + 48), get_i64(op + 56) + row * get_i64(op + 64)
-        source = table + get_i32(get_i64(ctx + abi.TOKENS * 8) + row * 4) * width * itemsize
+        table, width, scale = arg(op, 0), arg(op, 1), splat(arg_f32(op, 2))
+        learned, out = arg(op, 3), arg(op, 4) + row * arg(op, 5)
+        source = table + get_i32(slot(ctx, abi.TOKENS) + row * 4) * width * itemsize
         for d in range(0, width, 16):
             store_f32(out + d * 4, mul(get(source + d * itemsize), scale))
         if learned != 0:
-            place = learned + get_i32(get_i64(ctx + abi.POSITIONS * 8) + row * 4) * width * itemsize
+            place = learned + get_i32(slot(ctx, abi.POSITIONS) + row * 4) * width * itemsize
             for d in range(0, width, 16):
                 store_f32(out + d * 4, add(load_f32(out + d * 4), get(place + d * itemsize)))
 
@@ -51,9 +51,9 @@ def rms_norm(ctx: int, op: int, row: int) -> None:
 
     Arguments: x, stride, out, stride, weight, bias, width, true width, eps, sampled.
     """
-    source = sampled_row(ctx, row) if get_i64(op + 96) else row
-    x, out = get_i64(op + 24) + source * get_i64(op + 32), get_i64(op + 40) + row * get_i64(op + 48)
-    weight, width, count, eps = get_i64(op + 56), get_i64(op + 72), get_i64(op + 80), get_f32(op + 88)
+    source = sampled_row(ctx, row) if arg(op, 9) else row
+    x, out = arg(op, 0) + source * arg(op, 1), arg(op, 2) + row * arg(op, 3)
+    weight, width, count, eps = arg(op, 4), arg(op, 6), arg(op, 7), arg_f32(op, 8)
     total = splat(0.0)
     for d in range(0, width, 16):
         v = load_f32(x + d * 4)
@@ -70,10 +70,10 @@ def layer_norm(ctx: int, op: int, row: int) -> None:
 
     Lanes past the true width are left out of var.
     """
-    source = sampled_row(ctx, row) if get_i64(op + 96) else row
-    x, out = get_i64(op + 24) + source * get_i64(op + 32), get_i64(op + 40) + row * get_i64(op + 48)
-    weight, bias, width = get_i64(op + 56), get_i64(op + 64), get_i64(op + 72)
-    count, eps = get_i64(op + 80), get_f32(op + 88)
+    source = sampled_row(ctx, row) if arg(op, 9) else row
+    x, out = arg(op, 0) + source * arg(op, 1), arg(op, 2) + row * arg(op, 3)
+    weight, bias, width = arg(op, 4), arg(op, 5), arg(op, 6)
+    count, eps = arg(op, 7), arg_f32(op, 8)
     total, zero = splat(0.0), splat(0.0)
     for d in range(0, width, 16):
         total = add(total, load_f32(x + d * 4))
@@ -119,30 +119,30 @@ def make_rotary_store(dtype: str) -> Any:
     @jit
     def rotary_store(ctx: int, op: int, row: int) -> None:
         q, k, v = (
-            get_i64(op + 24) + row * get_i64(op + 48),
-            get_i64(op + 32) + row * get_i64(op + 56),
-            get_i64(op + 40) + row * get_i64(op + 64),
+            arg(op, 0) + row * arg(op, 3),
+            arg(op, 1) + row * arg(op, 4),
+            arg(op, 2) + row * arg(op, 5),
         )
-        heads, kv_heads, dims, half = get_i64(op + 72), get_i64(op + 80), get_i64(op + 88), get_i64(op + 96)
-        position = get_i32(get_i64(ctx + abi.POSITIONS * 8) + row * 4)
+        heads, kv_heads, dims, half = arg(op, 6), arg(op, 7), arg(op, 8), arg(op, 9)
+        position = get_i32(slot(ctx, abi.POSITIONS) + row * 4)
         if half > 0:
-            cos, sin = get_i64(op + 104) + position * half * 4, get_i64(op + 112) + position * half * 4
+            cos, sin = arg(op, 10) + position * half * 4, arg(op, 11) + position * half * 4
             for h in range(heads):
                 rotate(q + h * dims * 4, cos, sin, half)
             for h in range(kv_heads):
                 rotate(k + h * dims * 4, cos, sin, half)
-        page_size = get_i64(ctx + abi.PAGE_SIZE * 8)
-        page = get_i32(get_i64(ctx + abi.ROW_PAGES * 8) + row * 4)
-        slot = position % page_size
+        page_size = slot(ctx, abi.PAGE_SIZE)
+        page = get_i32(slot(ctx, abi.ROW_PAGES) + row * 4)
+        place = position % page_size
         v_offset = 16 * dims * itemsize
-        base = get_i64(ctx + abi.POOL * 8) + page * get_i64(ctx + abi.PAGE_BYTES * 8) + get_i64(op + 120)
-        base += slot // 16 * 2 * v_offset
-        slot = slot % 16
+        base = slot(ctx, abi.POOL) + page * slot(ctx, abi.PAGE_BYTES) + arg(op, 12)
+        base += place // 16 * 2 * v_offset
+        lane = place % 16
         for h in range(kv_heads):
             at = base + h * page_size * dims * 2 * itemsize
             for d in range(0, dims, 16):
-                scattered(at + (d * 16 + slot) * itemsize, 16 * itemsize, load_f32(k + (h * dims + d) * 4))
-                put(at + v_offset + (slot * dims + d) * itemsize, load_f32(v + (h * dims + d) * 4))
+                scattered(at + (d * 16 + lane) * itemsize, 16 * itemsize, load_f32(k + (h * dims + d) * 4))
+                put(at + v_offset + (lane * dims + d) * itemsize, load_f32(v + (h * dims + d) * 4))
 
     return rotary_store
 
@@ -163,8 +163,8 @@ def gate(ctx: int, op: int, row: int) -> None:
 
     Arguments: gate, up, out, stride, width, activation.
     """
-    stride, width, kind = get_i64(op + 48), get_i64(op + 56), get_i64(op + 64)
-    a, b, out = get_i64(op + 24) + row * stride, get_i64(op + 32), get_i64(op + 40) + row * stride
+    stride, width, kind = arg(op, 3), arg(op, 4), arg(op, 5)
+    a, b, out = arg(op, 0) + row * stride, arg(op, 1), arg(op, 2) + row * stride
     if b != 0:
         b += row * stride
         for d in range(0, width, 16):

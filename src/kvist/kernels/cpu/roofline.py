@@ -9,7 +9,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.scalar import get_i64, put_f32
+from kvist.kernels.cpu.scalar import arg, put_f32
 from kvist.kernels.cpu.sizes import FMA_CHAINS
 from kvist.kernels.cpu.vector import I64, V16F, add, emit_fma, emit_load, reduce_add, splat
 from kvist.kernels.cpu.vector_memory import load_f32
@@ -50,14 +50,14 @@ def multiply_adds(typingctx: Any, start: Any, count: Any) -> Any:
 @jit
 def fma_peak(op: int, piece: int, scratch: int) -> None:
     """A piece of the FMA loop. Arguments: rounds a piece, pieces, address of 16 vectors of seeds."""
-    put_f32(scratch, multiply_adds(get_i64(op + 40), get_i64(op + 24)))
+    put_f32(scratch, multiply_adds(arg(op, 2), arg(op, 0)))
 
 
 @jit
 def read_all(op: int, piece: int, scratch: int) -> None:
     """Read one piece of a buffer in one stream. Arguments: address, pieces, bytes a piece (a multiple of 256)."""
-    size = get_i64(op + 40)
-    at, end = get_i64(op + 24) + piece * size, get_i64(op + 24) + piece * size + size
+    size = arg(op, 2)
+    at, end = arg(op, 0) + piece * size, arg(op, 0) + piece * size + size
     a = b = c = d = splat(0.0)
     while at < end:
         a = add(a, load_f32(at))

@@ -9,6 +9,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from kvist.kernels.cpu.abi import ARG
 from kvist.kernels.cpu.vector import I64, external, pointer
 
 
@@ -27,6 +28,27 @@ def _get(kind: Any, stored: Any) -> Any:
 get_i32: Callable[[int], int] = _get(types.int64, ir.IntType(32))
 get_i64: Callable[[int], int] = _get(types.int64, I64)
 get_f32: Callable[[int], float] = _get(types.float32, ir.FloatType())
+
+
+def _slot(first: int, kind: Any, stored: Any) -> Any:
+    """A reader of slot `first` + index of a row of eight-byte slots."""
+
+    @intrinsic
+    def function(typingctx: Any, row: Any, index: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            row, index = args
+            index = context.cast(builder, index, signature.args[1], types.int64)
+            place = builder.add(row, builder.mul(builder.add(index, I64(first)), I64(8)))
+            return builder.load(pointer(builder, place, stored))
+
+        return kind(types.int64, index), codegen
+
+    return function
+
+
+slot: Callable[[int, int], int] = _slot(0, types.int64, I64)  # of the context, a sequence or an item
+arg: Callable[[int, int], int] = _slot(ARG, types.int64, I64)  # the index-th argument of an op
+arg_f32: Callable[[int, int], float] = _slot(ARG, types.float32, ir.FloatType())
 
 
 @intrinsic

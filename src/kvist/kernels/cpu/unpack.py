@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.scalar import get_f16, get_i64, get_u8, put_f32, put_i64
+from kvist.kernels.cpu.scalar import arg, get_f16, get_u8, put_f32, put_i64
 from kvist.kernels.cpu.tile import ITEMSIZE
 from kvist.kernels.cpu.vector import fma, reduce_add, splat
 from kvist.kernels.cpu.vector_memory import load, load_f32, store
@@ -101,8 +101,8 @@ def make_unpack(dtype: str) -> Any:
 
     @jit
     def unpack(ctx: int, op: int, piece: int, scratch: int) -> None:
-        source, kind, rows, K = get_i64(op + 24), get_i64(op + 32), get_i64(op + 40), get_i64(op + 48)
-        numbers, size, out, itemsize = get_i64(op + 56), get_i64(op + 64), get_i64(op + 72), get_i64(op + 80)
+        source, kind, rows, K = arg(op, 0), arg(op, 1), arg(op, 2), arg(op, 3)
+        numbers, size, out, itemsize = arg(op, 4), arg(op, 5), arg(op, 6), arg(op, 7)
         for row in range(piece * ROWS_A_PIECE, min(rows, (piece + 1) * ROWS_A_PIECE)):
             for b in range(K // numbers):
                 _block(kind, source + (row * (K // numbers) + b) * size, scratch)
@@ -122,11 +122,11 @@ def make_find_nonfinite(dtype: str) -> Any:
 
     @jit
     def find_nonfinite(op: int, piece: int) -> None:
-        start, count = get_i64(op + 24), get_i64(op + 32)
+        start, count = arg(op, 0), arg(op, 1)
         total, zero = splat(0.0), splat(0.0)
         for i in range(piece * NUMBERS_A_PIECE, min(count, (piece + 1) * NUMBERS_A_PIECE), 16):
             total = fma(get(start + i * itemsize), zero, total)
         if reduce_add(total) != 0.0:  # NaN differs from everything
-            put_i64(get_i64(op + 40), 1)
+            put_i64(arg(op, 2), 1)
 
     return find_nonfinite
