@@ -1,10 +1,10 @@
 """Paged attention: softmax(q K^T) V over pages, one arithmetic for every shape of batch.
 
-For a query row at position t the positions 0..t are cut at multiples of 512 into *splits*, a split at multiples of 64
-into
-*tiles*. Within a split the tiles are taken in order with a running maximum (Milakov & Gimelshein 2018); the results of
-the splits are folded in order. Cuts lie at absolute positions, so a row's arithmetic depends on t and on nothing else:
-not on the page size, the chunk it was computed in, the rows beside it, or on how many threads shared the splits.
+For a query row at position t the positions 0..t are cut at multiples of 512 into *splits*, a split at multiples of
+64 into *tiles*. Within a split the tiles are taken in order with a running maximum (Milakov & Gimelshein 2018); the
+results of the splits are folded in order. Cuts lie at absolute positions, so a row's arithmetic depends on t and on
+nothing else: not on the page size, the chunk it was computed in, the rows beside it, or on how many threads shared
+the splits.
 
 An *item* is a tile of query rows (some tokens x the query heads of one KV head, so K and V are read once for the
 group) and either all its splits, folded at once, or one split, left as a partial result that `merge` folds later.
@@ -101,6 +101,13 @@ def make_weigh_rows(dtype: str) -> Any:
     return weigh_rows
 
 
+@jit
+def block_at(pages: int, position: int, page_size: int, page_bytes: int, head: int, block_bytes: int) -> int:
+    """Address of the block of sixteen slots that holds a position; head: the address of the KV head in page 0."""
+    page = get_i32(pages + position // page_size * 4)
+    return head + page * page_bytes + position % page_size // 16 * block_bytes
+
+
 def make_attend_tile(dtype: str) -> Any:
     """One tile of positions for all rows of an item."""
     itemsize, score_rows, weigh_rows = ITEMSIZE[dtype], make_score_rows(dtype), make_weigh_rows(dtype)
@@ -128,17 +135,11 @@ def make_attend_tile(dtype: str) -> Any:
         last = position + (rows - 1) // group  # the newest position any row sees
         live = min(TILE, last + 1 - begin)  # slots that hold something
         skip = max(0, begin - position) * group  # rows whose position is before the tile
-        b0 = head + get_i32(pages + (begin // page_size) * 4) * page_bytes + (begin % page_size) // 16 * block_bytes
-        b1, b2, b3 = b0, b0, b0  # blocks beyond `live` may not exist: their scores are masked, any address will do
-        if live > 16:
-            at = begin + 16
-            b1 = head + get_i32(pages + (at // page_size) * 4) * page_bytes + (at % page_size) // 16 * block_bytes
-        if live > 32:
-            at = begin + 32
-            b2 = head + get_i32(pages + (at // page_size) * 4) * page_bytes + (at % page_size) // 16 * block_bytes
-        if live > 48:
-            at = begin + 48
-            b3 = head + get_i32(pages + (at // page_size) * 4) * page_bytes + (at % page_size) // 16 * block_bytes
+        # blocks past `live` may not exist: their scores are masked, so any address will do
+        b0 = block_at(pages, begin, page_size, page_bytes, head, block_bytes)
+        b1 = block_at(pages, begin + 16, page_size, page_bytes, head, block_bytes) if live > 16 else b0
+        b2 = block_at(pages, begin + 32, page_size, page_bytes, head, block_bytes) if live > 32 else b0
+        b3 = block_at(pages, begin + 48, page_size, page_bytes, head, block_bytes) if live > 48 else b0
         score_rows(q + skip * dims * 4, rows - skip, dims, b0, b1, b2, b3, p + skip * 256)
         for r in range(skip, rows):
             valid = min(TILE, position + r // group + 1 - begin)
