@@ -162,7 +162,9 @@ class Program:
     @property
     def logits(self) -> Buffer:
         """The buffer the last operation writes."""
-        return self.ops[-1].out  # type: ignore[union-attr]
+        last = self.ops[-1]
+        assert not isinstance(last, RotaryStore)
+        return last.out
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,9 +136,10 @@ def preempted(caching: bool) -> Callable[[Bench, Record], Difference]:
             fresh = {**expected, **bench.alone([other])}
             pages = -(-(len(prompt) + bench.generated - 1) // bench.config.page_size)  # the last token is never run
             size = (pages + max(1, pages // 2)) * bench.page_bytes
-            # few tokens a step, so that both have started before either is large
+            # so many tokens a step that the younger grows large while the older generates
+            budget = max(24, len(prompt) // 8)
             with bench.engine(
-                kv_cache_memory_bytes=size, enable_prefix_caching=caching, max_num_batched_tokens=24
+                kv_cache_memory_bytes=size, enable_prefix_caching=caching, max_num_batched_tokens=budget
             ) as engine:
                 difference += compare(fresh, run(engine, [prompt, other], bench.generated))
                 if engine.scheduler.preemptions == 0 and pages > 1:
