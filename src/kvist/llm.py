@@ -67,9 +67,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
-        """Answer prompts (strings or lists of token ids), together in one batch; answers in the order of the
-        prompts.
-        """
+        """Answer prompts (strings or lists of token ids) together in one batch, in their order."""
         listed = _listed(prompts)
         params = sampling_params if sampling_params is not None else SamplingParams()
         each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
@@ -116,8 +114,7 @@ class LLM:
         return self.tokenizer.encode(text, add_special=False)
 
     def logits(self, token_ids: Sequence[int]) -> Floats:
-        """Logits of every position, float32 (n, vocab), through the engine's own pages: a cached prefix is read from
-        them.
+        """Logits of every position, float32 (n, vocab), through the engine's own pages.
 
         Positions found in the cache are run again for their logits only; their K and V are read as the cache has them.
         """

@@ -10,8 +10,9 @@ from kvist.engine.params import FinishReason, RequestMetrics
 
 @dataclass(frozen=True, slots=True)
 class TextChunk:
-    """A piece of an answer: the text that became certain with this token (it may be empty), and why the answer ended,
-    if it did.
+    """A piece of an answer: the text that became certain with this token (it may be empty).
+
+    `finish_reason` says why the answer ended, if it did.
     """
 
     request_id: str

@@ -18,8 +18,9 @@ PASSES = 3  # a probe takes the best of so many
 
 @dataclass
 class Roofline:
-    """Probes of read bandwidth (over a buffer as large as the weights) and FMA peak, all threads; bytes and operations
-    a second.
+    """Probes of read bandwidth and FMA peak by all threads, in bytes and operations a second.
+
+    The buffer that is read is as large as the weights.
     """
 
     team: Team
@@ -49,8 +50,9 @@ class Roofline:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a model's step costs at least: every weight matrix is read once a step, K and V of every context position
-    once a sequence.
+    """What a step of a model must read and compute at least.
+
+    Every weight matrix is read once a step, K and V of every context position once a sequence.
     """
 
     matrix_bytes: int

@@ -42,8 +42,9 @@ class Saving:
 def savings(
     llm: LLM, lengths: Sequence[int] = LENGTHS, starting: Callable[[str], None] = lambda name: None
 ) -> Iterator[Saving]:
-    """For each length n, process n tokens one by one: a prompt of one token and n generated ones, of which the last is
-    not processed.
+    """For each length n, process n tokens one by one, without and with the cache.
+
+    That is a prompt of one token and n generated ones, of which the last is not processed.
 
     The counters of the engine count the projections; nothing is computed by a formula. Both answers must be the same
     tokens.

@@ -19,8 +19,9 @@ Prompt = list[int]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One workload: its rate, its time (of one step for decode, to the first token for ttft, of all for the rest), its
-    share of the bound.
+    """One workload: its rate, its time and its share of the bound.
+
+    The time is of one step for decode, to the first token for ttft, of everything for the rest.
 
     bound: "read" or "fma", the limit that the share is of; None where no single one applies. samples: seconds of each
     repetition.
@@ -52,8 +53,9 @@ class Setting:
 def _shared(
     setting: Setting, bound: str, amount: float, run: Callable[[], float]
 ) -> tuple[float, float, tuple[float, ...]]:
-    """Repeat `run` (seconds) between probes: median seconds, median share of `amount` a second against the better
-    probe beside it.
+    """Repeat `run` (it gives seconds) between probes of the machine.
+
+    Returns the median seconds, the median share of `amount` a second against the better probe beside it, all seconds.
     """
     samples, shares = [], []
     before = setting.roofline.probe(bound)
@@ -127,8 +129,9 @@ def prefill(setting: Setting, name: str, length: int) -> Result:
 
 
 def first_token_times(setting: Setting, length: int) -> tuple[Result, Result]:
-    """Time to the first token of a prompt, new (cold) and known (warm), and whether both answers are the same 16
-    tokens.
+    """Time to the first token of a prompt, new (cold) and known (warm).
+
+    Both answers must be the same 16 tokens.
     """
     cold_name, warm_name = f"ttft_cold_{length}", f"ttft_warm_{length}"
     engine = setting.engine
@@ -155,8 +158,9 @@ def first_token_times(setting: Setting, length: int) -> tuple[Result, Result]:
 
 
 def mixed(setting: Setting, name: str, requests: int) -> Result:
-    """Generated tokens per second of requests of mixed lengths (prompts 16 to 512, answers 16 to 128) that arrive at
-    once.
+    """Generated tokens per second of requests of mixed lengths that arrive at once.
+
+    Prompts of 16 to 512 tokens, answers of 16 to 128.
     """
     engine = setting.engine
     random = np.random.default_rng(64)

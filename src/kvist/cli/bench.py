@@ -33,9 +33,7 @@ def bench(
     threads: flags.Threads = None,
     json: flags.Json = False,
 ) -> None:
-    """Measure tokens per second, and the share of this machine's read bandwidth or FMA peak, measured in the same
-    run.
-    """
+    """Measure tokens per second, and what share that is of the machine's limits, measured in the same run."""
     from kvist.cli.terminal import Activity
     from kvist.llm import LLM
 

@@ -17,8 +17,9 @@ Wanted = Literal["none", "last", "all"]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Tokens of one sequence to run at positions `start`, `start` + 1, ...; logits wanted of none, the last or all of
-    them.
+    """Tokens of one sequence to run at positions `start`, `start` + 1, ...
+
+    `logits` are wanted of none, the last or all of them.
 
     Positions the table has computed already are run again without touching its pages (for their logits); the others
     are written to the pages reserved for them.
@@ -31,8 +32,9 @@ class Piece:
 
 
 def build_batch(pieces: Sequence[Piece], page_size: int, scrap: int) -> BatchMetadata:
-    """The step's arrays. scrap: the page that takes K and V of positions which must not be written (any page id if
-    there are none).
+    """The step's arrays.
+
+    scrap: the page that takes K and V of positions which must not be written (any page id if there are none).
     """
     rows = sum(len(piece.tokens) for piece in pieces)
     tokens, positions, row_pages = (np.empty(rows, np.int32) for _ in range(3))

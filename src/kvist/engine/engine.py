@@ -22,8 +22,9 @@ from kvist.kernels.program import Floats
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """What an engine takes: ids below vocab_size, sequences up to max_model_len tokens, running together up to
-    max_num_seqs.
+    """What an engine takes: token ids below vocab_size, sequences up to max_model_len tokens.
+
+    Up to max_num_seqs of them run together.
     """
 
     vocab_size: int

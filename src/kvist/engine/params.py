@@ -46,8 +46,9 @@ class SamplingParams:
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """What a request cost. Tokens: cached ones were found in the cache (at its start), computed ones were run, also
-    again after a preemption.
+    """What a request cost.
+
+    Cached tokens were found in the cache (at its start), computed ones were run, also again after a preemption.
 
     kv_projections: positions whose K and V were projected (in every layer). Times are `time.monotonic()` seconds.
     """

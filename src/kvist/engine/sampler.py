@@ -1,5 +1,6 @@
-"""From logits to a token. A draw is a pure function of (logits, parameters, seed, position): no batch, no history, no
-order of requests.
+"""From logits to a token: a pure function of (logits, parameters, seed, position).
+
+No batch, no history, no order of requests.
 
 So the same request gives the same tokens alone, in a batch, and after a preemption.
 """
@@ -33,8 +34,9 @@ def _mix(state: int) -> int:
 
 
 def sample(logits: Floats, params: SamplingParams, seed: int, position: int) -> int:
-    """The next token for logits (vocab,): the largest (the first of equals) when greedy, else a draw from the kept
-    tokens.
+    """The next token for logits (vocab,).
+
+    Greedy: the largest, the first of equals. Otherwise a draw from the kept tokens.
     """
     best = int(np.argmax(logits))
     if not np.isfinite(logits[best]):  # argmax finds a NaN wherever it is
@@ -71,8 +73,9 @@ def candidates(logits: Floats, params: SamplingParams) -> tuple[npt.NDArray[np.i
 
 
 def _nucleus(ids: npt.NDArray[np.intp], weights: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.intp]:
-    """The likeliest ids that together reach top_p of the total; tokens so unlikely that all of them cannot matter are
-    never sorted.
+    """The likeliest ids that together reach top_p of the total.
+
+    Tokens so unlikely that all of them together cannot matter are never sorted.
     """
     total = weights[ids].sum()
     possible = ids[weights[ids] * len(ids) >= (1.0 - top_p) * total]

@@ -1,5 +1,6 @@
-"""Who computes how many tokens in the next step. There is no prefill and no decode, only tokens that are not computed
-yet.
+"""Who computes how many tokens in the next step.
+
+There is no prefill and no decode, only tokens that are not computed yet.
 
 Each step has one budget of tokens. Sequences that need a single token (those that are generating) come first, so a
 long prompt never stops them; then prompts in order of arrival, cut to what is left of the budget; then new requests

@@ -87,8 +87,9 @@ class Embed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Norm:
-    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm over the first `width` numbers; into a sampled buffer it gathers
-    the sampled rows.
+    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm over the first `width` numbers.
+
+    Into a sampled buffer it gathers the sampled rows.
     """
 
     kind: Literal["rms", "layer"]
@@ -124,8 +125,9 @@ class RotaryStore:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attend:
-    """out = softmax(scale * q K^T) V over positions 0..t of the row's sequence, K and V read from the pages of
-    `layer`.
+    """out = softmax(scale * q K^T) V over positions 0..t of the row's sequence.
+
+    K and V are read from the pages of `layer`.
     """
 
     q: Buffer
@@ -169,8 +171,9 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class SequenceRows:
-    """The rows of one sequence in a step: `count` rows from `first` on are its positions `position`, `position` + 1,
-    ...
+    """The rows of one sequence in a step.
+
+    `count` rows from `first` on are its positions `position`, `position` + 1, ...
 
     pages: int32, the ids of the pages that hold positions 0 .. position + count - 1, in order.
     """

@@ -42,8 +42,9 @@ def widen(weight: Weight) -> Array:
 
 
 def activation(kind: Activation, x: Array) -> Array:
-    """silu: x / (1 + e^-x); gelu_tanh and gelu: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) and x/2 (1 + erf(x /
-    sqrt 2)).
+    """The activation of every number of x.
+
+    silu: x / (1 + e^-x); gelu_tanh: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))); gelu: x/2 (1 + erf(x / sqrt 2)).
     """
     if kind == "silu":
         with np.errstate(over="ignore"):

@@ -26,8 +26,9 @@ def _is_number(value: object, low: float, high: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """How rotary frequencies are stretched beyond the trained length: linear (factor), or llama3 (smoothed by
-    wavelength).
+    """How rotary frequencies are stretched beyond the trained length.
+
+    linear: by a factor. llama3: smoothed by wavelength.
     """
 
     kind: Literal["linear", "llama3"]

@@ -26,8 +26,9 @@ Vectors = Mapping[str, Floats]
 
 
 def build_program(config: ModelConfig, matrices: Matrices, vectors: Vectors, rotary: Rotary | None) -> Program:
-    """Write the step: embed; per layer attention and MLP, each added to the residual stream; norm and head on sampled
-    rows.
+    """Write the step of a model as a program.
+
+    Embed; per layer attention and MLP, each added to the residual stream; norm and head on sampled rows.
 
     matrices and vectors are named by role: "embed", "layers.0.q", "layers.0.q.bias", ... (see `families`); biases may
     be absent.

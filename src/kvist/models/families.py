@@ -31,8 +31,9 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One row of the table. `fields`: config field -> keys of config.json, the first present counts; `fixed`: fields
-    that do not vary.
+    """One row of the table.
+
+    `fields`: config field -> keys of config.json, the first present counts; `fixed`: fields that do not vary.
 
     `unless`: keys of config.json that change the arithmetic, with the only value kvist runs.
     """

@@ -36,8 +36,9 @@ JOBS_A_ROUND = 32  # matrices unpacked between two reports of progress
 
 @dataclass(eq=False)
 class Model:
-    """A loaded model: weights by role (see `families`), the type they are held in, GGUF metadata where there is
-    some.
+    """A loaded model: weights by role (see `families`).
+
+    `weights` is the type its matrices are held in; `metadata` a GGUF file's, where it came from one.
     """
 
     config: ModelConfig
@@ -115,8 +116,9 @@ def _rows_of(file: TensorFile, name: str) -> int:
 
 
 def _locate(file: TensorFile, config: ModelConfig, sources: Mapping[str, Source]) -> dict[str, tuple[str, Source]]:
-    """Role -> (tensor name, source) of every weight the file has; a missing one that is needed, or a misshapen one, is
-    an error.
+    """Role -> (tensor name, source) of every weight the file has.
+
+    A missing one that is needed, or a misshapen one, is an error.
     """
     present = set(file.names())
     found: dict[str, tuple[str, Source]] = {}
@@ -160,8 +162,9 @@ def _read_matrices(
     backend: Backend,
     progress: Progress | None,
 ) -> dict[str, Array]:
-    """Role -> matrix as its file has it, in the target type; block-quantised ones are unpacked by all threads
-    together.
+    """Role -> matrix as its file has it, in the target type.
+
+    Block-quantised ones are unpacked by all threads together.
     """
     roles = [role for role in found if len(expected_shape(config, role)) == 2]
     by_name: dict[str, Array] = {}

@@ -24,8 +24,9 @@ def _short(role: str) -> str:
 
 
 def expected_shape(config: ModelConfig, role: str, fused: bool = False) -> Shape:
-    """(outputs, inputs) of a matrix or (outputs,) of a vector, true sizes; fused: of the matrix of q, k and v
-    together.
+    """(outputs, inputs) of a matrix or (outputs,) of a vector, true sizes.
+
+    fused: of the matrix of q, k and v together.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim

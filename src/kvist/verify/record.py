@@ -41,8 +41,9 @@ class Difference:
 
 @dataclass
 class Bench:
-    """What all scenarios share. prompts are for batches; `few` of them, of every length, for what runs one after
-    another.
+    """What all scenarios share.
+
+    `prompts` are for batches; `few` of them, of every length, for what runs one after another.
     """
 
     model: Model
@@ -69,8 +70,9 @@ class Bench:
             engine.manager.close()
 
     def alone(self, prompts: Sequence[Prompt], **changes: Any) -> dict[Prompt, Floats]:
-        """Each prompt by itself, one after the other, in an engine that caches no prefix: what everything is compared
-        with.
+        """Each prompt by itself, one after the other, in an engine that caches no prefix.
+
+        This is what everything is compared with.
         """
         with self.engine(**{"enable_prefix_caching": False, "max_num_batched_tokens": 2048, **changes}) as engine:
             record: dict[Prompt, Floats] = {}
@@ -80,8 +82,9 @@ class Bench:
 
 
 def run(engine: Engine, prompts: Sequence[Prompt], generated: int, stagger: int = 0) -> dict[Prompt, Floats]:
-    """Generate greedily from prompts together, each starting `stagger` steps after the one before; the logits of
-    each.
+    """Generate greedily from prompts together; the logits of each.
+
+    Each starts `stagger` steps after the one before.
     """
     params = SamplingParams(temperature=0.0, max_tokens=generated, ignore_eos=True)
     rows: dict[str, list[Floats]] = {}

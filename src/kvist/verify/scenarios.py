@@ -1,5 +1,6 @@
-"""The scenarios of the contract. Each runs the same tokens in two ways and counts the bits of the logits that
-differ.
+"""The scenarios of the contract.
+
+Each runs the same tokens in two ways and counts the bits of the logits that differ.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def chunks(size: int) -> Callable[[Bench, Record], Difference]:
 
 
 def batch(size: int) -> Callable[[Bench, Record], Difference]:
-    """Prompts in batches of `size`, of mixed lengths and ages (each starts three steps after the one before), against
-    alone.
+    """Prompts in batches of `size`, of mixed lengths and ages, against alone.
+
+    Each starts three steps after the one before.
     """
 
     def scenario(bench: Bench, expected: Record) -> Difference:
@@ -99,8 +101,9 @@ def hit_on_generated(bench: Bench, expected: Record) -> Difference:
 
 
 def fork_and_rollback(bench: Bench, expected: Record) -> Difference:
-    """A sequence forked and rolled back, its branches going on with tokens of their own, against fresh runs of the
-    same tokens.
+    """A sequence forked and rolled back, against fresh runs of the same tokens.
+
+    Its branches go on with tokens of their own.
     """
     difference = Difference()
     with bench.engine() as engine, bench.engine(enable_prefix_caching=False) as fresh:
@@ -125,8 +128,9 @@ def fork_and_rollback(bench: Bench, expected: Record) -> Difference:
 
 
 def preempted(caching: bool) -> Callable[[Bench, Record], Difference]:
-    """Two sequences in a pool that holds one and a half of them, one preempted and recomputed (with or without hits),
-    against undisturbed.
+    """Two sequences in a pool that holds one and a half of them, against undisturbed.
+
+    One is preempted and recomputed, with or without hits.
     """
 
     def scenario(bench: Bench, expected: Record) -> Difference:

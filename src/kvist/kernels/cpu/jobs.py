@@ -1,5 +1,6 @@
-"""Work outside a model's step that the same compiled loop does: unpacking weights, checking them, measuring the
-machine.
+"""Work outside a model's step for the same compiled loop.
+
+Unpacking weights, checking them, measuring the machine.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Operations that see one row at a time: embedding, norms, rotary embedding with the store to the pages,
-activations.
+"""Operations that see one row at a time.
+
+Embedding, norms, rotary embedding with the store to the pages, activations.
 """
 
 from __future__ import annotations

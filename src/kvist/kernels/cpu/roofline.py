@@ -17,8 +17,9 @@ from kvist.kernels.cpu.vector_memory import load_f32
 
 @intrinsic
 def multiply_adds(typingctx: Any, start: Any, count: Any) -> Any:
-    """Run `count` rounds of FMA_CHAINS fused multiply-adds on registers; returns the sum of all lanes so nothing is
-    optimised away.
+    """Run `count` rounds of FMA_CHAINS fused multiply-adds on registers.
+
+    Returns the sum of all lanes, so that nothing is optimised away.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

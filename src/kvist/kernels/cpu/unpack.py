@@ -1,5 +1,4 @@
-"""Block-quantised weights of a GGUF file -> rows of f32, f16 or bf16, block by block; and the search for NaN and
-infinity.
+"""Block-quantised weights of a GGUF file -> rows of f32, f16 or bf16; the search for NaN and infinity.
 
 The blocks' layouts are drawn in `kvist.models.weights.unpack`, the plain NumPy version these are compared with, bit
 for bit. A piece of work is 64 rows.
@@ -94,8 +93,9 @@ def _block(kind: int, block: int, out: int) -> None:
 
 
 def make_unpack(dtype: str) -> Any:
-    """Unpack to `dtype`. Arguments: source, kind (abi.PACKED), rows, K, numbers a block, bytes a block, out, bytes a
-    number.
+    """The kernel that unpacks to `dtype`.
+
+    Arguments: source, kind (abi.PACKED), rows, K, numbers a block, bytes a block, out, bytes a number.
     """
     put = store[dtype]
 
