@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
 from kvist.bench.bench import NAMES
 from kvist.verify.scenarios import SCENARIOS
+from tiny import MODELS, write_folder
 
 Cli = Callable[..., "CompletedProcess[str]"]
 
@@ -62,6 +65,13 @@ def test_bench_counts_what_the_cache_saves(cli: Cli, tiny_model: str) -> None:
         100,
         50.5,
     )
+
+
+def test_a_thousand_tokens_cost_500_times_fewer_projections(cli: Cli, tmp_path: Path) -> None:
+    model = write_folder(replace(MODELS["llama"], positions=1024, layers=1), tmp_path / "llama")
+    done = cli("bench", str(model), "--uncached", "--lengths", "1000", "--json", "--kv-cache-memory-bytes", "64MiB")
+    (row,) = json.loads(done.stdout)["savings"]
+    assert (row["uncached_projections"], row["cached_projections"], row["counted_ratio"]) == (500_500, 1000, 500.5)
 
 
 def test_bad_lengths_are_refused(refused: Callable[..., str], tiny_model: str) -> None:
