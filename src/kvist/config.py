@@ -8,9 +8,9 @@ from typing import Any
 
 from kvist.cache.layout import PAGE_SIZES
 from kvist.errors import UsageError, unknown_name
+from kvist.models.config import WEIGHT_TYPES
 
 KV_DTYPES = ("auto", "f32", "f16", "bf16")
-WEIGHT_TYPES = ("auto", "f32", "f16", "bf16")
 
 
 def usable_cores() -> int:

@@ -20,7 +20,7 @@ from kvist.cache.codec import codec
 from kvist.errors import ModelFileError, unknown_name
 from kvist.kernels.program import Backend, Floats, FloatType, Packed, Weight
 from kvist.memory import aligned_size, map_memory
-from kvist.models.config import ModelConfig
+from kvist.models.config import WEIGHT_TYPES, ModelConfig
 from kvist.models.families import Source
 from kvist.models.read_config import config_from_gguf, config_from_hf, family_of, read_json
 from kvist.models.shapes import Shape, expected_shape, in_place
@@ -29,7 +29,6 @@ from kvist.models.weights.tensors import BLOCK_TYPES
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int], None]
-WEIGHT_TYPES = ("auto", "f32", "f16", "bf16")
 HELD_AS = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}
 JOBS_A_ROUND = 32  # matrices unpacked between two reports of progress
 

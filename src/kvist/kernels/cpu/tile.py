@@ -50,7 +50,7 @@ def make_tile(dtype: str, R: int, C: int, stream: bool = False) -> Any:
     """A compiled tile of R weight rows by C activation rows.
 
     stream: weight rows one after the other instead of side by side. Memory is then read as one stream, which the
-    processor prefetches two to three times as fast as R short ones: right for few activation rows, when reading
+    processor prefetches up to twice as fast as R short ones: right for few activation rows, when reading
     weights is all that counts.
 
     Called as ``tile(w, w_stride, x, x_stride, steps, bias, residual, residual_stride, out, out_stride)``: addresses and
