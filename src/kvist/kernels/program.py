@@ -10,7 +10,7 @@ told its true width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -21,16 +21,31 @@ if TYPE_CHECKING:
     from kvist.cache.pool import PagePool
 
 FloatType = Literal["f32", "f16", "bf16"]
+BlockType = Literal["q8_0", "q4_0", "q4_1", "q4_k", "q6_k"]
+WeightType = FloatType | BlockType
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 Floats = npt.NDArray[np.float32]
+
+BLOCK_TYPES: dict[str, tuple[int, int]] = {
+    "q8_0": (32, 34),
+    "q4_0": (32, 18),
+    "q4_1": (32, 20),
+    "q4_k": (256, 144),
+    "q6_k": (256, 210),
+}
+"""Block-quantised types: numbers in a block, bytes of a block. A row is a whole number of blocks."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weight:
-    """A matrix as rows of outputs: data (rows, columns), C-contiguous; bf16 is held as uint16."""
+    """A matrix as rows of outputs, C-contiguous.
+
+    data: (rows, columns) of a float type (bf16 is held as uint16), or uint8 (rows, bytes a row) of a block-quantised
+    one, as its file has it.
+    """
 
     data: npt.NDArray[np.generic]
-    dtype: FloatType
+    dtype: WeightType
 
     @property
     def rows(self) -> int:
@@ -40,17 +55,15 @@ class Weight:
     @property
     def columns(self) -> int:
         """Inputs, a multiple of 16."""
-        return int(self.data.shape[1])
+        if self.dtype not in BLOCK_TYPES:
+            return int(self.data.shape[1])
+        numbers, size = BLOCK_TYPES[self.dtype]
+        return int(self.data.shape[1]) // size * numbers
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Packed:
-    """A block-quantised matrix as its file has it: data uint8 (rows, bytes a row)."""
-
-    data: npt.NDArray[np.uint8]
-    dtype: str
-    block_numbers: int
-    block_bytes: int
+    @property
+    def row_bytes(self) -> int:
+        """Bytes from one row to the next."""
+        return int(self.data.strides[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +90,7 @@ class Rotary:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embed:
-    """out[row] = table[token] * scale (+ positions[position])."""
+    """out[row] = table[token] * scale (+ positions[position], a table of float32)."""
 
     table: Weight
     out: Buffer
@@ -213,6 +226,12 @@ class Executable(Protocol):
     def run(self, batch: BatchMetadata) -> Floats:
         """Run one step; float32 logits (sampled rows, vocab), valid until the next run."""
 
+    def likeliest(self) -> npt.NDArray[np.int64]:
+        """Of each row of the last run's logits the index of the largest, the first of equals.
+
+        -1 where it is not known, or a logit is not finite.
+        """
+
 
 class Backend(Protocol):
     """A machine that runs programs."""
@@ -220,8 +239,11 @@ class Backend(Protocol):
     def bind(self, program: Program, pool: PagePool, limits: Limits) -> Executable:
         """Allocate buffers for steps up to `limits` and make the program runnable over the pages of `pool`."""
 
-    def unpack(self, jobs: Sequence[tuple[Packed, Weight]]) -> None:
-        """Unpack each block-quantised matrix into the (allocated) weight beside it."""
+    def prepare(self, types: Iterable[WeightType]) -> None:
+        """Be told which types of weights are coming, so that what takes long can begin."""
+
+    def convert(self, jobs: Sequence[tuple[Weight, Weight]]) -> None:
+        """Convert each matrix (of any type) into the allocated float one beside it."""
 
     def find_nonfinite(self, weights: Sequence[Weight]) -> list[int]:
         """Indices of the weights that hold a NaN or an infinity."""

@@ -7,7 +7,7 @@ them) and nothing of how kernels order their sums, so it agrees with them closel
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from kvist.cache.codec import codec
 from kvist.cache.pool import PagePool
 from kvist.kernels.program import (
+    BLOCK_TYPES,
     Activation,
     Attend,
     BatchMetadata,
@@ -24,18 +25,27 @@ from kvist.kernels.program import (
     Limits,
     Matmul,
     Norm,
-    Packed,
     Program,
     RotaryStore,
     SequenceRows,
     Weight,
+    WeightType,
 )
 
 Array = npt.NDArray[np.float64]
 
 
 def widen(weight: Weight) -> Array:
-    """A weight matrix as float64 (rows, columns)."""
+    """A weight matrix as float64 (rows, columns).
+
+    Blocks are unpacked by the gguf package, whose authors made the formats.
+    """
+    if weight.dtype in BLOCK_TYPES:
+        from gguf.constants import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        unpacked: Array = dequantize(weight.data, GGMLQuantizationType[weight.dtype.upper()]).astype(np.float64)
+        return unpacked
     if weight.dtype == "bf16":
         return (weight.data.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     return weight.data.astype(np.float64)
@@ -88,7 +98,13 @@ class ReferenceExecutable:
                 case Gate():
                     out = activation(op.activation, buffers[op.x.name])
                     buffers[op.out.name] = out if op.up is None else out * buffers[op.up.name]
-        return buffers[self._program.logits.name].astype(np.float32)
+        logits = buffers[self._program.logits.name].astype(np.float32)
+        self._likeliest = np.where(np.isfinite(logits).all(-1), logits.argmax(-1), -1)
+        return logits
+
+    def likeliest(self) -> npt.NDArray[np.int64]:
+        """See `kernels.program.Executable`."""
+        return self._likeliest
 
     def _rotary_store(self, op: RotaryStore, buffers: dict[str, Array], batch: BatchMetadata) -> None:
         dims = self._program.head_dim
@@ -147,14 +163,13 @@ class ReferenceBackend:
         """Nothing to allocate: limits do not bind the reference."""
         return ReferenceExecutable(program, pool)
 
-    def unpack(self, jobs: Sequence[tuple[Packed, Weight]]) -> None:
-        """By the gguf package, whose authors made the formats."""
-        from gguf.constants import GGMLQuantizationType
-        from gguf.quants import dequantize
+    def prepare(self, types: Iterable[WeightType]) -> None:
+        """Nothing takes long."""
 
-        for packed, weight in jobs:
-            numbers = dequantize(packed.data, GGMLQuantizationType[packed.dtype.upper()])
-            weight.data[...] = codec(weight.dtype).encode(numbers.astype(np.float32))
+    def convert(self, jobs: Sequence[tuple[Weight, Weight]]) -> None:
+        """By way of float64."""
+        for source, out in jobs:
+            out.data[...] = codec(out.dtype).encode(widen(source).astype(np.float32))
 
     def find_nonfinite(self, weights: Sequence[Weight]) -> list[int]:
         """By looking at every number."""

@@ -9,7 +9,7 @@ from kvist.errors import ModelFileError
 from kvist.kernels.program import Activation
 
 LANES = 16
-WEIGHT_TYPES = ("auto", "f32", "f16", "bf16")  # what weights can be held in
+WEIGHT_TYPES = ("auto", "packed", "f32", "f16", "bf16", "int8")  # what weights can be held in
 
 
 def padded(width: int) -> int:

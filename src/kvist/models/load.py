@@ -1,51 +1,47 @@
 """Load a model: open its file, read its config, and lay its weights out as the decoder wants them.
 
-Float weights of the wanted type and of widths that are multiples of 16 stay where they are: views of the memory-mapped
-file. Everything else (block-quantised, another type, transposed, interleaved, of odd width) becomes an array of its
-own.
+Weights of the wanted type and of widths that are multiples of 16 stay where they are: views of the memory-mapped file.
+Everything else (another type, transposed, interleaved, of odd width) becomes an array of its own.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
 from kvist.cache.codec import codec
 from kvist.errors import ModelFileError, unknown_name
-from kvist.kernels.program import Backend, Floats, FloatType, Packed, Weight
-from kvist.memory import aligned_size, map_memory
+from kvist.kernels.program import BLOCK_TYPES, Backend, Floats, FloatType, Weight, WeightType
 from kvist.models.config import WEIGHT_TYPES, ModelConfig
 from kvist.models.families import Source
 from kvist.models.read_config import config_from_gguf, config_from_hf, family_of, read_json
 from kvist.models.shapes import Shape, expected_shape, in_place
+from kvist.models.weight_reader import HELD_AS, Progress, WeightReader, resolve_type
 from kvist.models.weights import GgufFile, TensorFile, open_model
-from kvist.models.weights.tensors import BLOCK_TYPES
-
-Array = npt.NDArray[Any]
-Progress = Callable[[int, int], None]
-HELD_AS = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}
-JOBS_A_ROUND = 32  # matrices unpacked between two reports of progress
 
 
 @dataclass(eq=False)
 class Model:
     """A loaded model: weights by role (see `families`).
 
-    `weights` is the type its matrices are held in; `metadata` a GGUF file's, where it came from one.
+    `weights` says what its matrices are held in (see `load_model`); `metadata` a GGUF file's, where it came from one.
     """
 
     config: ModelConfig
     matrices: dict[str, Weight]
     vectors: dict[str, Floats]
     rope_divisors: Floats | None
-    weights: FloatType
+    weights: str
     metadata: Mapping[str, object] | None
+
+    @property
+    def float_type(self) -> FloatType:
+        """The type its pages have if nobody asks for another: the weights' own, f16 beside quantised ones."""
+        return cast(FloatType, self.weights) if self.weights in HELD_AS else "f16"
 
     @property
     def weights_bytes(self) -> int:
@@ -57,9 +53,10 @@ class Model:
 def load_model(path: Path, backend: Backend, weights: str = "auto", progress: Progress | None = None) -> Model:
     """Load the model at `path` (a folder or a file).
 
-    weights: f32, f16 or bf16, or auto: a float file's own type, f16 for block-quantised weights. progress(done, total)
-    counts matrices. Raises ModelFileError (damaged, a tensor missing or misshapen, NaN), UnsupportedModelError
-    (architecture, type).
+    weights: f32, f16, bf16; packed: block-quantised ones as the file has them; int8: blocks of 32 numbers with a scale,
+    made from a float file; auto: a file's own. progress(done, total) counts matrices. Raises ModelFileError (damaged,
+    a tensor missing or misshapen, NaN), UnsupportedModelError (architecture, type), UsageError (a type that does not
+    fit the file).
     """
     if weights not in WEIGHT_TYPES:
         raise unknown_name("weight type", weights, WEIGHT_TYPES)
@@ -68,18 +65,18 @@ def load_model(path: Path, backend: Backend, weights: str = "auto", progress: Pr
         config, sources, metadata = _describe(file, path)
         found = _locate(file, config, sources)
         types = {file.info(name).dtype for role, (name, _) in found.items() if len(expected_shape(config, role)) == 2}
-        target = weights if weights != "auto" else _own_type(types)
-        arrays = _read_matrices(file, config, found, target, backend, progress)
-        matrices: dict[str, Weight] = {}
-        vectors: dict[str, Floats] = {}
-        for role, (name, source) in found.items():
-            if role in arrays:
-                matrices[role] = Weight(in_place(config, role, source, arrays[role]), cast(FloatType, target))
-            else:
-                vectors[role] = in_place(config, role, source, _as_float32(file, name))
+        target = resolve_type(weights, types)
+        backend.prepare(cast("set[WeightType]", types | ({target} & set(HELD_AS))))
+        reader = WeightReader(file, config, target, backend)
+        roles = [role for role in found if len(expected_shape(config, role)) == 2]
+        matrices = reader.read({role: found[role] for role in roles}, progress)
+        vectors = {
+            role: in_place(config, role, source, _as_float32(file, name))
+            for role, (name, source) in found.items() if role not in matrices
+        }
         matrices.setdefault("head", matrices["embed"])
         _check_finite(matrices, vectors, found, backend)
-        return Model(config, matrices, vectors, _divisors(file, config), cast(FloatType, target), metadata)
+        return Model(config, matrices, vectors, _divisors(file, config), target, metadata)
     finally:
         file.close()  # views that are in use keep their part of the file mapped
 
@@ -144,58 +141,6 @@ def _check_shape(file: TensorFile, config: ModelConfig, role: str, name: str, so
     given = file.info(name).shape
     if given != shape:
         raise ModelFileError(f"{file.path.name}: tensor {name} is {given}, the config says {shape}: get the file again")
-
-
-def _own_type(types: set[str]) -> str:
-    """The type to hold a file's matrices in: its own if it has one float type, else the most exact it needs."""
-    if types & set(BLOCK_TYPES):
-        return "f16"
-    return types.pop() if len(types) == 1 else "f32"
-
-
-def _read_matrices(
-    file: TensorFile,
-    config: ModelConfig,
-    found: Mapping[str, tuple[str, Source]],
-    target: str,
-    backend: Backend,
-    progress: Progress | None,
-) -> dict[str, Array]:
-    """Role -> matrix as its file has it, in the target type.
-
-    Block-quantised ones are unpacked by all threads together.
-    """
-    roles = [role for role in found if len(expected_shape(config, role)) == 2]
-    by_name: dict[str, Array] = {}
-    jobs: list[tuple[Packed, Weight]] = []
-    names = list(dict.fromkeys(found[role][0] for role in roles))
-    room = _room([file.info(name).shape for name in names if file.info(name).dtype in BLOCK_TYPES], target)
-    for done, name in enumerate(names, start=1):
-        info, raw = file.info(name), file.raw(name)
-        if info.dtype in BLOCK_TYPES:
-            by_name[name] = next(room)
-            jobs.append(
-                (Packed(raw, info.dtype, *BLOCK_TYPES[info.dtype]), Weight(by_name[name], cast(FloatType, target)))
-            )
-        else:
-            by_name[name] = raw if info.dtype == target else codec(target).encode(codec(info.dtype).decode(raw))
-        if jobs and (len(jobs) == JOBS_A_ROUND or done == len(names)):
-            backend.unpack(jobs)
-            jobs = []
-        if progress:
-            progress(done, len(names))
-    return {role: by_name[found[role][0]] for role in roles}
-
-
-def _room(shapes: Sequence[Shape], target: str) -> Iterator[Array]:
-    """Matrices of these shapes, side by side in one block of large memory, in the order they are read in a step."""
-    dtype = np.dtype(HELD_AS[target])
-    sizes = [aligned_size(math.prod(shape) * dtype.itemsize) for shape in shapes]
-    memory = map_memory(sum(sizes)) if shapes else b""
-    offset = 0
-    for shape, size in zip(shapes, sizes, strict=True):
-        yield np.frombuffer(memory, dtype, math.prod(shape), offset).reshape(shape)
-        offset += size
 
 
 def _as_float32(file: TensorFile, name: str) -> Floats:

@@ -46,7 +46,10 @@ def expected_shape(config: ModelConfig, role: str, fused: bool = False) -> Shape
 
 
 def in_place(config: ModelConfig, role: str, source: Source, array: Array) -> Array:
-    """The tensor as the decoder wants it, C-contiguous; the array itself where nothing is to be done."""
+    """The tensor as the decoder wants it, C-contiguous; the array itself where nothing is to be done.
+
+    Also one of block-quantised rows (bytes), if `only_rows_change` says so.
+    """
     name = _short(role).removesuffix(".bias")
     if source.transposed and array.ndim == 2:
         array = array.T
@@ -56,14 +59,28 @@ def in_place(config: ModelConfig, role: str, source: Source, array: Array) -> Ar
         array = array[start : start + (heads if source.rows == "q" else kv_heads)]
     if name in ("q", "k", "v"):
         array = _heads_in_place(config, source, array)
-    if name == "o":
-        array = np.ascontiguousarray(array).reshape(array.shape[0], -1, config.head_dim) if array.ndim == 2 else array
-        array = _widen(array, -1, config.stored_head_dim).reshape(array.shape[0], -1) if array.ndim == 3 else array
-    if array.ndim == 2:
-        array = _widen(array, 1, padded(array.shape[1]))
+    if not (array.ndim == 2 and only_rows_change(config, role, source)):
+        array = _columns_in_place(config, name, array)
     if name not in ("embed", "positions", "head") or array.ndim == 1:
         array = _widen(array, 0, padded(array.shape[0]))
     return np.ascontiguousarray(array)
+
+
+def only_rows_change(config: ModelConfig, role: str, source: Source) -> bool:
+    """Whether a matrix keeps its columns on its way into the decoder."""
+    columns = expected_shape(config, role)[1]
+    padded_heads = _short(role) == "o" and config.stored_head_dim != config.head_dim
+    return not source.transposed and columns == padded(columns) and not padded_heads
+
+
+def _columns_in_place(config: ModelConfig, name: str, array: Array) -> Array:
+    """Zeros between the heads that o reads, and after the last column."""
+    if array.ndim == 1:
+        return array
+    if name == "o":
+        heads = np.ascontiguousarray(array).reshape(array.shape[0], -1, config.head_dim)
+        array = _widen(heads, -1, config.stored_head_dim).reshape(array.shape[0], -1)
+    return _widen(array, 1, padded(array.shape[1]))
 
 
 def _heads_in_place(config: ModelConfig, source: Source, array: Array) -> Array:

@@ -7,17 +7,16 @@
 
 from __future__ import annotations
 
-# --- an op: [code, wait_from, wait_to, arguments...]; all ops in wait_from..wait_to-1 must be done before it starts
-# -----
+# --- an op: [code, wait_from, wait_to, unit, arguments...]; ops wait_from..wait_to-1 must be done before it starts ----
 OP_SLOTS = 24
 CODE, WAIT_FROM, WAIT_TO = 0, 1, 2
-ARG = 3  # the first argument
+UNIT = 3  # address of the compiled unit that runs it; 0: the loop itself does
+ARG = 4  # the first argument
 
-PLAN, EMBED, RMS_NORM, LAYER_NORM, MATMUL, ROTARY_STORE, ATTEND, MERGE, GATE = range(1, 10)
-READ, FMA_PEAK, UNPACK, FIND_NONFINITE = range(20, 24)
+PLAN, EMBED, RMS_NORM, LAYER_NORM, MATMUL, ROTARY_STORE, ATTEND, MERGE, GATE, LIKELIEST = range(1, 11)
+READ, FMA_PEAK, CONVERT, FIND_NONFINITE = range(20, 24)
 
-# --- the context
-# --------------------------------------------------------------------------------------------------------
+# --- the context ----------------------------------------------------------------------------------------------------
 (
     ROWS,  # rows of this step
     SAMPLED,  # rows whose logits are asked for
@@ -41,10 +40,11 @@ READ, FMA_PEAK, UNPACK, FIND_NONFINITE = range(20, 24)
     PAGE_SIZE,
     SCRATCH,  # address of thread 0's scratch
     SCRATCH_BYTES,  # per thread
-    COUNTERS,  # address of two int64 per op: pieces taken, pieces done
-    ATTEND_FUNCTION,  # address of the compiled unit that attends
+    THREADS,
+    COUNTERS,  # address of int64 per op: pieces done, then pieces taken of each thread's share
+    TIMES,  # address of two int64 per thread and op: nanoseconds waited, nanoseconds worked; 0: nobody asks
     CONTEXT_SLOTS,
-) = range(25)
+) = range(26)
 
 # --- a sequence of the batch ----------------------------------------------------------------------------------------
 SEQUENCE_SLOTS = 4
@@ -62,4 +62,10 @@ TILE_ROWS = 48  # query rows (tokens x heads of a group) that an item aims at
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
 DTYPES = ("f32", "f16", "bf16")
-PACKED = ("q8_0", "q4_0", "q4_1", "q4_k", "q6_k")
+
+PRIVATE_ROWS = 2  # up to so many rows each thread norms for itself, into rows of its own: no thread waits for another
+
+# --- pieces of work -------------------------------------------------------------------------------------------------
+ROWS_A_PIECE = 4  # rows of an op that works row by row
+CONVERT_ROWS = 64  # weight rows
+SEARCH_BLOCKS = 1 << 13  # blocks of weights

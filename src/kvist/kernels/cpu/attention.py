@@ -9,9 +9,12 @@ the splits.
 An *item* is a tile of query rows (some tokens x the query heads of one KV head, so K and V are read once for the
 group) and either all its splits, folded at once, or one split, left as a partial result that `merge` folds later.
 
+Few rows read K and V where they lie, and ask for the next tile meanwhile. Many rows copy a tile as float32 first and
+pass by it six at a time.
+
 Scratch of a thread, float32, R = rows of an item, d = head size::
 
-    q [R][d]  p [R][64]  part: acc [R][d]  max [R]  sum [R]     total: acc [R][d]  max [R]  sum [R]
+    q [R][d]  p [R][64]  K [4][d][16]  V [64][d]  part [R][d]  total [R][d]  part: max, sum [R]  total: max, sum [R]
 """
 
 from __future__ import annotations
@@ -21,84 +24,14 @@ from typing import Any
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.attention_plan import ITEM_BYTES
 from kvist.kernels.cpu.attention_row import LOWEST, finish, fold, softmax_row
-from kvist.kernels.cpu.attention_tile import make_scores, make_weigh
+from kvist.kernels.cpu.attention_rows import make_copy_tile, make_score_rows, make_weigh_rows
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.scalar import arg, arg_f32, get_i32, put_f32, slot
-from kvist.kernels.cpu.tile import ITEMSIZE
 from kvist.kernels.cpu.vector import mul, splat
-from kvist.kernels.cpu.vector_memory import load_f32, store_f32
+from kvist.kernels.cpu.vector_memory import ITEMSIZE, load_f32, store_f32
 
 TILE, SPLIT = abi.TILE, abi.SPLIT
-
-
-def make_score_rows(dtype: str) -> Any:
-    """Scores of any number of query rows over a tile, p rows 256 bytes apart."""
-    scores6, scores4, scores3, scores2, scores1 = (make_scores(dtype, rows) for rows in (6, 4, 3, 2, 1))
-
-    @jit
-    def score_rows(q: int, rows: int, dims: int, k0: int, k1: int, k2: int, k3: int, p: int) -> None:
-        stride = dims * 4
-        while rows > 0:
-            if rows >= 6:
-                scores6(q, stride, k0, k1, k2, k3, dims, p)
-                n = 6
-            elif rows >= 4:
-                scores4(q, stride, k0, k1, k2, k3, dims, p)
-                n = 4
-            elif rows == 3:
-                scores3(q, stride, k0, k1, k2, k3, dims, p)
-                n = 3
-            elif rows == 2:
-                scores2(q, stride, k0, k1, k2, k3, dims, p)
-                n = 2
-            else:
-                scores1(q, stride, k0, k1, k2, k3, dims, p)
-                n = 1
-            rows -= n
-            q += n * stride
-            p += n * 256
-
-    return score_rows
-
-
-def make_weigh_rows(dtype: str) -> Any:
-    """The weighted sum of one block's values, added to any number of rows."""
-    itemsize = ITEMSIZE[dtype]
-    wide6, wide4, wide3, wide2, wide1 = (make_weigh(dtype, rows, 4) for rows in (6, 4, 3, 2, 1))
-    narrow6, narrow1 = make_weigh(dtype, 6, 1), make_weigh(dtype, 1, 1)
-
-    @jit
-    def weigh_rows(p: int, rows: int, v: int, slots: int, acc: int, dims: int) -> None:
-        stride, v_stride = dims * 4, dims * itemsize
-        while rows > 0:
-            n = 6 if rows >= 6 else 4 if rows >= 4 else rows
-            d = 0
-            while d + 64 <= dims:
-                vd, ad = v + d * itemsize, acc + d * 4
-                if n == 6:
-                    wide6(p, vd, v_stride, slots, ad, stride)
-                elif n == 4:
-                    wide4(p, vd, v_stride, slots, ad, stride)
-                elif n == 3:
-                    wide3(p, vd, v_stride, slots, ad, stride)
-                elif n == 2:
-                    wide2(p, vd, v_stride, slots, ad, stride)
-                else:
-                    wide1(p, vd, v_stride, slots, ad, stride)
-                d += 64
-            while d < dims:
-                vd, ad = v + d * itemsize, acc + d * 4
-                if n == 6:
-                    narrow6(p, vd, v_stride, slots, ad, stride)
-                else:
-                    for r in range(n):
-                        narrow1(p + r * 256, vd, v_stride, slots, ad + r * stride, stride)
-                d += 16
-            rows -= n
-            p += n * 256
-            acc += n * stride
-
-    return weigh_rows
+FEW_ROWS = 8  # up to here a copy of the tile does not pay
 
 
 @jit
@@ -109,27 +42,16 @@ def block_at(pages: int, position: int, page_size: int, page_bytes: int, head: i
 
 
 def make_attend_tile(dtype: str) -> Any:
-    """One tile of positions for all rows of an item."""
-    itemsize, score_rows, weigh_rows = ITEMSIZE[dtype], make_score_rows(dtype), make_weigh_rows(dtype)
+    """One tile of positions for all rows of an item that may see it."""
+    itemsize, copy_tile = ITEMSIZE[dtype], make_copy_tile(dtype)
+    score_few, weigh_few = make_score_rows(dtype, True), make_weigh_rows(dtype, True)
+    score_many, weigh_many = make_score_rows("f32", False), make_weigh_rows("f32", False)
 
     @jit
     def attend_tile(
-        tile: int,
-        rows: int,
-        group: int,
-        position: int,
-        dims: int,
-        pages: int,
-        page_size: int,
-        page_bytes: int,
-        head: int,
-        q: int,
-        p: int,
-        acc: int,
-        row_max: int,
-        row_sum: int,
-    ) -> None:
-        """One tile of positions for all rows of an item that may see it."""
+        tile: int, end: int, rows: int, group: int, position: int, dims: int, pages: int, page_size: int,
+        page_bytes: int, head: int, q: int, p: int, copy: int, acc: int, row_max: int, row_sum: int,
+    ) -> None:  # fmt: skip
         block_bytes = 2 * 16 * dims * itemsize
         begin = tile * TILE
         last = position + (rows - 1) // group  # the newest position any row sees
@@ -140,29 +62,66 @@ def make_attend_tile(dtype: str) -> Any:
         b1 = block_at(pages, begin + 16, page_size, page_bytes, head, block_bytes) if live > 16 else b0
         b2 = block_at(pages, begin + 32, page_size, page_bytes, head, block_bytes) if live > 32 else b0
         b3 = block_at(pages, begin + 48, page_size, page_bytes, head, block_bytes) if live > 48 else b0
-        score_rows(q + skip * dims * 4, rows - skip, dims, b0, b1, b2, b3, p + skip * 256)
-        for r in range(skip, rows):
-            valid = min(TILE, position + r // group + 1 - begin)
-            softmax_row(p + r * 256, valid, row_max + r * 4, row_sum + r * 4, acc + r * dims * 4, dims)
-        v = 16 * dims * itemsize
-        whole = min(rows, max(skip, (begin + TILE - 1 - position) * group))  # rows from here on see the whole tile
+        # rows from here on see the whole tile
+        whole = min(rows, max(skip, (begin + TILE - 1 - position) * group))
+        v, qs, ps = 16 * dims * itemsize, q + skip * dims * 4, p + skip * 256
+        if rows - skip > FEW_ROWS:
+            k_copy, v_copy = copy, copy + TILE * dims * 4
+            size = dims * 64
+            copy_tile(b0, b1, b2, b3, dims, k_copy, v_copy)
+            score_many(
+                qs, rows - skip, dims, k_copy, k_copy + size, k_copy + 2 * size, k_copy + 3 * size, ps, 0, 0, 0, 0
+            )
+            soften(p, skip, rows, group, position, begin, row_max, row_sum, acc, dims)
+            for r in range(skip, whole):
+                weigh_many(p + r * 256, 1, v_copy, position + r // group + 1 - begin, acc + r * dims * 4, dims, 0)
+            weigh_many(p + whole * 256, rows - whole, v_copy, TILE, acc + whole * dims * 4, dims, 0)
+            return
+        n0, n1, n2, n3 = b0, b1, b2, b3
+        if tile + 1 < end and begin + 2 * TILE <= last + 1:
+            n0 = block_at(pages, begin + TILE, page_size, page_bytes, head, block_bytes)
+            n1 = block_at(pages, begin + TILE + 16, page_size, page_bytes, head, block_bytes)
+            n2 = block_at(pages, begin + TILE + 32, page_size, page_bytes, head, block_bytes)
+            n3 = block_at(pages, begin + TILE + 48, page_size, page_bytes, head, block_bytes)
+        score_few(qs, rows - skip, dims, b0, b1, b2, b3, ps, n0, n1, n2, n3)
+        soften(p, skip, rows, group, position, begin, row_max, row_sum, acc, dims)
         for r in range(skip, whole):
             valid = position + r // group + 1 - begin
             pr, ar = p + r * 256, acc + r * dims * 4
-            weigh_rows(pr, 1, b0 + v, min(16, valid), ar, dims)
+            weigh_few(pr, 1, b0 + v, min(16, valid), ar, dims, n0 + v)
             if valid > 16:
-                weigh_rows(pr + 64, 1, b1 + v, min(16, valid - 16), ar, dims)
+                weigh_few(pr + 64, 1, b1 + v, min(16, valid - 16), ar, dims, n1 + v)
             if valid > 32:
-                weigh_rows(pr + 128, 1, b2 + v, min(16, valid - 32), ar, dims)
+                weigh_few(pr + 128, 1, b2 + v, min(16, valid - 32), ar, dims, n2 + v)
             if valid > 48:
-                weigh_rows(pr + 192, 1, b3 + v, valid - 48, ar, dims)
+                weigh_few(pr + 192, 1, b3 + v, valid - 48, ar, dims, n3 + v)
         pw, aw = p + whole * 256, acc + whole * dims * 4
-        weigh_rows(pw, rows - whole, b0 + v, 16, aw, dims)
-        weigh_rows(pw + 64, rows - whole, b1 + v, 16, aw, dims)
-        weigh_rows(pw + 128, rows - whole, b2 + v, 16, aw, dims)
-        weigh_rows(pw + 192, rows - whole, b3 + v, 16, aw, dims)
+        weigh_few(pw, rows - whole, b0 + v, 16, aw, dims, n0 + v)
+        weigh_few(pw + 64, rows - whole, b1 + v, 16, aw, dims, n1 + v)
+        weigh_few(pw + 128, rows - whole, b2 + v, 16, aw, dims, n2 + v)
+        weigh_few(pw + 192, rows - whole, b3 + v, 16, aw, dims, n3 + v)
 
     return attend_tile
+
+
+@jit
+def clear(rows: int, dims: int, acc: int, row_max: int, row_sum: int) -> None:
+    """Begin a split: nothing summed, no maximum."""
+    for r in range(rows):
+        put_f32(row_max + r * 4, LOWEST)
+        put_f32(row_sum + r * 4, 0.0)
+        for d in range(0, dims, 16):
+            store_f32(acc + (r * dims + d) * 4, splat(0.0))
+
+
+@jit
+def soften(
+    p: int, skip: int, rows: int, group: int, position: int, begin: int, row_max: int, row_sum: int, acc: int, dims: int
+) -> None:
+    """The softmax of a tile for rows `skip` to `rows`."""
+    for r in range(skip, rows):
+        valid = min(TILE, position + r // group + 1 - begin)
+        softmax_row(p + r * 256, valid, row_max + r * 4, row_sum + r * 4, acc + r * dims * 4, dims)
 
 
 def make_attend(dtype: str) -> Any:
@@ -185,11 +144,12 @@ def make_attend(dtype: str) -> Any:
         rows = tokens * group
         q = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
         p = q + rows * dims * 4
-        acc = p + rows * 256
-        row_max = acc + rows * dims * 4
+        copy = p + rows * 256
+        acc = copy + 2 * TILE * dims * 4
+        total = acc + rows * dims * 4
+        row_max = total + rows * dims * 4
         row_sum = row_max + rows * 4
-        total = row_sum + rows * 4
-        total_max = total + rows * dims * 4
+        total_max = row_sum + rows * 4
         total_sum = total_max + rows * 4
         if partial >= 0:
             at = (partial + kv_head * rows) * (dims + 2) * 4
@@ -204,15 +164,13 @@ def make_attend(dtype: str) -> Any:
                 store_f32(q + (r * dims + d) * 4, mul(load_f32(source + d * 4), scale))
         last = position + tokens - 1
         for split in range(first_split, last_split):
-            for r in range(rows):
-                put_f32(row_max + r * 4, LOWEST)
-                put_f32(row_sum + r * 4, 0.0)
-                for d in range(0, dims, 16):
-                    store_f32(acc + (r * dims + d) * 4, splat(0.0))
-            for tile in range(split * (SPLIT // TILE), min((split + 1) * (SPLIT // TILE), last // TILE + 1)):
+            clear(rows, dims, acc, row_max, row_sum)
+            end = min((split + 1) * (SPLIT // TILE), last // TILE + 1)
+            for tile in range(split * (SPLIT // TILE), end):
                 attend_tile(
-                    tile, rows, group, position, dims, pages, page_size, page_bytes, head, q, p, acc, row_max, row_sum
-                )
+                    tile, end, rows, group, position, dims, pages, page_size, page_bytes, head, q, p, copy, acc,
+                    row_max, row_sum,
+                )  # fmt: skip
             if partial < 0:
                 skip = max(0, split * SPLIT - position) * group
                 for r in range(skip, rows):
@@ -234,15 +192,12 @@ def make_attend(dtype: str) -> Any:
     return attend
 
 
-attend_f32, attend_f16, attend_bf16 = (make_attend(dtype) for dtype in abi.DTYPES)
+def make_unit(dtype: str) -> Any:
+    """The entry of the unit for pages of `dtype`: one (item, KV head)."""
+    attend = make_attend(dtype)
 
+    def entry(ctx: int, op: int, piece: int, tid: int) -> int:
+        attend(ctx, op, piece, tid)
+        return 0
 
-def attend(dtype: int, ctx: int, op: int, piece: int, tid: int) -> int:
-    """One (item, KV head) over pages of `dtype` (numbered as abi.DTYPES): the entry of this compiled unit."""
-    if dtype == 0:
-        attend_f32(ctx, op, piece, tid)
-    elif dtype == 1:
-        attend_f16(ctx, op, piece, tid)
-    else:
-        attend_bf16(ctx, op, piece, tid)
-    return 0
+    return entry

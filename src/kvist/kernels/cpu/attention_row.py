@@ -44,25 +44,29 @@ def softmax_row(p: int, valid: int, row_max: int, row_sum: int, acc: int, dims: 
 
     Slots from `valid` on are 0.
     """
-    low = splat(LOWEST)
-    s0 = keep_first(load_f32(p), valid, low)
-    s1 = keep_first(load_f32(p + 64), valid - 16, low)
-    s2 = keep_first(load_f32(p + 128), valid - 32, low)
-    s3 = keep_first(load_f32(p + 192), valid - 48, low)
-    old = splat(get_f32(row_max))
-    top = maximum(old, splat(reduce_max(maximum(maximum(s0, s1), maximum(s2, s3)))))
-    scale = exp(sub(old, top))
-    zero = splat(0.0)
-    p0 = keep_first(exp(sub(s0, top)), valid, zero)
-    p1 = keep_first(exp(sub(s1, top)), valid - 16, zero)
-    p2 = keep_first(exp(sub(s2, top)), valid - 32, zero)
-    p3 = keep_first(exp(sub(s3, top)), valid - 48, zero)
+    s0, s1, s2, s3 = load_f32(p), load_f32(p + 64), load_f32(p + 128), load_f32(p + 192)
+    if valid < 64:
+        low = splat(LOWEST)
+        s0, s1 = keep_first(s0, valid, low), keep_first(s1, valid - 16, low)
+        s2, s3 = keep_first(s2, valid - 32, low), keep_first(s3, valid - 48, low)
+    old = get_f32(row_max)
+    new = reduce_max(maximum(maximum(s0, s1), maximum(s2, s3)))
+    top = splat(max(old, new))
+    p0, p1, p2, p3 = exp(sub(s0, top)), exp(sub(s1, top)), exp(sub(s2, top)), exp(sub(s3, top))
+    if valid < 64:
+        zero = splat(0.0)
+        p0, p1 = keep_first(p0, valid, zero), keep_first(p1, valid - 16, zero)
+        p2, p3 = keep_first(p2, valid - 32, zero), keep_first(p3, valid - 48, zero)
     store_f32(p, p0)
     store_f32(p + 64, p1)
     store_f32(p + 128, p2)
     store_f32(p + 192, p3)
-    tile_sum = splat(reduce_add(add(add(p0, p1), add(p2, p3))))
-    put_f32(row_sum, first(fma(splat(get_f32(row_sum)), scale, tile_sum)))
-    put_f32(row_max, first(top))
-    for d in range(0, dims, 16):
-        store_f32(acc + d * 4, mul(load_f32(acc + d * 4), scale))
+    tile_sum = reduce_add(add(add(p0, p1), add(p2, p3)))
+    if new > old:
+        scale = exp(sub(splat(old), top))
+        put_f32(row_sum, first(fma(splat(get_f32(row_sum)), scale, splat(tile_sum))))
+        put_f32(row_max, new)
+        for d in range(0, dims, 16):
+            store_f32(acc + d * 4, mul(load_f32(acc + d * 4), scale))
+    else:  # the scale would be e**0 = 1, exactly
+        put_f32(row_sum, get_f32(row_sum) + tile_sum)

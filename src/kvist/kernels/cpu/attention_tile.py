@@ -17,11 +17,10 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from kvist.kernels.cpu.tile import ITEMSIZE
-from kvist.kernels.cpu.vector import F32, I64, V16F, emit_fma, emit_load, emit_splat, pointer
+from kvist.kernels.cpu.vector import F32, I64, V16F, emit_fma, emit_load, emit_prefetch, emit_splat, pointer
+from kvist.kernels.cpu.vector_memory import ITEMSIZE
 
 BLOCKS = 4  # blocks of sixteen slots in a tile of 64 positions
-ROW_TILES = (6, 4, 3, 2, 1)  # query rows a call can take
 
 
 def _begin_loop(builder: Any) -> tuple[Any, Any, Any, Any]:
@@ -41,20 +40,28 @@ def _end_loop(builder: Any, before: Any, loop: Any, after: Any, counter: Any, li
     builder.position_at_end(after)
 
 
-def make_scores(dtype: str, rows: int) -> Any:
-    """``scores(q, q_stride, k0, k1, k2, k3, dims, out)``: out[row][64] = sum over dims of q[row][dim] * K[dim][slot].
+def make_scores(dtype: str, rows: int, ahead: bool) -> Any:
+    """``scores(q, q_stride, k0, k1, k2, k3, dims, out, n0, n1, n2, n3)``.
 
-    q and out are float32; k0..k3 are the addresses of the four K blocks; out rows lie 256 bytes apart.
+    out[row][64] = sum over dims of q[row][dim] * K[dim][slot]. q and out are float32; k0..k3 are the addresses of the
+    four K blocks; out rows lie 256 bytes apart. ahead: ask for the K blocks n0..n3, to be read next: pages lie
+    anywhere, so no processor can guess them.
     """
 
     @intrinsic
-    def scores(typingctx: Any, q: Any, qs: Any, k0: Any, k1: Any, k2: Any, k3: Any, dims: Any, out: Any) -> Any:
+    def scores(
+        typingctx: Any, q: Any, qs: Any, k0: Any, k1: Any, k2: Any, k3: Any, dims: Any, out: Any,
+        n0: Any, n1: Any, n2: Any, n3: Any,
+    ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            q, stride, *blocks, dims, out = args
+            q, stride, *blocks, dims, out = args[:8]
             q_rows = [builder.add(q, builder.mul(stride, I64(r))) for r in range(rows)]
             before, loop, after, dim = _begin_loop(builder)
             sums = [[builder.phi(V16F) for _ in range(BLOCKS)] for _ in range(rows)]
             offset = builder.mul(dim, I64(16 * ITEMSIZE[dtype]))
+            if ahead:
+                for block in args[8:]:
+                    emit_prefetch(builder, block, offset)
             keys = [emit_load(builder, block, dtype, offset) for block in blocks]
             new = []
             for r in range(rows):
@@ -72,26 +79,35 @@ def make_scores(dtype: str, rows: int) -> Any:
                     builder.store(new[r][b], pointer(builder, out, V16F, I64(r * 256 + b * 64)), align=4)
             return context.get_dummy_value()
 
-        return types.none(*[types.int64] * 8), codegen
+        return types.none(*[types.int64] * 12), codegen
 
     return scores
 
 
-def make_weigh(dtype: str, rows: int, width: int) -> Any:
-    """``weigh(p, v, v_stride, slots, acc, acc_stride)``: acc[row][16*width dims] += p[row][slot] * V[slot][dim].
+def make_weigh(dtype: str, rows: int, width: int, ahead: bool) -> Any:
+    """``weigh(p, v, v_stride, slots, acc, acc_stride, following)``.
 
-    One block: `slots` (1 to 16) slots of it, in ascending order; p rows lie 256 bytes apart; acc is float32 in memory.
+    acc[row][16*width dims] += p[row][slot] * V[slot][dim].
+
+    `slots` slots that lie one after the other, in ascending order; p rows lie 256 bytes apart; acc is float32, in
+    memory.
+    ahead: ask for the same slots and dims of the V block `following`.
     """
 
     @intrinsic
-    def weigh(typingctx: Any, p: Any, v: Any, v_stride: Any, slots: Any, acc: Any, acc_stride: Any) -> Any:
+    def weigh(
+        typingctx: Any, p: Any, v: Any, v_stride: Any, slots: Any, acc: Any, acc_stride: Any, following: Any
+    ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            p, v, v_stride, slots, acc, acc_stride = args
+            p, v, v_stride, slots, acc, acc_stride, following = args
             rows_at = [builder.add(acc, builder.mul(acc_stride, I64(r))) for r in range(rows)]
             start = [[emit_load(builder, rows_at[r], "f32", I64(64 * j)) for j in range(width)] for r in range(rows)]
             before, loop, after, slot = _begin_loop(builder)
             sums = [[builder.phi(V16F) for _ in range(width)] for _ in range(rows)]
             base = builder.add(v, builder.mul(slot, v_stride))
+            if ahead:
+                for line in range(0, 16 * width * ITEMSIZE[dtype], 64):
+                    emit_prefetch(builder, following, builder.add(builder.mul(slot, v_stride), I64(line)))
             values = [emit_load(builder, base, dtype, I64(16 * j * ITEMSIZE[dtype])) for j in range(width)]
             new = []
             for r in range(rows):
@@ -108,6 +124,6 @@ def make_weigh(dtype: str, rows: int, width: int) -> Any:
                     builder.store(new[r][j], pointer(builder, rows_at[r], V16F, I64(64 * j)), align=4)
             return context.get_dummy_value()
 
-        return types.none(*[types.int64] * 6), codegen
+        return types.none(*[types.int64] * 7), codegen
 
     return weigh

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 
 from kvist.cache.pool import PagePool
 from kvist.kernels.cpu import abi
+from kvist.kernels.cpu.build import Target
 from kvist.kernels.cpu.compile import load_kernels
-from kvist.kernels.cpu.jobs import find_nonfinite, unpack
+from kvist.kernels.cpu.jobs import convert, find_nonfinite
 from kvist.kernels.cpu.lower import Lowering, Table
+from kvist.kernels.cpu.profile import Origins, Profile
 from kvist.kernels.cpu.sizes import partial_bytes, scratch_bytes
 from kvist.kernels.cpu.team import Team
-from kvist.kernels.program import BatchMetadata, Buffer, Floats, Limits, Matmul, Packed, Program, Weight
+from kvist.kernels.program import BatchMetadata, Buffer, Floats, Limits, Matmul, Program, Weight, WeightType
+from kvist.memory import allocate
 
 PARTIAL_BYTES = 8 << 20  # room for the partial results of split attention; beyond it attention is not split
-
-
-def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-    """Zeros on a cache line's start, so that a vector never straddles two lines; untouched pages take no memory."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.zeros(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 class CpuBackend:
     """Runs programs on `threads` threads of this machine."""
 
-    def __init__(self, threads: int, on_compile: Callable[[], None] | None = None) -> None:
-        self.team = Team(load_kernels(on_compile), threads)
+    def __init__(
+        self, threads: int, on_compile: Callable[[], None] | None = None, target: Target | None = None
+    ) -> None:
+        self.team = Team(load_kernels(on_compile, target), threads)
 
     @property
     def threads(self) -> int:
@@ -43,9 +40,13 @@ class CpuBackend:
         """See `kernels.program.Backend`."""
         return CpuExecutable(self.team, program, pool, limits)
 
-    def unpack(self, jobs: Sequence[tuple[Packed, Weight]]) -> None:
+    def prepare(self, types: Iterable[WeightType]) -> None:
         """See `kernels.program.Backend`."""
-        unpack(self.team, jobs)
+        self.team.prepare(f"weights_{name}" for name in types)
+
+    def convert(self, jobs: Sequence[tuple[Weight, Weight]]) -> None:
+        """See `kernels.program.Backend`."""
+        convert(self.team, jobs)
 
     def find_nonfinite(self, weights: Sequence[Weight]) -> list[int]:
         """See `kernels.program.Backend`."""
@@ -61,47 +62,50 @@ class CpuExecutable:
 
     def __init__(self, team: Team, program: Program, pool: PagePool, limits: Limits) -> None:
         self._team, self._limits, self._pool = team, limits, pool
-        self._buffers = {
-            buffer.name: aligned((limits.sampled if buffer.sampled else limits.rows, buffer.width))
-            for buffer in _buffers(program)
-        }
-        widest = max((op.weight.rows for op in program.ops if isinstance(op, Matmul)), default=0)
-        widest = max([widest, *(buffer.width for buffer in _buffers(program))])
-        lowering = Lowering(program, pool.layout, self._buffers, aligned((widest,)))
-        self._step = lowering.table(program.ops)
-        self._head = lowering.table(program.ops[program.head :])
-        self._keep = lowering.keep
-        self._logits = self._buffers[program.logits.name]
-        self._vocab = program.vocab_size
+        buffers, matmuls = _buffers(program), [op for op in program.ops if isinstance(op, Matmul)]
         group = program.num_heads // program.num_kv_heads
-        self._counters = aligned((len(self._step), 2), np.int64)
-        self._sequences = aligned((limits.sequences, abi.SEQUENCE_SLOTS), np.int64)
         items = 2 * (limits.rows + 64 * limits.sequences + 4096)
-        self._items, self._merges = (
-            aligned((items, abi.ITEM_SLOTS), np.int64),
-            aligned((limits.sequences, abi.ITEM_SLOTS), np.int64),
-        )
-        scratch = -(-scratch_bytes(group, program.head_dim) // 4096) * 4096
-        self._scratch = aligned((team.threads, scratch), np.uint8)
+        scratch = scratch_bytes(group, program.head_dim, max((op.weight.columns for op in matmuls), default=0))
         partial_rows = PARTIAL_BYTES // partial_bytes(program.head_dim)
-        self._partials = aligned((partial_rows * partial_bytes(program.head_dim),), np.uint8)
+        memory = allocate({
+            **{b.name: ((limits.sampled if b.sampled else limits.rows, b.width), np.float32) for b in buffers},
+            "zeros": ((max([*(op.weight.rows for op in matmuls), *(b.width for b in buffers)]),), np.float32),
+            "likeliest": ((limits.sampled,), np.int64),
+            "sequence table": ((limits.sequences, abi.SEQUENCE_SLOTS), np.int64),
+            "item table": ((items, abi.ITEM_SLOTS), np.int64),
+            "merge table": ((limits.sequences, abi.ITEM_SLOTS), np.int64),
+            "partial results": ((partial_rows * partial_bytes(program.head_dim),), np.uint8),
+            "scratch": ((team.threads, -(-scratch // 4096) * 4096), np.uint8),
+        })  # fmt: skip
+        self._likeliest = memory["likeliest"]
+        lowering = Lowering(program, pool.layout, memory, memory["zeros"], self._likeliest, team.unit, team.threads)
+        self._program = program
+        self._profile: Profile | None = None
+        self._step, self._step_origins = lowering.table(program.ops)
+        self._head, self._head_origins = lowering.table(program.ops[program.head :])
+        self._keep = lowering.keep
+        self._logits, self._sequences = memory[program.logits.name], memory["sequence table"]
+        self._vocab = program.vocab_size
+        self._likeliest.fill(-1)
+        self._chosen = self._likeliest[:0]
+        self._counters = np.zeros((len(self._step), team.threads + 1), np.int64)
         self._context = np.zeros(abi.CONTEXT_SLOTS, np.int64)
         fixed = {
-            abi.SEQUENCE_TABLE: self._sequences.ctypes.data,
-            abi.ITEM_TABLE: self._items.ctypes.data,
+            abi.SEQUENCE_TABLE: memory["sequence table"].ctypes.data,
+            abi.ITEM_TABLE: memory["item table"].ctypes.data,
             abi.ITEM_CAPACITY: items,
-            abi.MERGE_TABLE: self._merges.ctypes.data,
-            abi.PARTIALS: self._partials.ctypes.data,
+            abi.MERGE_TABLE: memory["merge table"].ctypes.data,
+            abi.PARTIALS: memory["partial results"].ctypes.data,
             abi.PARTIAL_ROWS: partial_rows,
             abi.GROUP: group,
             abi.KV_HEADS: program.num_kv_heads,
             abi.POOL: pool.address,
             abi.PAGE_BYTES: pool.layout.page_bytes,
             abi.PAGE_SIZE: pool.layout.page_size,
-            abi.SCRATCH: self._scratch.ctypes.data,
-            abi.SCRATCH_BYTES: scratch,
+            abi.SCRATCH: memory["scratch"].ctypes.data,
+            abi.SCRATCH_BYTES: memory["scratch"].strides[0],
+            abi.THREADS: team.threads,
             abi.COUNTERS: self._counters.ctypes.data,
-            abi.ATTEND_FUNCTION: team.attend_address,
         }
         for slot, value in fixed.items():
             self._context[slot] = value
@@ -125,19 +129,36 @@ class CpuExecutable:
         context[abi.ROWS], context[abi.SEQUENCES] = rows, len(batch.sequences)
         limit = self._limits.sampled
         portions = [batch.sampled_rows[i : i + limit] for i in range(0, wanted, limit)] or [batch.sampled_rows]
-        self._launch(self._step, portions[0])
+        self._launch(self._step, self._step_origins, batch, portions[0])
+        self._chosen = self._likeliest[:wanted]
         if len(portions) == 1:
             return self._logits[:wanted, : self._vocab]
         logits = [self._logits[:limit, : self._vocab].copy()]
         for portion in portions[1:]:
-            self._launch(self._head, portion)
+            self._launch(self._head, self._head_origins, batch, portion)
             logits.append(self._logits[: len(portion), : self._vocab].copy())
+        self._chosen = np.full(wanted, -1)  # nobody has asked for it yet
         return np.concatenate(logits)
 
-    def _launch(self, table: Table, sampled: npt.NDArray[np.int32]) -> None:
+    def likeliest(self) -> npt.NDArray[np.int64]:
+        """See `kernels.program.Executable`."""
+        return self._chosen
+
+    @contextmanager
+    def profile(self) -> Iterator[Profile]:
+        """Note what every op takes while this is open."""
+        self._profile = Profile(self._program, self._pool.layout, self._team.threads)
+        try:
+            yield self._profile
+        finally:
+            self._profile, self._context[abi.TIMES] = None, 0
+
+    def _launch(self, table: Table, origins: Origins, batch: BatchMetadata, sampled: npt.NDArray[np.int32]) -> None:
         self._context[abi.SAMPLED] = len(sampled)
         self._context[abi.SAMPLED_ROWS] = sampled.ctypes.data
         self._counters.fill(0)
+        if self._profile is not None:
+            self._context[abi.TIMES] = self._profile.begin(table, origins, batch, len(sampled))
         self._team.run(table.ctypes.data, len(table), self._context.ctypes.data)
 
 

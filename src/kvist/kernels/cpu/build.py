@@ -1,10 +1,11 @@
-"""Build the kernels' object code, in two units side by side: the loop, and attention (about half of the work each).
+"""Build the kernels' object code, unit by unit: the loop, attention for a type of pages, weights of a type.
 
-numba turns a unit's entry into LLVM IR, LLVM turns that into an object file for this very CPU. numba optimises every
-function with all it calls, again at each level; so it is told not to, and LLVM's passes run once, at the end. What is
-not an entry stays inside its unit. The loop calls attention by its address (see `attention_call`).
+A model needs the loop and two or three more units; only those are built, side by side in processes of their own. numba
+turns a unit's entry into LLVM IR, LLVM turns that into an object file for this very CPU. numba optimises every function
+with all it calls, again at each level; so it is told not to, and LLVM's passes run once, at the end. What is not the
+entry stays inside its unit. The loop calls the others by their addresses (see `unit_call`).
 
-``python -m kvist.kernels.cpu.build UNIT FILE`` builds one unit; `build` starts that for one while it builds the other.
+``python -m kvist.kernels.cpu.build UNIT FILE CPU FEATURES`` builds one unit.
 """
 
 from __future__ import annotations
@@ -12,76 +13,113 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
 
-UNITS = {"kvist_run": ("interpreter", "run", 4), "kvist_attend": ("attention", "attend", 5)}
-"""Symbol of the entry -> its module, its name there, how many int64 arguments it takes."""
+from kvist.kernels.cpu.abi import DTYPES
+from kvist.kernels.program import BLOCK_TYPES
+
+ENTRY = "kvist_entry"  # symbol of a unit's entry: status f(result*, exception info**, four int64)
+ARGUMENTS = 4
+UNITS: dict[str, tuple[str, str | None]] = {
+    "run": ("interpreter", None),
+    **{f"attend_{name}": ("attention", name) for name in DTYPES},
+    **{f"weights_{name}": ("weights", name) for name in (*DTYPES, *BLOCK_TYPES)},
+}
+"""Unit -> its module, and what the module's `make_unit` is given (None: the entry is `run` itself)."""
 
 
-def build() -> list[bytes]:
-    """Both object files. The second unit is built by another process; if that fails for any reason, by this one."""
-    here, there = UNITS
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "unit.o"
-        command = [sys.executable, "-m", __name__, there, str(file)]
-        helper = subprocess.Popen(
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The CPU that code is made for, as LLVM names it."""
+
+    cpu: str
+    features: str
+
+    @staticmethod
+    def host() -> Target:
+        """This machine."""
+        return Target(llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+
+    def machine(self) -> Any:
+        """LLVM's description."""
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        return llvm.Target.from_default_triple().create_target_machine(
+            cpu=self.cpu, features=self.features, opt=3, codemodel="jitdefault", jit=True
+        )
+
+
+class Build:
+    """A unit that is being built by another process."""
+
+    def __init__(self, unit: str, target: Target) -> None:
+        self._unit, self._target = unit, target
+        self._folder = tempfile.TemporaryDirectory()
+        self._file = Path(self._folder.name) / "unit.o"
+        command = [sys.executable, "-m", __name__, unit, str(self._file), target.cpu, target.features]
+        self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
+
+    def result(self) -> bytes:
+        """The object file. If the process fails for any reason, this one builds it (and shows the reason)."""
         try:
-            objects = [build_unit(here)]
-            helper.wait()
+            self._process.wait()
+            if self._process.returncode == 0 and self._file.exists():
+                return self._file.read_bytes()
+            return build_unit(self._unit, self._target)
         finally:
-            helper.kill()
-            helper.wait()
-        objects.append(file.read_bytes() if helper.returncode == 0 and file.exists() else build_unit(there))
-    return objects
+            self.cancel()
+
+    def cancel(self) -> None:
+        """End the process; idempotent."""
+        self._process.kill()
+        self._process.wait()
+        self._folder.cleanup()
 
 
-def build_unit(symbol: str) -> bytes:
-    """The object file of one unit, its entry under the name `symbol`."""
+def build_unit(unit: str, target: Target) -> bytes:
+    """The object file of one unit."""
+    machine = target.machine()
+    code: bytes = machine.emit_object(make_module(unit, machine))
+    return code
+
+
+def make_module(unit: str, machine: Any) -> Any:
+    """One unit in LLVM's words, optimised for a machine (which need not be this one)."""
     from numba import njit, types
     from numba.core import config
 
     from kvist.kernels.cpu.math import OPTIONS
 
-    module_name, function_name, count = UNITS[symbol]
-    entry = getattr(import_module(f"kvist.kernels.cpu.{module_name}"), function_name)
+    module_name, argument = UNITS[unit]
+    source = import_module(f"kvist.kernels.cpu.{module_name}")
+    entry = source.run if argument is None else source.make_unit(argument)
     level = config.OPT
     config.OPT = type(level)(0)
     try:
-        compiled = njit(types.int64(*[types.int64] * count), **OPTIONS)(entry)
+        compiled = njit(types.int64(*[types.int64] * ARGUMENTS), **OPTIONS)(entry)
     finally:
         config.OPT = level
     result = next(iter(compiled.overloads.values()))
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
     module = llvm.parse_assembly(result.library.get_llvm_str())
+    module.triple, module.data_layout = machine.triple, str(machine.target_data)
     for function in module.functions:
         if function.name == result.fndesc.llvm_func_name:
-            function.name = symbol
+            function.name = ENTRY
         elif not function.is_declaration:
             function.linkage = "internal"
     for variable in module.global_variables:  # numba's environments, which nothing here reads
         if not variable.is_declaration:
             variable.linkage = "internal"
-    machine = target_machine()
     builder = llvm.create_pass_builder(machine, _tuning())
     builder.getModulePassManager().run(module, builder)
-    code: bytes = machine.emit_object(module)
-    return code
-
-
-def target_machine() -> Any:
-    """LLVM's description of this CPU."""
-    target = llvm.Target.from_default_triple()
-    features = llvm.get_host_cpu_features().flatten()
-    return target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=features, opt=3, codemodel="jitdefault", jit=True
-    )
+    return module
 
 
 def _tuning() -> Any:
@@ -93,4 +131,4 @@ def _tuning() -> Any:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_bytes(build_unit(sys.argv[1]))
+    Path(sys.argv[2]).write_bytes(build_unit(sys.argv[1], Target(*sys.argv[3:5])))

@@ -1,8 +1,8 @@
 """The kernels, compiled once per machine and loaded in a hundredth of a second ever after.
 
-Object code (see `build`) is kept in the user's cache directory under a key of everything it depends on: the kernels'
-sources, numba's and llvmlite's versions, the CPU and its features. A warm start needs llvmlite alone: numba is not even
-imported. The file carries its own SHA-256; a damaged one is compiled again.
+Object code (see `build`) is kept in the user's cache directory, a file a unit, under a key of everything it depends on:
+the kernels' sources, numba's and llvmlite's versions, the CPU and its features. A warm start needs llvmlite alone:
+numba is not even imported. A file carries its own SHA-256; a damaged one is compiled again.
 """
 
 from __future__ import annotations
@@ -11,55 +11,100 @@ import ctypes
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata, resources
 from pathlib import Path
+from typing import Any
 
 import llvmlite.binding as llvm
 
-from kvist.kernels.cpu.build import build, target_machine
+from kvist.kernels.cpu.build import ENTRY, UNITS, Build, Target
 from kvist.paths import cache_dir
 
-_MAGIC = b"kvist-kernels-2\n"
+_MAGIC = b"kvist-kernel-3\n"
 
 
 class Kernels:
-    """The compiled loop as a callable: ``run(table, count, context, tid)``, all int64; it releases the GIL."""
+    """The compiled units, each built when it is first asked for, or earlier if `prepare` is told.
 
-    def __init__(self, objects: list[bytes]) -> None:
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine())
-        for code in objects:
-            self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-        self._engine.finalize_object()
-        address = self._engine.get_function_address("kvist_run")
-        self.attend_address: int = self._engine.get_function_address("kvist_attend")
-        # numba's calling convention: status f(result*, exception info**, arguments...)
-        prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
-        self._function = prototype(address)
+    on_compile is called when something has to be built, which takes a while. target: the CPU to build for (this one).
+    """
+
+    def __init__(self, on_compile: Callable[[], None] | None = None, target: Target | None = None) -> None:
+        self._on_compile, self._target = on_compile, target or Target.host()
+        self._digest = _digest(self._target)
+        self._builds: dict[str, Build] = {}
+        self._engines: dict[str, Any] = {}  # they own the code
+        self.prepare(["run"])
+
+    def prepare(self, units: Iterable[str]) -> None:
+        """Begin to build what is not there yet."""
+        for unit in units:
+            if unit not in self._engines and unit not in self._builds and not self._path(unit).exists():
+                self._begin(unit)
+
+    def address(self, unit: str) -> int:
+        """Where the entry of a unit is."""
+        if unit not in self._engines:
+            self._engines[unit] = self._load(unit)
+        address: int = self._engines[unit].get_function_address(ENTRY)
+        return address
 
     def run(self, table: int, count: int, context: int, tid: int) -> None:
-        """Run the program as thread `tid`; returns when the whole step is done."""
+        """Run the program as thread `tid`; returns when the whole step is done. Releases the GIL."""
         result, info = ctypes.c_int64(0), ctypes.c_void_p(0)
-        status = self._function(ctypes.addressof(result), ctypes.addressof(info), table, count, context, tid)
+        status = self._entry(ctypes.addressof(result), ctypes.addressof(info), table, count, context, tid)
         if status != 0:
             raise RuntimeError(f"compiled kernel returned status {status}")
 
+    def load_loop(self) -> None:
+        """Make `run` callable."""
+        # numba's calling convention: status f(result*, exception info**, arguments...)
+        prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
+        self._entry = prototype(self.address("run"))
 
-def load_kernels(on_compile: Callable[[], None] | None = None) -> Kernels:
-    """The kernels for this machine, from the cache or compiled now (`on_compile` is told first: it takes a while)."""
-    path = cache_dir() / "kernels" / f"{_key()}.o"
-    kept = _read(path)
-    if kept is None:
-        if on_compile is not None:
-            on_compile()
-        kept = _compile()
-        _keep(path, kept)
-    return Kernels(kept)
+    def close(self) -> None:
+        """End what is still being built; idempotent. Loaded code stays."""
+        for build in self._builds.values():
+            build.cancel()
+        self._builds.clear()
+
+    def _begin(self, unit: str) -> None:
+        if self._on_compile is not None:
+            self._on_compile()
+        self._builds[unit] = Build(unit, self._target)
+
+    def _load(self, unit: str) -> Any:
+        assert unit in UNITS, unit
+        path = self._path(unit)
+        code = None if unit in self._builds else _read(path)
+        if code is None:
+            if unit not in self._builds:
+                self._begin(unit)
+            code = self._builds[unit].result()
+            del self._builds[unit]
+            _keep(path, code)
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self._target.machine())
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        return engine
+
+    def _path(self, unit: str) -> Path:
+        return cache_dir() / "kernels" / f"{unit}-{self._digest}.o"
 
 
-def _key() -> str:
+def load_kernels(on_compile: Callable[[], None] | None = None, target: Target | None = None) -> Kernels:
+    """The kernels for this machine, the loop ready to run."""
+    kernels = Kernels(on_compile, target)
+    try:
+        kernels.load_loop()
+    except BaseException:
+        kernels.close()
+        raise
+    return kernels
+
+
+def _digest(target: Target) -> str:
     """Digest of all that the object code depends on."""
     digest = hashlib.sha256(_MAGIC)
     for file in sorted(resources.files(__package__).iterdir(), key=lambda file: file.name):
@@ -69,20 +114,15 @@ def _key() -> str:
         metadata.version("numba"),
         metadata.version("llvmlite"),
         llvm.get_process_triple(),
-        llvm.get_host_cpu_name(),
-        llvm.get_host_cpu_features().flatten(),
+        target.cpu,
+        target.features,
     ):
         digest.update(part.encode() + b"\0")
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()[:24]
 
 
-def _compile() -> list[bytes]:
-    """The object files, built now."""
-    return build()
-
-
-def _read(path: Path) -> list[bytes] | None:
-    """A kept file's object files; None if there is none or it is not what was written."""
+def _read(path: Path) -> bytes | None:
+    """A kept object file; None if there is none or it is not what was written."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -90,18 +130,12 @@ def _read(path: Path) -> list[bytes] | None:
     body, digest = content[:-32], content[-32:]
     if not body.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
         return None
-    sizes, _, code = body[len(_MAGIC) :].partition(b"\n")
-    objects = []
-    for size in map(int, sizes.split()):
-        objects.append(code[:size])
-        code = code[size:]
-    return objects
+    return body[len(_MAGIC) :]
 
 
-def _keep(path: Path, objects: list[bytes]) -> None:
+def _keep(path: Path, code: bytes) -> None:
     """Write atomically; a cache that cannot be written (read-only, full) only means compiling again next time."""
-    sizes = " ".join(str(len(code)) for code in objects).encode()
-    body = _MAGIC + sizes + b"\n" + b"".join(objects)
+    body = _MAGIC + code
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent)

@@ -7,14 +7,16 @@ with. Ops that share nothing (q, k and v of a layer) run side by side.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from kvist.cache.layout import PageLayout
 from kvist.kernels.cpu import abi
+from kvist.kernels.cpu.profile import Origins
 from kvist.kernels.program import Attend, Buffer, Embed, Floats, Gate, Matmul, Norm, Op, Program, RotaryStore, Weight
 
 Table = npt.NDArray[np.int64]
@@ -33,33 +35,51 @@ class _Row:
     arguments: list[int]
     reads: set[str]
     writes: set[str]
-    dtype: int = 0
+    unit: str | None = None
+    ops: tuple[Op, ...] = ()  # the program's ops that it stands for
 
 
 @dataclass
 class Lowering:
-    """Addresses of everything a program touches. `zeros` stands in for a missing bias or residual."""
+    """Addresses of everything a program touches.
+
+    `zeros` stands in for a missing bias or residual; `unit` tells where a compiled unit is.
+    """
 
     program: Program
     layout: PageLayout
     buffers: dict[str, Floats]
     zeros: Floats
+    likeliest: npt.NDArray[np.int64]
+    unit: Callable[[str], int]
+    threads: int
     keep: list[npt.NDArray[np.generic]] = field(default_factory=list)
 
-    def table(self, ops: Sequence[Op]) -> Table:
-        """The rows of `ops`, preceded by the plan of the step's attention if they attend."""
+    def table(self, ops: Sequence[Op]) -> tuple[Table, Origins]:
+        """The rows of `ops`, preceded by the plan of the step's attention if they attend; what each stands for."""
         rows = [_Row(abi.PLAN, [], set(), {"items"})] if any(isinstance(op, Attend) for op in ops) else []
-        for op in ops:
-            rows += self._rows(op)
+        i = 0
+        while i < len(ops):
+            together = _fused(ops[i : i + 3])
+            if isinstance(first_op := ops[i], Matmul) and len(together) > 1:
+                rows.append(self._activated(first_op, together))
+            else:
+                first, *others = self._rows(first_op)
+                first.ops = (first_op,)
+                rows += [first, *others]
+            i += len(together)
+        last = ops[-1] if ops else None
+        if isinstance(last, Matmul) and last.out.sampled:
+            rows.append(self._likeliest())
         table = np.zeros((len(rows), abi.OP_SLOTS), np.int64)
         synced = 0
         for i, row in enumerate(rows):
             conflicts = [j for j in range(synced, i) if _conflict(rows[j], row)]
             upto = conflicts[-1] + 1 if conflicts else synced
-            table[i, : abi.ARG] = (row.code + 256 * row.dtype, synced, upto)
+            table[i, : abi.ARG] = (row.code, synced, upto, self.unit(row.unit) if row.unit else 0)
             table[i, abi.ARG : abi.ARG + len(row.arguments)] = row.arguments
             synced = upto
-        return table
+        return table, [row.ops for row in rows]
 
     def _at(self, buffer: Buffer) -> int:
         return self._address(self.buffers[buffer.name])
@@ -80,7 +100,7 @@ class Lowering:
         match op:
             case Embed():
                 learned = self._weight(op.positions) if op.positions else 0
-                assert op.positions is None or op.positions.dtype == op.table.dtype
+                assert op.positions is None or (op.positions.dtype, op.positions.columns) == ("f32", op.table.columns)
                 arguments = [
                     self._weight(op.table),
                     op.table.columns,
@@ -88,8 +108,9 @@ class Lowering:
                     learned,
                     self._at(op.out),
                     self._stride(op.out),
+                    op.table.row_bytes,
                 ]
-                return [_Row(abi.EMBED, arguments, set(), {op.out.name}, abi.DTYPES.index(op.table.dtype))]
+                return [_Row(abi.EMBED, arguments, set(), {op.out.name}, f"weights_{op.table.dtype}")]
             case Norm():
                 bias = self.zeros if op.bias is None else op.bias
                 arguments = [
@@ -103,6 +124,7 @@ class Lowering:
                     op.width,
                     bits(op.eps),
                     int(op.out.sampled),
+                    int(op.out in self._private),
                 ]
                 code = abi.RMS_NORM if op.kind == "rms" else abi.LAYER_NORM
                 return [_Row(code, arguments, {op.x.name}, {op.out.name})]
@@ -124,6 +146,32 @@ class Lowering:
                 ]
                 return [_Row(abi.GATE, arguments, {op.x.name} | ({op.up.name} if op.up else set()), {op.out.name})]
 
+    def _activated(self, op: Matmul, together: Sequence[Op]) -> _Row:
+        """A matmul with the activation that follows it, and perhaps the up matmul that it gates."""
+        row, gate = self._matmul(op), together[-1]
+        assert isinstance(gate, Gate)
+        row.ops = tuple(together)
+        row.arguments[15] = abi.ACTIVATIONS.index(gate.activation)
+        for other in together[1:-1]:
+            assert isinstance(other, Matmul)
+            bias = self.zeros if other.bias is None else other.bias
+            row.arguments[12:15] = [self._weight(other.weight), self._address(bias), self._at(other.out)]
+            row.writes.add(other.out.name)
+        return row
+
+    @cached_property
+    def _private(self) -> set[Buffer]:
+        """Buffers that threads may each norm rows into a part of: there is room, and only matmuls read them."""
+        normed = {op.out for op in self.program.ops if isinstance(op, Norm)} - {self.program.logits}
+        for op in self.program.ops:
+            if isinstance(op, Matmul):
+                normed -= {op.out} | ({op.residual} if op.residual else set())
+            elif not isinstance(op, Norm):
+                normed -= {*_reads(op), *([] if isinstance(op, RotaryStore) else [op.out])}
+            else:
+                normed -= {op.x}
+        return {b for b in normed if len(self.buffers[b.name]) >= abi.PRIVATE_ROWS * self.threads}
+
     def _matmul(self, op: Matmul) -> _Row:
         bias = self.zeros if op.bias is None else op.bias
         residual, stride = self._address(self.zeros), 0
@@ -141,9 +189,18 @@ class Lowering:
             self._stride(op.out),
             int(op.out.sampled),
             self._stride(op.x),
+            op.weight.row_bytes,
+            *(0, 0, 0, -1),  # up weights, their bias and out, activation
+            int(op.x in self._private),
         ]
         reads = {op.x.name} | ({op.residual.name} if op.residual else set())
-        return _Row(abi.MATMUL, arguments, reads, {op.out.name}, abi.DTYPES.index(op.weight.dtype))
+        return _Row(abi.MATMUL, arguments, reads, {op.out.name}, f"weights_{op.weight.dtype}")
+
+    def _likeliest(self) -> _Row:
+        """The largest logit of each row: the last thing a step does."""
+        logits, vocab = self.program.logits, self.program.vocab_size
+        arguments = [self._at(logits), self._stride(logits), vocab, self._address(self.likeliest)]
+        return _Row(abi.LIKELIEST, arguments, {logits.name}, {"likeliest"})
 
     def _rotary_store(self, op: RotaryStore) -> _Row:
         half = op.rotary.half if op.rotary else 0
@@ -164,9 +221,10 @@ class Lowering:
             cos,
             sin,
             self.layout.layer_offset(op.layer),
+            abi.DTYPES.index(self.layout.codec.name),
         ]
         touched = {op.q.name, op.k.name}
-        return _Row(abi.ROTARY_STORE, arguments, touched | {op.v.name}, touched | {f"pages {op.layer}"}, self._codec())
+        return _Row(abi.ROTARY_STORE, arguments, touched | {op.v.name}, touched | {f"pages {op.layer}"})
 
     def _attend(self, op: Attend) -> list[_Row]:
         arguments = [
@@ -179,14 +237,49 @@ class Lowering:
         ]
         written = {op.out.name, "partials"}
         return [
-            _Row(abi.ATTEND, arguments, {op.q.name, f"pages {op.layer}", "items"}, written, self._codec()),
+            _Row(
+                abi.ATTEND,
+                arguments,
+                {op.q.name, f"pages {op.layer}", "items"},
+                written,
+                f"attend_{self.layout.codec.name}",
+            ),
             _Row(abi.MERGE, arguments, {"partials", "items"}, {op.out.name}),
         ]
-
-    def _codec(self) -> int:
-        return abi.DTYPES.index(self.layout.codec.name)
 
 
 def _conflict(earlier: _Row, later: _Row) -> bool:
     """Whether `later` must see `earlier` done."""
     return bool(earlier.writes & (later.reads | later.writes) or earlier.reads & later.writes)
+
+
+def _reads(op: Op) -> list[Buffer]:
+    """The buffers an op reads."""
+    match op:
+        case Embed():
+            found: list[Buffer | None] = []
+        case Norm():
+            found = [op.x]
+        case Matmul():
+            found = [op.x, op.residual]
+        case RotaryStore():
+            found = [op.q, op.k, op.v]
+        case Attend():
+            found = [op.q]
+        case Gate():
+            found = [op.x, op.up]
+    return [buffer for buffer in found if buffer is not None]
+
+
+def _fused(ops: Sequence[Op]) -> Sequence[Op]:
+    """The first ops of `ops` that become one row: gate, up and their activation, up and its own, or just one op."""
+    match ops:
+        case [Matmul() as x, Gate() as gate, *_] if gate.up is None and gate.x == gate.out == x.out:
+            return ops[:2] if x.residual is None and x.weight.rows == x.out.width else ops[:1]
+        case [Matmul() as x, Matmul() as up, Gate() as gate]:
+            same = (x.x, x.weight.dtype, x.weight.rows, x.weight.row_bytes)
+            fits = same == (up.x, up.weight.dtype, up.weight.rows, up.weight.row_bytes)
+            alone = x.residual is None and up.residual is None and x.weight.rows == x.out.width
+            if fits and alone and gate.x == gate.out == x.out and gate.up == up.out:
+                return ops
+    return ops[:1]

@@ -99,3 +99,13 @@ def gelu(x: Any) -> Any:
     p = fma(p, t, splat(0.254829592))
     erf = sub(splat(1.0), mul(mul(p, t), exp(sub(splat(0.0), mul(a, a)))))
     return mul(mul(splat(0.5), x), add(splat(1.0), copy_sign(erf, z)))
+
+
+@jit
+def activate(kind: int, x: Any) -> Any:
+    """The activation numbered as in abi.ACTIVATIONS."""
+    if kind == 0:
+        return silu(x)
+    if kind == 1:
+        return gelu_tanh(x)
+    return gelu(x)

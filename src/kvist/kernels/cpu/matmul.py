@@ -1,8 +1,9 @@
 """Matmul of activation rows with weight rows, as pieces of work that threads take one by one.
 
-out[m][n] = (sum over k of x[m][k] * w[n][k]) + bias[n] + residual[m][n]. A piece is a block of weight rows times a
-block of activation rows; within it 48 activation rows at a time stay in the second-level cache while a few weight rows
-stay in the first.
+out[m][n] = (sum over k of x[m][k] * w[n][k]) + bias[n] + residual[m][n]. A piece is 32 weight rows times a block of
+activation rows small enough for the second-level cache. Up to 8 rows, weights are streamed past them. More: four
+weight rows at a time become a float32 panel in the first-level cache while the first four activation rows meet them,
+the other activation rows pass by the panel, and meanwhile the next weight rows are asked for.
 """
 
 from __future__ import annotations
@@ -10,23 +11,25 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.scalar import arg, get_i32, slot
-from kvist.kernels.cpu.tile import ITEMSIZE, make_tile
+from kvist.kernels.cpu.math import activate, jit
+from kvist.kernels.cpu.scalar import arg, get_i32, prefetch, slot
+from kvist.kernels.cpu.tile import LINE, PANEL_ROWS, make_keep, make_panel_tile, make_stream
+from kvist.kernels.cpu.vector import mul
+from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
-PANEL = 48  # activation rows that share a pass over the weight rows of a piece
+WEIGHT_ROWS = 32  # of a piece: small, so that all threads are busy to the end
+X_BYTES = 400 << 10  # of a piece's activation rows: they stay in the second-level cache
+FEW = 8  # up to so many rows weights are streamed past them, four at a time
+TOGETHER = 4  # activation rows of the largest tile
+AT_ONCE = 16 << 10  # bytes a thread asks for while it waits
 
 
 @jit
-def weight_rows_a_piece(rows: int) -> int:
-    """Few rows: small pieces keep both cores busy to the end. Many: larger ones, so that x is read less often."""
-    return 32 if rows <= 16 else 96
-
-
-@jit
-def rows_a_piece(rows: int) -> int:
-    """Activation rows of a piece."""
-    return 192
+def rows_a_piece(rows: int, K: int) -> int:
+    """Activation rows of a piece: as many as fit, in blocks of nearly equal size, multiples of 4."""
+    most = max(16, X_BYTES // (4 * K))
+    blocks = (rows + most - 1) // most
+    return ((rows + blocks - 1) // blocks + 3) // 4 * 4
 
 
 @jit
@@ -39,93 +42,142 @@ def matmul_rows(ctx: int, op: int) -> int:
 def matmul_pieces(ctx: int, op: int) -> int:
     """How many pieces the op falls into."""
     rows = matmul_rows(ctx, op)
-    high = weight_rows_a_piece(rows)
-    return ((arg(op, 2) + high - 1) // high) * ((rows + rows_a_piece(rows) - 1) // rows_a_piece(rows))
+    if rows == 0:
+        return 0
+    high = rows_a_piece(rows, arg(op, 3))
+    return ((arg(op, 2) + WEIGHT_ROWS - 1) // WEIGHT_ROWS) * ((rows + high - 1) // high)
 
 
-def make_eight_rows(dtype: str) -> Any:
-    """The kernel for eight weight rows times any number of activation rows."""
-    tile81, tile82, tile83 = (make_tile(dtype, 8, C, stream=True) for C in (1, 2, 3))
-    tile44, tile45, tile46 = (make_tile(dtype, 4, C) for C in (4, 5, 6))
-
-    @jit
-    def eight_rows(
-        w: int, ws: int, x: int, xs: int, rows: int, steps: int, bias: int, res: int, rs: int, out: int, os: int
-    ) -> None:
-        while rows > 0:
-            if rows >= 6:
-                tile46(w, ws, x, xs, steps, bias, res, rs, out, os)
-                tile46(w + 4 * ws, ws, x, xs, steps, bias + 16, res + 16, rs, out + 16, os)
-                n = 6
-            elif rows == 5:
-                tile45(w, ws, x, xs, steps, bias, res, rs, out, os)
-                tile45(w + 4 * ws, ws, x, xs, steps, bias + 16, res + 16, rs, out + 16, os)
-                n = 5
-            elif rows == 4:
-                tile44(w, ws, x, xs, steps, bias, res, rs, out, os)
-                tile44(w + 4 * ws, ws, x, xs, steps, bias + 16, res + 16, rs, out + 16, os)
-                n = 4
-            elif rows == 3:
-                tile83(w, ws, x, xs, steps, bias, res, rs, out, os)
-                n = 3
-            elif rows == 2:
-                tile82(w, ws, x, xs, steps, bias, res, rs, out, os)
-                n = 2
-            else:
-                tile81(w, ws, x, xs, steps, bias, res, rs, out, os)
-                n = 1
-            rows -= n
-            x += n * xs
-            res += n * rs
-            out += n * os
-
-    return eight_rows
-
-
-def make_matmul(dtype: str) -> Any:
-    """The kernel for weights of `dtype`.
-
-    Arguments of the op: weight, x, N, K, bias, residual, residual stride, out, out stride, sampled, x stride.
-    """
-    eight_rows, tile11, itemsize = make_eight_rows(dtype), make_tile(dtype, 1, 1), ITEMSIZE[dtype]
-
-    @jit
-    def matmul(ctx: int, op: int, piece: int) -> None:
-        rows = matmul_rows(ctx, op)
-        w, x, N, K = arg(op, 0), arg(op, 1), arg(op, 2), arg(op, 3)
-        bias, res, rs = arg(op, 4), arg(op, 5), arg(op, 6)
-        out, os, xs = arg(op, 7), arg(op, 8), arg(op, 10)
-        high = weight_rows_a_piece(rows)
-        across = (N + high - 1) // high
-        n0, m0 = piece % across * high, piece // across * rows_a_piece(rows)
-        n1, m1 = min(N, n0 + high), min(rows, m0 + rows_a_piece(rows))
-        ws, steps = K * itemsize, K // 16
-        whole = n1 - (n1 - n0) % 8
-        while m0 < m1:
-            count = min(PANEL, m1 - m0)
-            xm, resm, outm = x + m0 * xs, res + m0 * rs, out + m0 * os
-            for n in range(n0, whole, 8):
-                eight_rows(w + n * ws, ws, xm, xs, count, steps, bias + n * 4, resm + n * 4, rs, outm + n * 4, os)
-            for n in range(whole, n1):
-                for m in range(count):
-                    tile11(
-                        w + n * ws,
-                        ws,
-                        xm + m * xs,
-                        xs,
-                        steps,
-                        bias + n * 4,
-                        resm + m * rs + n * 4,
-                        rs,
-                        outm + m * os + n * 4,
-                        os,
-                    )
-            m0 += count
-
-    return matmul
+@jit
+def ask_ahead(ctx: int, op: int, first: int, end: int) -> None:
+    """Ask for the first weights of pieces first..end-1: they do not depend on what the op has to wait for."""
+    across = (arg(op, 2) + WEIGHT_ROWS - 1) // WEIGHT_ROWS
+    start, ws = first % across * WEIGHT_ROWS, arg(op, 11)
+    weights = arg(op, 0) + start * ws
+    size = min(AT_ONCE, min((end - first) * WEIGHT_ROWS, arg(op, 2) - start) * ws)
+    for at in range(0, size, LINE):
+        prefetch(weights + at)
 
 
 @jit
 def sampled_row(ctx: int, index: int) -> int:
     """The row of the step that the index-th row of logits belongs to."""
     return get_i32(slot(ctx, abi.SAMPLED_ROWS) + index * 4)
+
+
+def make_few(dtype: str) -> Any:
+    """The kernel for 8 weight rows times few activation rows; from the fifth on they meet weights that are near."""
+    stream1, stream2, stream3, stream4 = (make_stream(dtype, 8, C) for C in (1, 2, 3, 4))
+
+    @jit
+    def few(
+        w: int, ws: int, x: int, xs: int, rows: int, K: int, bias: int, res: int, rs: int, out: int, os: int
+    ) -> None:
+        while rows > 0:
+            if rows == 1:
+                stream1(w, ws, x, xs, K, bias, res, rs, out, os)
+            elif rows == 2:
+                stream2(w, ws, x, xs, K, bias, res, rs, out, os)
+            elif rows == 3:
+                stream3(w, ws, x, xs, K, bias, res, rs, out, os)
+            else:
+                stream4(w, ws, x, xs, K, bias, res, rs, out, os)
+            rows -= TOGETHER
+            x += TOGETHER * xs
+            res += TOGETHER * rs
+            out += TOGETHER * os
+
+    return few
+
+
+def make_many(dtype: str) -> Any:
+    """The kernel for 4 weight rows times more than a few activation rows."""
+    keep = make_keep(dtype, TOGETHER)
+    panel1, panel2, panel3, panel4 = (make_panel_tile(C) for C in (1, 2, 3, 4))
+
+    @jit
+    def many(
+        w: int, ws: int, x: int, xs: int, rows: int, K: int, bias: int, res: int, rs: int, out: int, os: int, panel: int
+    ) -> None:
+        keep(w, ws, x, xs, K, bias, res, rs, out, os, panel)
+        ahead, end = w + PANEL_ROWS * ws, w + 2 * PANEL_ROWS * ws
+        rows -= TOGETHER
+        while rows > 0:
+            x += TOGETHER * xs
+            res += TOGETHER * rs
+            out += TOGETHER * os
+            if rows >= TOGETHER:
+                panel4(panel, ahead, x, xs, K, bias, res, rs, out, os)
+            elif rows == 3:
+                panel3(panel, ahead, x, xs, K, bias, res, rs, out, os)
+            elif rows == 2:
+                panel2(panel, ahead, x, xs, K, bias, res, rs, out, os)
+            else:
+                panel1(panel, ahead, x, xs, K, bias, res, rs, out, os)
+            rows -= TOGETHER
+            ahead = min(ahead + K // 16 * LINE, end)
+
+    return many
+
+
+def make_matmul(dtype: str) -> Any:
+    """The kernel for weights of `dtype`.
+
+    Arguments of the op: weight, x, N, K, bias, residual, residual stride, out, out stride, sampled, x stride, bytes of
+    a weight row, up weight or 0, its bias, its out, activation or -1, whether x is private.
+
+    With an activation, out becomes activation(out); with up weights too, activation(out) * up: while both are near.
+    """
+    product = make_product(dtype)
+
+    @jit
+    def matmul(ctx: int, op: int, piece: int, tid: int, scratch: int) -> None:
+        rows = matmul_rows(ctx, op)
+        N, K, ws = arg(op, 2), arg(op, 3), arg(op, 11)
+        res, rs, os, xs = arg(op, 5), arg(op, 6), arg(op, 8), arg(op, 10)
+        high, across = rows_a_piece(rows, K), (N + WEIGHT_ROWS - 1) // WEIGHT_ROWS
+        m = piece // across * high
+        count = min(high, rows - m)
+        n, end = piece % across * WEIGHT_ROWS, min(N, piece % across * WEIGHT_ROWS + WEIGHT_ROWS)
+        x, res, out, up_out = arg(op, 1) + m * xs, res + m * rs, arg(op, 7) + m * os, arg(op, 14) + m * os
+        if arg(op, 16) != 0 and rows <= abi.PRIVATE_ROWS:
+            x += tid * abi.PRIVATE_ROWS * xs
+        product(arg(op, 0), ws, x, xs, count, K, arg(op, 4), res, rs, out, os, n, end, scratch)
+        if arg(op, 12) != 0:
+            product(arg(op, 12), ws, x, xs, count, K, arg(op, 13), res, rs, up_out, os, n, end, scratch)
+        if arg(op, 15) >= 0:
+            for row in range(count):
+                for d in range(n * 4, end * 4, 64):  # N is a multiple of 16 here
+                    y = activate(arg(op, 15), load_f32(out + row * os + d))
+                    if arg(op, 12) != 0:
+                        y = mul(y, load_f32(up_out + row * os + d))
+                    store_f32(out + row * os + d, y)
+
+    return matmul
+
+
+def make_product(dtype: str) -> Any:
+    """The kernel for weight rows n to end - 1 times `count` activation rows."""
+    few, many, single = make_few(dtype), make_many(dtype), make_stream(dtype, 1, 1)
+
+    @jit
+    def product(
+        w: int, ws: int, x: int, xs: int, count: int, K: int, bias: int, res: int, rs: int, out: int, os: int,
+        n: int, end: int, scratch: int,
+    ) -> None:  # fmt: skip
+        if count <= FEW:
+            while n + 8 <= end:
+                few(w + n * ws, ws, x, xs, count, K, bias + n * 4, res + n * 4, rs, out + n * 4, os)
+                n += 8
+        else:
+            while n + PANEL_ROWS <= end:
+                many(w + n * ws, ws, x, xs, count, K, bias + n * 4, res + n * 4, rs, out + n * 4, os, scratch)
+                n += PANEL_ROWS
+        while n < end:  # what is left over
+            for c in range(count):
+                single(
+                    w + n * ws, ws, x + c * xs, xs, K, bias + n * 4, res + c * rs + n * 4, rs, out + c * os + n * 4, os
+                )
+            n += 1
+
+    return product

@@ -1,6 +1,6 @@
 """Operations that see one row at a time.
 
-Embedding, norms, rotary embedding with the store to the pages, activations.
+Norms, rotary embedding with the store to the pages, activations.
 """
 
 from __future__ import annotations
@@ -8,52 +8,42 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.math import gelu, gelu_tanh, jit, silu
+from kvist.kernels.cpu.math import activate, jit
 from kvist.kernels.cpu.matmul import sampled_row
-from kvist.kernels.cpu.scalar import arg, arg_f32, get_f32, get_i32, put_f32, slot
-from kvist.kernels.cpu.tile import ITEMSIZE
-from kvist.kernels.cpu.vector import add, div, fma, keep_first, mul, reduce_add, splat, sqrt, sub
-from kvist.kernels.cpu.vector_memory import load, load_f32, scatter, store, store_f32
+from kvist.kernels.cpu.scalar import arg, arg_f32, get_f32, get_i32, put_f32, put_i64, slot
+from kvist.kernels.cpu.vector import (
+    add,
+    div,
+    fma,
+    keep_first,
+    maximum,
+    mul,
+    reduce_add,
+    reduce_max,
+    splat,
+    sqrt,
+    sub,
+)
+from kvist.kernels.cpu.vector_memory import ITEMSIZE, load_f32, scatter, store, store_f32
 
-ROWS_A_PIECE = 4
+LOWEST = -3.4028234663852886e38  # float32's
+LIKELIEST_BLOCK = 256  # numbers looked at before their largest is compared
 
 
 @jit
 def row_pieces(rows: int) -> int:
     """Pieces of a row-by-row op."""
-    return (rows + ROWS_A_PIECE - 1) // ROWS_A_PIECE
-
-
-def make_embed(dtype: str) -> Any:
-    """out[row] = table[token] * scale (+ positions[position]).
-
-    Arguments: table, width, scale, positions table or 0, out, stride.
-    """
-    get, itemsize = load[dtype], ITEMSIZE[dtype]
-
-    @jit
-    def embed(ctx: int, op: int, row: int) -> None:
-        table, width, scale = arg(op, 0), arg(op, 1), splat(arg_f32(op, 2))
-        learned, out = arg(op, 3), arg(op, 4) + row * arg(op, 5)
-        source = table + get_i32(slot(ctx, abi.TOKENS) + row * 4) * width * itemsize
-        for d in range(0, width, 16):
-            store_f32(out + d * 4, mul(get(source + d * itemsize), scale))
-        if learned != 0:
-            place = learned + get_i32(slot(ctx, abi.POSITIONS) + row * 4) * width * itemsize
-            for d in range(0, width, 16):
-                store_f32(out + d * 4, add(load_f32(out + d * 4), get(place + d * itemsize)))
-
-    return embed
+    return (rows + abi.ROWS_A_PIECE - 1) // abi.ROWS_A_PIECE
 
 
 @jit
-def rms_norm(ctx: int, op: int, row: int) -> None:
-    """out = x / sqrt(mean(x^2) + eps) * weight.
+def rms_norm(ctx: int, op: int, row: int, place: int) -> None:
+    """out[place] = x[row] / sqrt(mean(x^2) + eps) * weight.
 
-    Arguments: x, stride, out, stride, weight, bias, width, true width, eps, sampled.
+    Arguments: x, stride, out, stride, weight, bias, width, true width, eps, sampled, private (see `interpreter`).
     """
     source = sampled_row(ctx, row) if arg(op, 9) else row
-    x, out = arg(op, 0) + source * arg(op, 1), arg(op, 2) + row * arg(op, 3)
+    x, out = arg(op, 0) + source * arg(op, 1), arg(op, 2) + place * arg(op, 3)
     weight, width, count, eps = arg(op, 4), arg(op, 6), arg(op, 7), arg_f32(op, 8)
     total = splat(0.0)
     for d in range(0, width, 16):
@@ -66,13 +56,13 @@ def rms_norm(ctx: int, op: int, row: int) -> None:
 
 
 @jit
-def layer_norm(ctx: int, op: int, row: int) -> None:
-    """out = (x - mean) / sqrt(var + eps) * weight + bias; arguments as rms_norm.
+def layer_norm(ctx: int, op: int, row: int, place: int) -> None:
+    """out[place] = (x[row] - mean) / sqrt(var + eps) * weight + bias; arguments as rms_norm.
 
     Lanes past the true width are left out of var.
     """
     source = sampled_row(ctx, row) if arg(op, 9) else row
-    x, out = arg(op, 0) + source * arg(op, 1), arg(op, 2) + row * arg(op, 3)
+    x, out = arg(op, 0) + source * arg(op, 1), arg(op, 2) + place * arg(op, 3)
     weight, bias, width = arg(op, 4), arg(op, 5), arg(op, 6)
     count, eps = arg(op, 7), arg_f32(op, 8)
     total, zero = splat(0.0), splat(0.0)
@@ -113,7 +103,7 @@ def make_rotary_store(dtype: str) -> Any:
     """Rotate q and k in place; round k and v to the codec's `dtype` and write them to their slot of the page.
 
     Arguments: q, k, v, q stride, k stride, v stride, heads, KV heads, head size, half of the rotary size (0: none),
-    cosine table (f32 [position][half]), sine table, layer's offset in a page.
+    cosine table (f32 [position][half]), sine table, layer's offset in a page, the pages' type.
     """
     put, scattered, itemsize = store[dtype], scatter[dtype], ITEMSIZE[dtype]
 
@@ -149,16 +139,6 @@ def make_rotary_store(dtype: str) -> Any:
 
 
 @jit
-def activate(kind: int, x: Any) -> Any:
-    """The activation numbered as in abi.ACTIVATIONS."""
-    if kind == 0:
-        return silu(x)
-    if kind == 1:
-        return gelu_tanh(x)
-    return gelu(x)
-
-
-@jit
 def gate(ctx: int, op: int, row: int) -> None:
     """out = activation(gate) * up; without up (address 0) just the activation.
 
@@ -173,3 +153,30 @@ def gate(ctx: int, op: int, row: int) -> None:
     else:
         for d in range(0, width, 16):
             store_f32(out + d * 4, activate(kind, load_f32(a + d * 4)))
+
+
+@jit
+def likeliest(op: int, row: int) -> None:
+    """The index of a row's largest number, the first of equals; -1 if one of them is not finite.
+
+    Arguments: rows, stride, width, out (int64 a row).
+    """
+    x, width = arg(op, 0) + row * arg(op, 1), arg(op, 2)
+    zero = splat(0.0)
+    total, best, block = zero, LOWEST, -1
+    for start in range(0, width, LIKELIEST_BLOCK):
+        count = min(LIKELIEST_BLOCK, width - start)
+        top = splat(LOWEST)
+        for d in range(0, count, 16):
+            v = keep_first(load_f32(x + (start + d) * 4), count - d, splat(LOWEST))
+            top = maximum(top, v)
+            total = fma(v, zero, total)  # what is not finite makes it NaN
+        largest = reduce_max(top)
+        if largest > best:
+            best, block = largest, start
+    found = -1
+    if block >= 0 and reduce_add(total) == 0.0:
+        found = block
+        while get_f32(x + found * 4) != best:
+            found += 1
+    put_i64(arg(op, 3) + row * 8, found)

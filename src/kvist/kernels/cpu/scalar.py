@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from kvist.kernels.cpu.abi import ARG
-from kvist.kernels.cpu.vector import I64, external, pointer
+from kvist.kernels.cpu.vector import I64, emit_prefetch, external, pointer
 
 
 def _get(kind: Any, stored: Any) -> Any:
@@ -124,3 +125,30 @@ def let_others_run(typingctx: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(), codegen
+
+
+@intrinsic
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line at address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit_prefetch(builder, args[0], I64(0))
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen
+
+
+@intrinsic
+def nanoseconds(typingctx: Any) -> Any:
+    """POSIX clock_gettime of the monotonic clock."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        i32, pair = ir.IntType(32), ir.ArrayType(I64, 2)
+        with builder.goto_entry_block():
+            place = builder.alloca(pair)
+        clock = external(builder, "clock_gettime", i32, [i32, pair.as_pointer()])
+        builder.call(clock, [i32(time.CLOCK_MONOTONIC), place])
+        seconds, rest = (builder.load(builder.gep(place, [i32(0), i32(i)])) for i in (0, 1))
+        return builder.add(builder.mul(seconds, I64(1_000_000_000)), rest)
+
+    return types.int64(), codegen

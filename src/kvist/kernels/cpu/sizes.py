@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from kvist.kernels.cpu.abi import TILE_ROWS
+from kvist.kernels.cpu.abi import TILE, TILE_ROWS
 
 FMA_CHAINS = 16  # independent sums of the peak loop, enough to hide the latency of a multiply-add
 
 
-def scratch_bytes(group: int, head_dim: int) -> int:
-    """Bytes a thread needs for the largest item (see `attention`)."""
+def scratch_bytes(group: int, head_dim: int, columns: int) -> int:
+    """Bytes a thread needs: for the largest item (see `attention`), or for a panel of weights (see `tile`)."""
     rows = max(TILE_ROWS, group)
-    return 4 * rows * (3 * head_dim + 64 + 4) + 2048
+    return max(4 * rows * (3 * head_dim + 64 + 4) + 2 * 4 * TILE * head_dim, 4 * 4 * columns) + 2048
 
 
 def partial_bytes(head_dim: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Iterable
 
 from kvist.kernels.cpu.compile import Kernels
 
@@ -23,10 +24,13 @@ class Team:
         for inbox in self._inboxes:
             threading.Thread(target=self._serve, args=(inbox,), name="kvist-kernel", daemon=True).start()
 
-    @property
-    def attend_address(self) -> int:
-        """Where the compiled loop finds attention."""
-        return self._kernels.attend_address
+    def prepare(self, units: Iterable[str]) -> None:
+        """Begin to build units that will be asked for."""
+        self._kernels.prepare(units)
+
+    def unit(self, name: str) -> int:
+        """Where the compiled loop finds a unit."""
+        return self._kernels.address(name)
 
     def run(self, table: int, count: int, context: int) -> None:
         """Run `count` ops; returns when all are done and every thread has left the tables, also when interrupted."""
@@ -49,6 +53,7 @@ class Team:
             for inbox in self._inboxes:
                 inbox.put(None)
             self._inboxes = []
+            self._kernels.close()
 
     def _hand_out(self, table: int, count: int, context: int) -> None:
         for tid, inbox in enumerate(self._inboxes, start=1):

@@ -1,4 +1,4 @@
-"""The matmul micro-kernel: a tile of weight rows times activation rows, held in registers.
+"""The matmul micro-kernels: a tile of weight rows times activation rows, held in registers.
 
 ::
 
@@ -8,9 +8,18 @@
     x row 0   [..............|.....]      fold by one fixed tree (i + i+8, then +4, +2, +1).
     x row C-1 [..............|.....]
 
-The sum of an output element never sees R or C, so every tile shape gives the same bits; that is half of the exactness
-contract. Eight accumulators fold together: each level adds two shuffles of two vectors, so one instruction serves two
-(then four, then eight) outputs; a lane still meets just the partner that the tree names.
+The sum of an output element never sees R, C, or where its weights come from, so every tile gives the same bits; that
+is half of the exactness contract. Three tiles serve every number of rows:
+
+* **stream**: 8 weight rows, two at a time, times 1 to 4 activation rows. For few rows (up to 8, in two turns) reading
+  weights is all that counts; two rows that lie one after the other are nearly one stream, and lines are asked for
+  8 KiB ahead, which the processor's own prefetcher does not do across a page's end (measured: 11 to 15 GB/s on one
+  core that reads 16).
+* **keep**: 4 weight rows times 4 activation rows, which leaves the weights as float32 in a *panel* as it goes.
+* **panel**: 4 weight rows of a panel times 1 to 4 activation rows: no conversion, one stream of weights from the
+  first-level cache. It asks for the next weights meanwhile, line by line.
+
+    panel   [k 0..15: row 0 | row 1 | row 2 | row 3][k 16..31: row 0 | ...] ...    float32
 """
 
 from __future__ import annotations
@@ -21,16 +30,20 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from kvist.kernels.cpu.vector import F32, I64, V16F, emit_fma, emit_load, pointer, shuffle
+from kvist.kernels.cpu.formats import FORMATS, Format
+from kvist.kernels.cpu.vector import F32, I64, V16F, emit_fma, emit_load, emit_prefetch, pointer, shuffle
 
-ITEMSIZE = {"f32": 4, "f16": 2, "bf16": 2}
+PANEL_ROWS = 4  # weight rows of a panel
+AHEAD = 8192  # bytes between what is read and what is asked for
+LINE = 64
 
 
 def fold_eight(builder: Any, sums: list[Any]) -> Any:
     """Eight vectors of 16 lanes -> one of 8 lanes, lane j being the tree sum of vector j.
 
-    After the level of segment width w, a vector holds 16 / w partial segments of w lanes each, in the order of the
-    inputs.
+    Eight fold together: each level adds two shuffles of two vectors, so one instruction serves two (then four, then
+    eight) outputs; a lane still meets just the partner that the tree names. After the level of segment width w, a
+    vector holds 16 / w partial segments of w lanes each, in the order of the inputs.
     """
     width = 16
     while len(sums) > 1:
@@ -46,24 +59,26 @@ def fold_eight(builder: Any, sums: list[Any]) -> Any:
     )
 
 
-def make_tile(dtype: str, R: int, C: int, stream: bool = False) -> Any:
-    """A compiled tile of R weight rows by C activation rows.
+def make_stream(dtype: str, R: int, C: int) -> Any:
+    """A stream tile of R weight rows (8, or 1 for what is left over) by C activation rows.
 
-    stream: weight rows one after the other instead of side by side. Memory is then read as one stream, which the
-    processor prefetches up to twice as fast as R short ones: right for few activation rows, when reading
-    weights is all that counts.
-
-    Called as ``tile(w, w_stride, x, x_stride, steps, bias, residual, residual_stride, out, out_stride)``: addresses and
-    strides in bytes, `steps` = K / 16. Writes out[c][r] = (sum + bias[r]) + residual[c][r]. With nothing to add, bias
-    and residual point at zeros (stride 0), which costs one load and keeps one path.
+    Called as ``tile(w, w_stride, x, x_stride, K, bias, residual, residual_stride, out, out_stride)``: addresses and
+    strides in bytes. Writes out[c][r] = (sum + bias[r]) + residual[c][r]. With nothing to add, bias and residual point
+    at zeros (stride 0), which costs one load and keeps one path.
     """
+    form, together = FORMATS[dtype], min(R, 2)
 
     @intrinsic
     def tile(
-        typingctx: Any, w: Any, ws: Any, x: Any, xs: Any, steps: Any, bias: Any, res: Any, rs: Any, out: Any, os: Any
+        typingctx: Any, w: Any, ws: Any, x: Any, xs: Any, K: Any, bias: Any, res: Any, rs: Any, out: Any, os: Any
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            (_emit_stream if stream else _emit_tile)(builder, dtype, R, C, *args)
+            w, ws, x, xs, K, bias, res, rs, out, os = args
+            sums = []
+            for r in range(0, R, together):
+                rows = [builder.add(w, builder.mul(ws, I64(r + g))) for g in range(together)]
+                sums += _emit_sums(builder, form, rows, _rows_at(builder, x, xs, C), K, stream=True)
+            _store_tile(builder, sums, R, C, bias, res, rs, out, os)
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 10), codegen
@@ -71,52 +86,96 @@ def make_tile(dtype: str, R: int, C: int, stream: bool = False) -> Any:
     return tile
 
 
-def _emit_tile(
-    builder: Any, dtype: str, R: int, C: int,
-    w: Any, ws: Any, x: Any, xs: Any, steps: Any, bias: Any, res: Any, rs: Any, out: Any, os: Any,
-) -> None:  # fmt: skip
-    """One loop over k for all R x C sums."""
-    sums = _dot_products(builder, dtype, [builder.add(w, builder.mul(ws, I64(r))) for r in range(R)], x, xs, C, steps)
-    _store_tile(builder, sums, R, C, bias, res, rs, out, os)
+def make_keep(dtype: str, C: int) -> Any:
+    """A keep tile of 4 weight rows by C activation rows: a stream tile with the panel's address as last argument."""
+    form = FORMATS[dtype]
+
+    @intrinsic
+    def tile(
+        typingctx: Any, w: Any, ws: Any, x: Any, xs: Any, K: Any, bias: Any, res: Any, rs: Any, out: Any, os: Any,
+        panel: Any,
+    ) -> Any:  # fmt: skip
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            w, ws, x, xs, K, bias, res, rs, out, os, panel = args
+            rows = [builder.add(w, builder.mul(ws, I64(r))) for r in range(PANEL_ROWS)]
+            sums = _emit_sums(builder, form, rows, _rows_at(builder, x, xs, C), K, panel=panel)
+            _store_tile(builder, sums, PANEL_ROWS, C, bias, res, rs, out, os)
+            return context.get_dummy_value()
+
+        return types.none(*[types.int64] * 11), codegen
+
+    return tile
 
 
-def _emit_stream(
-    builder: Any, dtype: str, R: int, C: int,
-    w: Any, ws: Any, x: Any, xs: Any, steps: Any, bias: Any, res: Any, rs: Any, out: Any, os: Any,
-) -> None:  # fmt: skip
-    """R loops over k, one for each weight row."""
-    sums = []
-    for r in range(R):
-        sums += _dot_products(builder, dtype, [builder.add(w, builder.mul(ws, I64(r)))], x, xs, C, steps)
-    _store_tile(builder, sums, R, C, bias, res, rs, out, os)
+def make_panel_tile(C: int) -> Any:
+    """A panel tile of 4 weight rows by C activation rows.
+
+    Called as a stream tile, but with the panel for the weights and, for their stride, the address to ask for ahead.
+    """
+
+    @intrinsic
+    def tile(
+        typingctx: Any, w: Any, ahead: Any, x: Any, xs: Any, K: Any, bias: Any, res: Any, rs: Any, out: Any, os: Any
+    ) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            w, ahead, x, xs, K, bias, res, rs, out, os = args
+            whole = Format("panel", 1, PANEL_ROWS * 64, FORMATS["f32"].emit)
+            rows = [builder.add(w, I64(64 * r)) for r in range(PANEL_ROWS)]
+            sums = _emit_sums(builder, whole, rows, _rows_at(builder, x, xs, C), K, ahead=ahead)
+            _store_tile(builder, sums, PANEL_ROWS, C, bias, res, rs, out, os)
+            return context.get_dummy_value()
+
+        return types.none(*[types.int64] * 10), codegen
+
+    return tile
 
 
-def _dot_products(builder: Any, dtype: str, w_rows: list[Any], x: Any, xs: Any, C: int, steps: Any) -> list[list[Any]]:
-    """Emit the loop over k; the sums [weight row][activation row] as sixteen lanes each."""
-    x_rows = [builder.add(x, builder.mul(xs, I64(c))) for c in range(C)]
-    before = builder.block
-    loop = builder.append_basic_block("k_loop")
-    after = builder.append_basic_block("k_done")
-    builder.branch(loop)  # K is at least 16
+def _rows_at(builder: Any, base: Any, stride: Any, count: int) -> list[Any]:
+    return [builder.add(base, builder.mul(stride, I64(i))) for i in range(count)]
+
+
+def _emit_sums(
+    builder: Any, form: Format, w_rows: list[Any], x_rows: list[Any], K: Any,
+    *, stream: bool = False, panel: Any = None, ahead: Any = None,
+) -> list[list[Any]]:  # fmt: skip
+    """Emit the loop over the blocks of K numbers; the sums [weight row][activation row] as sixteen lanes each.
+
+    stream: the weight rows lie one after the other; ask for what comes after them. panel: leave the weights there.
+    ahead: ask for one line from there on in each turn.
+    """
+    before, loop, after = builder.block, builder.append_basic_block("k_loop"), builder.append_basic_block("k_done")
+    builder.branch(loop)  # K is at least one block
     builder.position_at_end(loop)
-    step = builder.phi(I64)
-    sums = [[builder.phi(V16F) for _ in range(C)] for _ in w_rows]
-    w_offset = builder.mul(step, I64(16 * ITEMSIZE[dtype]))
-    x_offset = builder.mul(step, I64(64))
-    xv = [emit_load(builder, row, "f32", x_offset) for row in x_rows]
-    new = []
-    for r, row in enumerate(w_rows):
-        wv = emit_load(builder, row, dtype, w_offset)
-        new.append([emit_fma(builder, wv, xv[c], sums[r][c]) for c in range(C)])
-    following = builder.add(step, I64(1))
-    step.add_incoming(I64(0), before)
-    step.add_incoming(following, builder.block)
+    block = builder.phi(I64)
+    sums = [[builder.phi(V16F) for _ in x_rows] for _ in w_rows]
+    new = [list(row) for row in sums]
+    if stream:
+        turn = len(w_rows) * form.size
+        for line in range(0, turn, LINE):
+            emit_prefetch(builder, w_rows[0], builder.add(builder.mul(block, I64(turn)), I64(AHEAD + line)))
+    if ahead is not None:
+        emit_prefetch(builder, ahead, builder.mul(block, I64(LINE)))
+    offset = builder.mul(block, I64(form.size))
+    unpacked = [form.emit(builder, builder.add(row, offset)) for row in w_rows]
+    for s in range(form.vectors):
+        x_offset = builder.add(builder.mul(block, I64(64 * form.vectors)), I64(64 * s))
+        xv = [emit_load(builder, row, "f32", x_offset) for row in x_rows]
+        for r, vectors in enumerate(unpacked):
+            wv = next(vectors)
+            if panel is not None:
+                place = builder.add(builder.mul(x_offset, I64(PANEL_ROWS)), I64(64 * r))
+                builder.store(wv, pointer(builder, panel, V16F, place), align=64)
+            new[r] = [emit_fma(builder, wv, xv[c], new[r][c]) for c in range(len(x_rows))]
+    following = builder.add(block, I64(1))
+    block.add_incoming(I64(0), before)
+    block.add_incoming(following, builder.block)
     zero = ir.Constant(V16F, [0.0] * 16)
-    for r in range(len(w_rows)):
-        for c in range(C):
-            sums[r][c].add_incoming(zero, before)
-            sums[r][c].add_incoming(new[r][c], builder.block)
-    builder.cbranch(builder.icmp_signed("<", following, steps), loop, after)
+    for phis, values in zip(sums, new, strict=True):
+        for phi, value in zip(phis, values, strict=True):
+            phi.add_incoming(zero, before)
+            phi.add_incoming(value, builder.block)
+    more = builder.icmp_signed("<", builder.mul(following, I64(16 * form.vectors)), K)
+    builder.cbranch(more, loop, after)
     builder.position_at_end(after)
     return new
 

@@ -85,6 +85,13 @@ def emit_load(builder: Any, address: Any, dtype: str, offset: Any = None) -> Any
     return builder.bitcast(builder.shl(wide, ir.Constant(V16I, [16] * LANES)), V16F)
 
 
+def emit_prefetch(builder: Any, address: Any, offset: Any) -> None:
+    """Ask for the cache line at address + offset, to be read soon. Never fails, wherever that is."""
+    kind = [I8.as_pointer(), I32, I32, I32]  # address, for reading, how near (2: the second-level cache), data
+    function = external(builder, "llvm.prefetch.p0i8", ir.VoidType(), kind)
+    builder.call(function, [pointer(builder, address, I8, offset), I32(0), I32(2), I32(1)])
+
+
 def shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
     """Lanes of a (0 to 15) and b (16 to 31), chosen by number."""
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))

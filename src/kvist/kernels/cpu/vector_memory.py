@@ -10,6 +10,8 @@ from numba.extending import intrinsic
 
 from kvist.kernels.cpu.vector import I32, I64, LANES, V16F, V16H, V16I, V16S, emit_load, external, f32x16, pointer
 
+ITEMSIZE = {"f32": 4, "f16": 2, "bf16": 2}
+
 
 def _load_vector(dtype: str) -> Any:
     @intrinsic

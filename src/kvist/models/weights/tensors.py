@@ -12,18 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kvist.errors import ModelFileError, UnsupportedModelError
+from kvist.kernels.program import BLOCK_TYPES
 
 FLOAT_TYPES: dict[str, type[np.generic]] = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}
 """Plain types and how their elements are held; bfloat16 is the upper half of a float32, held as uint16."""
 
-BLOCK_TYPES: dict[str, tuple[int, int]] = {
-    "q8_0": (32, 34),
-    "q4_0": (32, 18),
-    "q4_1": (32, 20),
-    "q4_k": (256, 144),
-    "q6_k": (256, 210),
-}
-"""Quantised types: elements in a block, bytes of a block. A row is a whole number of blocks."""
+__all__ = ["BLOCK_TYPES", "DTYPES", "FLOAT_TYPES", "TensorFile", "TensorInfo", "map_file", "unsupported_type", "view"]
 
 DTYPES: tuple[str, ...] = (*FLOAT_TYPES, *BLOCK_TYPES)
 

@@ -1,0 +1,163 @@
+"""What ops must read, write and compute in a step, counted from the program and the batch.
+
+A kernel's time says something only beside this. Counted is what no arithmetic can do without: every weight once, the
+rows of every buffer once, K and V of every context position once a sequence, new K and V as they are stored. What a
+kernel reads again, or keeps aside for a moment, is its own affair and does not count in its favour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvist.cache.layout import PageLayout
+from kvist.kernels.program import (
+    Attend,
+    BatchMetadata,
+    Buffer,
+    Embed,
+    Gate,
+    Matmul,
+    Norm,
+    Op,
+    Program,
+    RotaryStore,
+)
+
+ACTIVATION_OPS = {"silu": 4, "gelu_tanh": 9, "gelu": 5}
+"""Operations of one number's activation; exp, tanh and erf count one each."""
+
+NORM_OPS = {"rms": 4, "layer": 8}
+"""Operations of one number's norm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes moved and operations computed; a multiply-add counts two.
+
+    weights: also of norms, biases and angles; as they are held, so packed ones count packed. activations: buffers, read
+    and written.
+    """
+
+    weights: int = 0
+    activations: int = 0
+    pages_read: int = 0
+    pages_written: int = 0
+    operations: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """All bytes."""
+        return self.weights + self.activations + self.pages_read + self.pages_written
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(
+            self.weights + other.weights, self.activations + other.activations, self.pages_read + other.pages_read,
+            self.pages_written + other.pages_written, self.operations + other.operations,
+        )  # fmt: skip
+
+    def __floordiv__(self, count: int) -> Traffic:
+        """The mean of `count` steps, in whole numbers."""
+        return Traffic(
+            self.weights // count, self.activations // count, self.pages_read // count, self.pages_written // count,
+            self.operations // count,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class StepSize:
+    """How large a step is.
+
+    positions: K and V positions that its sequences see, each once; seen: the same for every row, summed.
+    """
+
+    rows: int
+    sampled: int
+    positions: int
+    seen: int
+
+    @staticmethod
+    def of(batch: BatchMetadata, sampled: int) -> StepSize:
+        """The size of a batch of which `sampled` rows give logits."""
+        sequences = batch.sequences
+        return StepSize(
+            len(batch.tokens),
+            sampled,
+            sum(s.position + s.count for s in sequences),
+            sum(s.count * s.position + s.count * (s.count + 1) // 2 for s in sequences),
+        )
+
+
+def traffic_of(ops: Sequence[Op], size: StepSize, program: Program, layout: PageLayout) -> Traffic:
+    """What ops that run as one must move and compute.
+
+    A buffer that one of them writes and another reads need not leave the processor: it does not count.
+    """
+    total, read, made, pending = Traffic(), set[str](), set[str](), dict[str, int]()
+    for op in ops:
+        rows, (inputs, outputs) = rows_of(op, size), buffers_of(op)
+        moved = 0
+        for buffer in inputs:
+            if buffer.name in made:
+                pending.pop(buffer.name, None)
+            elif buffer.name not in read:
+                moved += rows * buffer.width * 4
+        read |= {buffer.name for buffer in inputs}
+        made |= {buffer.name for buffer in outputs}
+        pending |= {buffer.name: rows * buffer.width * 4 for buffer in outputs}
+        total += Traffic(activations=moved) + _own_traffic(op, rows, size, program, layout)
+    return total + Traffic(activations=sum(pending.values()))
+
+
+def rows_of(op: Op, size: StepSize) -> int:
+    """Rows an op computes in a step."""
+    return size.sampled if not isinstance(op, RotaryStore) and op.out.sampled else size.rows
+
+
+def buffers_of(op: Op) -> tuple[list[Buffer], list[Buffer]]:
+    """What an op reads, what it writes."""
+    match op:
+        case Embed():
+            return [], [op.out]
+        case Norm():
+            return [op.x], [op.out]
+        case Matmul():
+            return [op.x] + ([op.residual] if op.residual else []), [op.out]
+        case RotaryStore():
+            return [op.q, op.k, op.v], [op.q, op.k] if op.rotary else []
+        case Attend():
+            return [op.q], [op.out]
+        case Gate():
+            return [op.x] + ([op.up] if op.up else []), [op.out]
+
+
+def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layout: PageLayout) -> Traffic:
+    """All but activations."""
+    match op:
+        case Embed():
+            each = op.table.row_bytes + (op.positions.row_bytes if op.positions else 0)
+            return Traffic(weights=rows * each, operations=rows * op.out.width * (2 if op.positions else 1))
+        case Norm():
+            vectors = op.weight.nbytes + (0 if op.bias is None else op.bias.nbytes)
+            return Traffic(weights=vectors if rows else 0, operations=rows * op.width * NORM_OPS[op.kind])
+        case Matmul():
+            held = op.weight.data.nbytes + (0 if op.bias is None else op.bias.nbytes)
+            return Traffic(weights=held if rows else 0, operations=2 * rows * op.weight.rows * op.weight.columns)
+        case RotaryStore():
+            half, heads = op.rotary.half if op.rotary else 0, program.num_heads + program.num_kv_heads
+            return Traffic(
+                weights=rows * 2 * half * 4, pages_written=rows * _slot_bytes(layout, op.layer),
+                operations=rows * heads * half * 6,
+            )  # fmt: skip
+        case Attend():
+            return Traffic(
+                pages_read=size.positions * _slot_bytes(layout, op.layer),
+                operations=4 * program.num_heads * program.head_dim * size.seen,
+            )
+        case Gate():
+            return Traffic(operations=rows * op.out.width * (ACTIVATION_OPS[op.activation] + (1 if op.up else 0)))
+
+
+def _slot_bytes(layout: PageLayout, layer: int) -> int:
+    """K and V of one position in one layer."""
+    return layout.layer_bytes(layer) // layout.page_size
