@@ -17,7 +17,11 @@ from kvist.cache.manager import CacheManager
 from kvist.config import EngineConfig
 from kvist.engine.engine import Engine, EngineLimits
 from kvist.engine.runner import Runner
-from kvist.errors import CapacityError, UsageError
+from kvist.engine.speculative.draft import DraftProposer
+from kvist.engine.speculative.ngram import NgramProposer
+from kvist.engine.speculative.proposer import Proposer
+from kvist.engine.speculative.speculator import Speculator
+from kvist.errors import CapacityError, InternalError, UsageError
 from kvist.events import EventChannel
 from kvist.kernels.program import Backend, Limits
 from kvist.models.config import ModelConfig
@@ -43,10 +47,10 @@ def page_layout(model: ModelConfig, page_size: int, kv_dtype: str) -> PageLayout
     )
 
 
-def choose_sizes(model: ModelConfig, layout: PageLayout, config: EngineConfig) -> Sizes:
+def choose_sizes(model: ModelConfig, layout: PageLayout, config: EngineConfig, beside: int = 0) -> Sizes:
     """Size the pool. A length that was asked for must fit the memory; one that was not is cut to it.
 
-    Errors carry the arithmetic.
+    beside: bytes that a page takes in another pool of as many pages (a draft model's). Errors carry the arithmetic.
     """
     trained = model.max_positions
     asked = config.max_model_len
@@ -56,20 +60,20 @@ def choose_sizes(model: ModelConfig, layout: PageLayout, config: EngineConfig) -
             f"give at most {trained}"
         )
     longest = asked or trained
-    given = config.kv_cache_memory_bytes
+    given, size, each = config.kv_cache_memory_bytes, layout.page_size, layout.page_bytes + beside
     if given is None:
         useful = layout.pages_for(longest) * config.max_num_seqs
-        pages = min(useful, max(layout.num_pages_for_bytes(available_memory() // 4), 1))
+        pages = min(useful, max(available_memory() // 4 // each, 1))
     else:
-        pages = layout.num_pages_for_bytes(given)
-    size, each = layout.page_size, layout.page_bytes
+        pages = given // each
     held = given if given is not None else pages * each
-    have = f"{held:,} bytes hold {pages} pages of {size} tokens x {layout.bytes_per_token:,} bytes"
+    have = f"{held:,} bytes hold {pages} pages of {size} tokens x {each // size:,} bytes"
+    have += " (draft model included)" if beside else ""
     if pages < 1 or pages * size < 2:
         raise CapacityError(f"too little memory for the cache: {have}; give kv_cache_memory_bytes of at least {each:,}")
     if asked is not None and pages < layout.pages_for(asked):
         wanted = layout.pages_for(asked)
-        need = layout.pool_bytes(wanted)
+        need = wanted * each
         raise CapacityError(
             f"too little memory for one sequence of max_model_len {asked}: it needs {wanted} pages = {need:,} bytes, "
             f"{have}; give kv_cache_memory_bytes={need} or max_model_len={pages * size}"
@@ -84,33 +88,69 @@ def assemble(
     *,
     eos_ids: Iterable[int] = (),
     events: EventChannel | None = None,
+    draft: Model | None = None,
 ) -> Engine:
     """An engine over `model`; eos_ids: end tokens the tokenizer knows beyond the config's.
 
-    Close its manager when done.
+    draft: the model that a speculative_config of method "draft_model" names. Its pool holds as many tokens as the
+    model's, and kv_cache_memory_bytes is the size of both. Close the engine when done.
     """
-    layout = page_layout(
-        model.config, config.page_size, model.weights if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    )
-    sizes = choose_sizes(model.config, layout, config)
     events = events or EventChannel()
+    speculation = config.speculative_config
+    drafts = 0 if speculation is None else speculation.drafts
+    layout, beside = _layout(model, config), 0
+    if speculation is not None and speculation.method == "draft_model":
+        if draft is None:
+            raise InternalError("a draft model was asked for, and none was given to assemble")
+        _check_draft(model, draft)
+        beside = _layout(draft, config).page_bytes
+    sizes = choose_sizes(model.config, layout, config, beside)
+    runner, manager = _running(model, config, sizes, backend, drafts, events)
+    engine_limits = EngineLimits(
+        model.config.vocab_size, sizes.max_model_len, config.max_num_seqs, config.max_num_batched_tokens,
+        frozenset((*model.config.eos_ids, *eos_ids)), config.seed, config.enable_cache, config.check_integrity,
+    )  # fmt: skip
+    if speculation is None:
+        return Engine(runner, manager, engine_limits, events)
+    proposer: Proposer = NgramProposer(speculation.prompt_lookup_max, speculation.prompt_lookup_min)
+    if beside and draft is not None:
+        longest = min(draft.config.max_positions, sizes.max_model_len)
+        ahead, its = _running(draft, config, Sizes(longest, sizes.num_pages), backend, 0, EventChannel())
+        proposer = DraftProposer(ahead, its, longest, config.max_num_batched_tokens)
+    return Engine(runner, manager, engine_limits, events, Speculator(proposer, drafts, speculation.adaptive))
+
+
+def _layout(model: Model, config: EngineConfig) -> PageLayout:
+    codec_name = model.float_type if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+    return page_layout(model.config, config.page_size, codec_name)
+
+
+def _running(
+    model: Model, config: EngineConfig, sizes: Sizes, backend: Backend, drafts: int, events: EventChannel
+) -> tuple[Runner, CacheManager]:
+    """A model's pages and what runs steps over them, with logits of `drafts` more rows a sequence."""
     caching = config.enable_prefix_caching and config.enable_cache
     manager = CacheManager(
-        layout, sizes.num_pages, identity=identity(model), enable_prefix_caching=caching, events=events
+        _layout(model, config), sizes.num_pages, identity=identity(model), enable_prefix_caching=caching, events=events
     )
     rotary = rotary_tables(model.config, sizes.max_model_len, model.rope_divisors)
     program = build_program(model.config, model.matrices, model.vectors, rotary)
     limits = Limits(
         rows=config.max_num_batched_tokens,
-        sampled=min(config.max_num_seqs, config.max_num_batched_tokens),
+        sampled=min(config.max_num_seqs * (1 + drafts), config.max_num_batched_tokens),
         sequences=config.max_num_seqs,
     )
-    runner = Runner(backend.bind(program, manager.pool, limits), manager)
-    engine_limits = EngineLimits(
-        model.config.vocab_size, sizes.max_model_len, config.max_num_seqs, config.max_num_batched_tokens,
-        frozenset((*model.config.eos_ids, *eos_ids)), config.seed, config.enable_cache, config.check_integrity,
-    )  # fmt: skip
-    return Engine(runner, manager, engine_limits, events)
+    return Runner(backend.bind(program, manager.pool, limits), manager), manager
+
+
+def _check_draft(model: Model, draft: Model) -> None:
+    """Refuse a draft model whose tokens cannot be the model's."""
+    own, its = model.config.vocab_size, draft.config.vocab_size
+    if own != its:
+        raise UsageError(
+            f"the draft model has a vocabulary of {its} tokens and the model one of {own}: "
+            "give a draft model with the same tokenizer"
+        )
 
 
 def identity(model: Model) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,11 +12,67 @@ from kvist.errors import UsageError, unknown_name
 from kvist.models.config import WEIGHT_TYPES
 
 KV_DTYPES = ("auto", "f32", "f16", "bf16")
+SPECULATIVE_METHODS = ("ngram", "draft_model")
+MOST_DRAFTS = 64
 
 
 def usable_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculativeConfig:
+    """Speculative decoding: who drafts, and how much. It never changes an answer. Names as in vLLM where it has them.
+
+    method: "ngram" looks the last tokens up in prompt and answer; "draft_model" asks a smaller model of the same
+    vocabulary, `model` (an alias, a folder, a file). num_speculative_tokens: drafts for a sequence in one step at most
+    (None: 8 for ngram, 4 for a model). prompt_lookup_max, prompt_lookup_min: tokens that are looked up, longest first.
+    adaptive: draft what pays, as measured while running; False: always as much as there is.
+    """
+
+    method: str
+    num_speculative_tokens: int | None = None
+    prompt_lookup_max: int = 4
+    prompt_lookup_min: int = 2
+    model: str | None = None
+    adaptive: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.method not in SPECULATIVE_METHODS:
+            raise unknown_name("speculative method", str(self.method), SPECULATIVE_METHODS)
+        for name in ("num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"):
+            value = getattr(self, name)
+            optional = name == "num_speculative_tokens" and value is None
+            if not optional and (type(value) is not int or not 1 <= value <= MOST_DRAFTS):
+                raise UsageError(f"{name} of speculative_config is {value!r}: give a whole number, 1 to {MOST_DRAFTS}")
+        if self.prompt_lookup_min > self.prompt_lookup_max:
+            raise UsageError(
+                f"prompt_lookup_min {self.prompt_lookup_min} of speculative_config is above prompt_lookup_max "
+                f"{self.prompt_lookup_max}: give at most that"
+            )
+        if not isinstance(self.adaptive, bool):
+            raise UsageError(f"adaptive of speculative_config is {self.adaptive!r}: give true or false")
+        if (self.method == "draft_model") != isinstance(self.model, str):
+            wanted = "needs a model: a name, a folder or a file" if self.method == "draft_model" else "takes no model"
+            raise UsageError(f"speculative method {self.method!r} {wanted}")
+
+    @property
+    def drafts(self) -> int:
+        """Drafts for a sequence in one step, at most."""
+        return self.num_speculative_tokens or (8 if self.method == "ngram" else 4)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> SpeculativeConfig:
+        """A config from keyword options; an unknown one is named, with near matches."""
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise unknown_name("field of speculative_config", str(name), known)
+        if "method" not in options:
+            raise UsageError(f"speculative_config names no method: give one of {', '.join(SPECULATIVE_METHODS)}")
+        return cls(**options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +87,7 @@ class EngineConfig:
     most. enable_prefix_caching: keep and share sealed pages. enable_cache: False recomputes all K and V at every step.
     weights: type the weights are held in: auto (the file's own; f16 for block-quantised), f32, f16, bf16.
     threads: kernel threads (None: all usable cores). seed: of requests that bring none.
+    speculative_config: who drafts tokens that are checked together (None: nobody); in `from_options` also a mapping.
     check_integrity: prove the cache's invariants whenever the engine runs idle (for debugging).
     """
 
@@ -44,6 +102,7 @@ class EngineConfig:
     weights: str = "auto"
     threads: int | None = None
     seed: int = 0
+    speculative_config: SpeculativeConfig | None = None
     check_integrity: bool = False
 
     def __post_init__(self) -> None:
@@ -60,6 +119,10 @@ class EngineConfig:
                 raise UsageError(f"{name} is {value!r}: give a whole number from 1")
         if self.max_num_seqs > 4096 or self.max_num_batched_tokens > 1 << 16 or (self.threads or 1) > 1024:
             raise UsageError("max_num_seqs goes up to 4096, max_num_batched_tokens up to 65536, threads up to 1024")
+        if self.speculative_config is not None and not isinstance(self.speculative_config, SpeculativeConfig):
+            raise UsageError(f"speculative_config is {self.speculative_config!r}: give a SpeculativeConfig")
+        if self.speculative_config is not None and not self.enable_cache:
+            raise UsageError("speculative_config needs the cache, and enable_cache is off: give one of them")
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> EngineConfig:
@@ -68,4 +131,7 @@ class EngineConfig:
         for name in options:
             if name not in known:
                 raise unknown_name("engine option", name, known)
+        given = options.get("speculative_config")
+        if isinstance(given, Mapping):
+            options = {**options, "speculative_config": SpeculativeConfig.from_options(given)}
         return cls(**options)

@@ -33,6 +33,7 @@ class EventKind(StrEnum):
     REQUEST_QUEUED = "request.queued"
     REQUEST_STARTED = "request.started"
     REQUEST_TOKEN = "request.token"  # detail: the token id
+    REQUEST_VERIFIED = "request.verified"  # count: drafts that were right, of detail drafted
     REQUEST_PREEMPTED = "request.preempted"
     REQUEST_FINISHED = "request.finished"  # detail: why
 

@@ -21,7 +21,7 @@ from kvist.events import EventChannel
 from kvist.kernels.cpu.backend import CpuBackend
 from kvist.kernels.program import Floats
 from kvist.models.hub import resolve
-from kvist.models.load import load_model
+from kvist.models.load import Model, load_model
 from kvist.outputs import CompletionOutput, RequestOutput, TextChunk
 from kvist.text.chat import render
 from kvist.text.detokenizer import Detokenizer
@@ -56,8 +56,9 @@ class LLM:
             )
             self.tokenizer = _tokenizer(path, self.model.metadata)
             self.engine = assemble(
-                self.model, self.config, self.backend, eos_ids=self.tokenizer.eos_ids, events=self.events
-            )
+                self.model, self.config, self.backend, eos_ids=self.tokenizer.eos_ids, events=self.events,
+                draft=load_draft(self.config, self.backend, report),
+            )  # fmt: skip
         except BaseException:
             self.backend.close()
             raise
@@ -140,7 +141,7 @@ class LLM:
     def close(self) -> None:
         """Free threads and memory; idempotent."""
         self.backend.close()
-        self.engine.manager.close()
+        self.engine.close()
 
     def __enter__(self) -> Self:
         return self
@@ -181,6 +182,17 @@ class _Fold:
             completion = CompletionOutput(0, "".join(self._text), tuple(self._tokens), token.finish_reason)
             self.output = RequestOutput(token.request_id, self._prompt, self._ids, (completion,), token.metrics)
         return TextChunk(token.request_id, text, token.token_id, token.finish_reason, token.metrics)
+
+
+def load_draft(config: EngineConfig, backend: CpuBackend, report: Progress) -> Model | None:
+    """The draft model that a config's speculative decoding asks for, if it asks for one."""
+    speculation = config.speculative_config
+    if speculation is None or speculation.model is None:
+        return None
+    path = resolve(speculation.model)
+    return load_model(
+        path, backend, config.weights, lambda done, total: report("loading the draft model's weights", done, total)
+    )
 
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

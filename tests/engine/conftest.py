@@ -27,18 +27,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, backend: CpuBackend) ->
 
 @pytest.fixture
 def make_engine(tiny_model: Model, one_thread: CpuBackend) -> Iterator[MakeEngine]:
-    """`make_engine(pages=8, **config)`: an engine whose pool holds so many pages."""
+    """`make_engine(pages=8, **config)`: an engine whose pool holds so many pages (with a draft model, both pools)."""
     made: list[Engine] = []
 
-    def make(pages: int = 64, **options: Any) -> Engine:
-        config = EngineConfig(**{"kv_cache_memory_bytes": pages * 16 * page_bytes_per_token(tiny_model), **options})
-        made.append(assemble(tiny_model, config, one_thread))
+    def make(pages: int = 64, draft: Model | None = None, **options: Any) -> Engine:
+        per_token = page_bytes_per_token(tiny_model) + (page_bytes_per_token(draft) if draft else 0)
+        config = EngineConfig(**{"kv_cache_memory_bytes": pages * 16 * per_token, **options})
+        made.append(assemble(tiny_model, config, one_thread, draft=draft))
         return made[-1]
 
     yield make
     for engine in made:
         assert not engine.manager.tables or engine.has_work
-        engine.manager.close()
+        engine.close()
 
 
 def page_bytes_per_token(model: Model) -> int:

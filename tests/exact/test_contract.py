@@ -6,14 +6,18 @@ And the proof that they can fail: an engine that breaks the contract on purpose 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import tiny
 from kvist.config import EngineConfig
+from kvist.engine.batch import Piece
+from kvist.engine.runner import Runner
 from kvist.kernels.cpu.backend import CpuBackend
 from kvist.kernels.program import Backend, BatchMetadata, Executable, Floats, Limits, Program
 from kvist.models.load import Model, load_model
@@ -93,6 +97,9 @@ class _Sabotaged:
     kind: str
     pool: object
 
+    def likeliest(self) -> npt.NDArray[np.int64]:
+        return self.inner.likeliest()
+
     def run(self, batch: BatchMetadata) -> Floats:
         logits = self.inner.run(batch)
         rows = len(batch.tokens)
@@ -120,6 +127,10 @@ def scenario(name: str) -> Scenario:
         ("rows", "preempted and recomputed = undisturbed"),
         ("pages", "prefix hit = miss"),
         ("pages", "chunks of 7 = whole"),
+        ("rows", "speculative (ngram) = plain"),
+        ("rows", "speculative (draft) = plain"),
+        ("rows", "speculative (right and wrong) = plain"),
+        ("pages", "speculative (right and wrong) = plain"),
     ],
 )
 def test_a_broken_engine_is_caught(
@@ -130,6 +141,24 @@ def test_a_broken_engine_is_caught(
     expected = good.alone(good.prompts)
     bad = replace(good, backend=Sabotage(backend, kind))  # type: ignore[arg-type]
     assert scenario(name).run(bad, expected).bits > 0
+
+
+@pytest.mark.parametrize("name", ["speculative (draft) = plain", "speculative (right and wrong) = plain"])
+def test_keys_and_values_of_a_wrong_guess_are_caught(
+    name: str, backend: CpuBackend, one_thread: CpuBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last draft that is run is not the one that is accepted."""
+    loaded = load_model(tiny.write_folder(replace(tiny.MODELS["llama"], positions=512), tmp_path), backend)
+    bench = make_bench(loaded, backend, one_thread, "f16")
+    expected = bench.alone(bench.prompts)
+
+    forward = Runner.forward
+
+    def run_another(self: Runner, pieces: Sequence[Piece]) -> Floats:
+        return forward(self, [replace(p, tokens=[*p.tokens[:-1], p.tokens[-1] ^ 1]) if p.drafts else p for p in pieces])
+
+    monkeypatch.setattr(Runner, "forward", run_another)
+    assert scenario(name).run(bench, expected).bits > 0
 
 
 def test_verify_yields_a_row_for_each_scenario_and_codec(

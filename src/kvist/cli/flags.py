@@ -8,6 +8,7 @@ A verb names the flags it takes, each with the default None (the engine decides)
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any
 
@@ -39,7 +40,16 @@ MaxBatchedTokens = Annotated[int | None, _engine("--max-num-batched-tokens", "To
 PrefixCaching = Annotated[
     bool | None, _engine("--enable-prefix-caching/--no-enable-prefix-caching", "Keep pages and share them.", "Reuse")
 ]
-Weights = Annotated[str | None, _engine("--weights", "Type the weights are held in: auto, f32, f16 or bf16.")]
+Weights = Annotated[str | None, _engine("--weights", "Type of the weights: auto, packed, f32, f16, bf16 or int8.")]
+Speculative = Annotated[
+    str | None,
+    _engine(
+        "--speculative-config",
+        "Draft tokens and check them together; the text stays the same: ngram, or JSON such as "
+        '{"method": "draft_model", "model": "NAME", "num_speculative_tokens": 4}.',
+        "Speculation",
+    ),
+]
 Threads = Annotated[int | None, _engine("--threads", "Kernel threads; all usable cores by default.")]
 Seed = Annotated[int | None, _engine("--seed", "The same seed gives the same text.", SAMPLING)]
 
@@ -57,6 +67,7 @@ def engine_options(
     weights: str | None = None,
     seed: int | None = None,
     threads: int | None = None,
+    speculative_config: str | None = None,
 ) -> dict[str, Any]:
     """The flags that were given, as options for `LLM` or `EngineConfig.from_options`."""
     given = {
@@ -71,6 +82,7 @@ def engine_options(
         "weights": weights,
         "seed": seed,
         "threads": threads,
+        "speculative_config": None if speculative_config is None else speculative_options(speculative_config),
     }
     return {name: value for name, value in given.items() if value is not None}
 
@@ -97,6 +109,20 @@ def memory_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[(match[2] or "").lower()]) if match[2] else int(float(match[1]))
 
 
+def speculative_options(text: str) -> dict[str, Any]:
+    """The fields of a speculative config: a JSON object, or the name of a method that needs no other field."""
+    if not text.lstrip().startswith("{"):
+        return {"method": text}
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"speculative_config is not valid JSON ({error}): give the name of a method, or a JSON object"
+        ) from error
+    assert isinstance(found, dict)
+    return found
+
+
 def whole_numbers(text: str, name: str) -> list[int]:
     """Whole numbers from 1 on, separated by commas. Raises UsageError for anything else."""
     parts = [part.strip() for part in text.split(",")]
@@ -107,7 +133,7 @@ def whole_numbers(text: str, name: str) -> list[int]:
 
 _SPELLED = re.compile(
     r"(?<![\w/.-])(max_model_len|kv_cache_dtype|page_size|kv_cache_memory_bytes|max_num_seqs|max_num_batched_tokens|"
-    r"enable_prefix_caching|max_tokens|top_k|top_p|min_p|ignore_eos)(?![\w/.])"
+    r"enable_prefix_caching|speculative_config|max_tokens|top_k|top_p|min_p|ignore_eos)(?![\w/.])"
 )
 
 

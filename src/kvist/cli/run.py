@@ -77,6 +77,7 @@ def run(
     enable_prefix_caching: flags.PrefixCaching = None,
     weights: flags.Weights = None,
     threads: flags.Threads = None,
+    speculative_config: flags.Speculative = None,
 ) -> None:
     """Answer a prompt: the text on standard output as it comes, everything else on standard error."""
     if raw and system is not None:
@@ -86,17 +87,11 @@ def run(
         temperature, top_k, top_p, min_p, seed, ENOUGH if max_tokens is None else max_tokens, (), ignore_eos
     )
     options = flags.engine_options(
-        max_model_len=max_model_len,
-        kv_cache_dtype=kv_cache_dtype,
-        page_size=page_size,
-        kv_cache_memory_bytes=kv_cache_memory_bytes,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        enable_prefix_caching=enable_prefix_caching,
-        enable_cache=not no_cache,
-        weights=weights,
-        threads=threads,
-    )
+        max_model_len=max_model_len, kv_cache_dtype=kv_cache_dtype, page_size=page_size,
+        kv_cache_memory_bytes=kv_cache_memory_bytes, max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens, enable_prefix_caching=enable_prefix_caching,
+        enable_cache=not no_cache, weights=weights, threads=threads, speculative_config=speculative_config,
+    )  # fmt: skip
     with Activity("starting") as activity:
         from kvist.llm import LLM
 
@@ -204,16 +199,20 @@ class Answer:
         return (len(self.token_ids) - 1) / seconds if len(self.token_ids) > 1 and seconds > 0 else None
 
     def statistics(self) -> list[str]:
-        """What the answer cost: tokens and seconds, then projections and pages."""
+        """What the answer cost: tokens and seconds, projections and pages, and what came of drafts."""
         m, pages = self._metrics, self._llm.engine.manager.counters
         rate = "" if self._tokens_per_s is None else f" {self._tokens_per_s:.1f} tok/s"
         layers = self._llm.model.config.num_layers
-        return [
+        lines = [
             f"[prompt {m.prompt_tokens} tokens ({m.cached_tokens} cached) {self._seconds[0] * 1000:.0f} ms | "
             f"{m.generated_tokens} tokens{rate}]",
             f"[K/V projections: {m.kv_projections} positions x {layers} layers | reused: {m.cached_tokens} tokens | "
             f"pages: {pages.pages_allocated} allocated, {pages.pages_shared} shared, {pages.pages_freed} freed]",
         ]
+        if self._llm.engine.speculation is not None:
+            share = "" if m.acceptance_rate is None else f" ({m.acceptance_rate:.0%})"
+            lines.append(f"[speculation: {m.drafted_tokens} tokens drafted, {m.accepted_tokens} accepted{share}]")
+        return lines
 
     def as_json(self, model: str) -> dict[str, Any]:
         """The answer and what it cost, for programs."""
@@ -230,6 +229,9 @@ class Answer:
                 "generated_tokens": m.generated_tokens,
                 "kv_projections": m.kv_projections,
                 "preemptions": m.preemptions,
+                "drafted_tokens": m.drafted_tokens,
+                "accepted_tokens": m.accepted_tokens,
+                "acceptance_rate": m.acceptance_rate,
                 "time_to_first_token_seconds": self._seconds[0],
                 "seconds": sum(self._seconds),
                 "tokens_per_s": self._tokens_per_s,

@@ -19,18 +19,23 @@ def verify(
     weights: flags.Weights = None,
     page_size: flags.PageSize = None,
     threads: flags.Threads = None,
+    speculative_config: flags.Speculative = None,
     json: flags.Json = False,
 ) -> None:
     """Run the same tokens in different ways and count the bits of the logits that differ. The contract says: none."""
     from kvist.cli.terminal import Activity
     from kvist.config import EngineConfig, usable_cores
     from kvist.kernels.cpu.backend import CpuBackend
+    from kvist.llm import load_draft
     from kvist.models.hub import resolve
     from kvist.models.load import load_model
     from kvist.verify.verify import CODECS, Row
     from kvist.verify.verify import verify as rows_of
 
-    options = flags.engine_options(kv_cache_dtype=kv_cache_dtype, weights=weights, page_size=page_size, threads=threads)
+    options = flags.engine_options(
+        kv_cache_dtype=kv_cache_dtype, weights=weights, page_size=page_size, threads=threads,
+        speculative_config=speculative_config,
+    )  # fmt: skip
     config = EngineConfig.from_options(options)
     codecs = CODECS if config.kv_cache_dtype == "auto" else (config.kv_cache_dtype,)
     path = resolve(model)
@@ -43,11 +48,12 @@ def verify(
         loaded = load_model(
             path, backend, config.weights, lambda done, total: activity.report("loading weights", done, total)
         )
+        draft = load_draft(config, backend, activity.report)
     with Activity("verifying") as activity:
         if not json:
             activity.line(f"{'scenario':<42}{'codec':<6}{'logits':>13}{'differing bits':>16}{'seconds':>10}")
         for row in rows_of(
-            loaded, backend, one_thread, config, quick=quick, codecs=codecs,
+            loaded, backend, one_thread, config, quick=quick, codecs=codecs, draft=draft,
             starting=lambda name, codec: activity.report(f"{codec}: {name}", 0, 0),
         ):  # fmt: skip
             rows.append(row)
@@ -59,10 +65,13 @@ def verify(
     if json:
         print(json_module.dumps({"ok": ok, "model": model, "scenarios": [row.as_json() for row in rows]}))
     else:
-        verdict = typer.style("ok", fg="green") if ok else typer.style("FAILED", fg="red", bold=True)
-        typer.echo(f"{verdict}: {sum(row.logits for row in rows):,} logits compared, "
-              f"{sum(row.differing_bits for row in rows):,} bits differ")  # fmt: skip
+        _say(ok, sum(row.logits for row in rows), sum(row.differing_bits for row in rows))
     backend.close()
     one_thread.close()
     if not ok:
         raise typer.Exit(1)
+
+
+def _say(ok: bool, logits: int, bits: int) -> None:
+    verdict = typer.style("ok", fg="green") if ok else typer.style("FAILED", fg="red", bold=True)
+    typer.echo(f"{verdict}: {logits:,} logits compared, {bits:,} bits differ")

@@ -22,13 +22,14 @@ class Piece:
     `logits` are wanted of none, the last or all of them.
 
     Positions the table has computed already are run again without touching its pages (for their logits); the others
-    are written to the pages reserved for them.
+    are written to the pages reserved for them. The last `drafts` tokens are guesses: they are written, not committed.
     """
 
     table: PageTable
     tokens: Sequence[int]
     start: int
     logits: Wanted
+    drafts: int = 0
 
 
 def build_batch(pieces: Sequence[Piece], page_size: int, scrap: int) -> BatchMetadata:

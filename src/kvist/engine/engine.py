@@ -9,12 +9,13 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 
 from kvist.cache.manager import CacheManager
-from kvist.engine.batch import Piece
+from kvist.engine.batch import Piece, Wanted
 from kvist.engine.params import FinishReason, RequestMetrics, SamplingParams, TokenOutput
 from kvist.engine.runner import Runner
 from kvist.engine.sampler import sample
-from kvist.engine.scheduler import Scheduler
+from kvist.engine.scheduler import Schedule, Scheduler
 from kvist.engine.sequence import Sequence
+from kvist.engine.speculative.speculator import Speculator
 from kvist.errors import RequestError, UsageError
 from kvist.events import EventChannel, EventKind
 from kvist.kernels.program import Floats
@@ -53,8 +54,16 @@ class Engine:
             for output in engine.step(): ...
     """
 
-    def __init__(self, runner: Runner, manager: CacheManager, limits: EngineLimits, events: EventChannel) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        manager: CacheManager,
+        limits: EngineLimits,
+        events: EventChannel,
+        speculation: Speculator | None = None,
+    ) -> None:
         self.runner, self.manager, self.limits, self.events = runner, manager, limits, events
+        self.speculation = speculation
         self.observe: Observer | None = None
         self.scheduler = Scheduler(manager, limits.max_num_seqs, limits.max_num_batched_tokens, events)
         self._sequences: dict[str, Sequence] = {}
@@ -90,24 +99,34 @@ class Engine:
         return name
 
     def step(self) -> list[TokenOutput]:
-        """Run one step; what it gave each request that got a token. Nothing to do gives an empty list."""
+        """Run one step; what it gave each request that got tokens. Nothing to do gives an empty list."""
         schedule = self.scheduler.schedule()
         if not schedule:
             return []
-        pieces, sampled = [], []
+        drafts = self._drafts(schedule)
+        pieces: list[Piece] = []
+        sampled: list[Sequence] = []
         for sequence, count in schedule.items():
             assert sequence.table is not None
-            start = sequence.computed
+            start, draft = sequence.computed, drafts.get(sequence, [])
             ready = start + count == len(sequence.tokens)
-            tokens = sequence.tokens[start : start + count]
-            pieces.append(Piece(sequence.table, tokens, start, "last" if ready else "none"))
-            sequence.metrics.computed_tokens += count
-            sequence.metrics.kv_projections += count
+            tokens = sequence.tokens[start : start + count] + draft
+            wanted: Wanted = "all" if draft else "last" if ready else "none"  # drafts stand behind a single token
+            pieces.append(Piece(sequence.table, tokens, start, wanted, len(draft)))
+            sequence.metrics.computed_tokens += len(tokens)
+            sequence.metrics.kv_projections += len(tokens)
             if ready:
                 sampled.append(sequence)
-        logits = self.runner.forward(pieces)
+        logits = self._forward(pieces)
         self.steps += 1
-        outputs = [self._take(sequence, logits[i]) for i, sequence in enumerate(sampled)]
+        likeliest = self.runner.likeliest().tolist()
+        outputs: list[TokenOutput] = []
+        row = 0
+        for sequence in sampled:
+            draft = drafts.get(sequence, [])
+            end = row + 1 + len(draft)
+            outputs += self._take(sequence, logits[row:end], likeliest[row:end], draft)
+            row += 1 + len(draft)
         for output in outputs:
             if output.request_id in self._inboxes:
                 self._inboxes[output.request_id].append(output)
@@ -140,6 +159,12 @@ class Engine:
         self._finish(sequence, "abort")
         return True
 
+    def close(self) -> None:
+        """Give the memory of all pools back. Nothing else may be called afterwards."""
+        if self.speculation is not None:
+            self.speculation.close()
+        self.manager.close()
+
     def _limit(self, prompt: Tokens[int], params: SamplingParams) -> int:
         """Total tokens after which the request ends; refuses one that can never fit."""
         longest, count = self.limits.max_model_len, len(prompt)
@@ -165,11 +190,55 @@ class Engine:
             )
         return total
 
-    def _take(self, sequence: Sequence, logits: Floats) -> TokenOutput:
-        """Sample a sequence's next token and decide whether it ends."""
+    def _drafts(self, schedule: Schedule) -> dict[Sequence, list[int]]:
+        """What the proposer guesses, as far as budget and pages allow; never empty lists."""
+        if self.speculation is None:
+            return {}
+        proposals = self.speculation.propose(schedule, self.scheduler.room(schedule))
+        granted = {s: draft[: self.scheduler.grant(s, schedule[s], len(draft))] for s, draft in proposals.items()}
+        return {sequence: draft for sequence, draft in granted.items() if draft}
+
+    def _forward(self, pieces: list[Piece]) -> Floats:
+        """Run the pieces, and let speculation know what such a step takes (prompts have another price)."""
+        if self.speculation is None:
+            return self.runner.forward(pieces)
+        begin = time.perf_counter()
+        logits = self.runner.forward(pieces)
+        if all(len(piece.tokens) == 1 + piece.drafts for piece in pieces):
+            self.speculation.cost.note(sum(len(piece.tokens) for piece in pieces), time.perf_counter() - begin)
+        return logits
+
+    def _take(
+        self, sequence: Sequence, logits: Floats, likeliest: list[int], draft: list[int]
+    ) -> list[TokenOutput]:
+        """Choose a sequence's next tokens, from a row each, while its drafts are right; decide whether it ends."""
+        assert sequence.table is not None
+        outputs: list[TokenOutput] = []
+        for i, row in enumerate(logits):
+            outputs.append(self._choose(sequence, row, likeliest[i]))
+            if outputs[-1].finish_reason or i == len(draft) or outputs[-1].token_id != draft[i]:
+                break
+        reason, accepted = outputs[-1].finish_reason, len(outputs) - 1
+        if draft:
+            self.runner.accept(sequence.table, draft, accepted)
+            sequence.metrics.drafted_tokens += len(draft)
+            sequence.metrics.accepted_tokens += accepted
+            if self.events.listening:
+                request = sequence.request_id
+                self.events.emit(EventKind.REQUEST_VERIFIED, request=request, count=accepted, detail=len(draft))
+        if self.speculation is not None:
+            self.speculation.settle(sequence, len(draft), sequence.tokens[-len(outputs) :])
+        if reason is not None:
+            self._finish(sequence, reason)
+        elif not self.limits.enable_cache:
+            self.manager.rollback(sequence.table, 0)  # the baseline: all K and V are computed again for the next token
+        return outputs
+
+    def _choose(self, sequence: Sequence, logits: Floats, likeliest: int) -> TokenOutput:
+        """Choose a sequence's next token from logits (vocab,) and the largest's index; say why it ends, if it does."""
         if self.observe is not None:
             self.observe(sequence.request_id, len(sequence.tokens), logits)
-        token = sample(logits, sequence.params, sequence.seed, len(sequence.tokens))
+        token = sample(logits, sequence.params, sequence.seed, len(sequence.tokens), likeliest)
         sequence.tokens.append(token)
         metrics = sequence.metrics
         metrics.generated_tokens += 1
@@ -182,15 +251,12 @@ class Engine:
             reason = "stop"
         elif len(sequence.tokens) >= sequence.limit:
             reason = "length"
-        if reason is not None:
-            self._finish(sequence, reason)
-        elif not self.limits.enable_cache:
-            assert sequence.table is not None
-            self.manager.rollback(sequence.table, 0)  # the baseline: all K and V are computed again for the next token
         return TokenOutput(sequence.request_id, token, reason, metrics)
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         self.scheduler.finish(sequence)
+        if self.speculation is not None:
+            self.speculation.forget(sequence)
         del self._sequences[sequence.request_id]
         sequence.metrics.finished_time = time.monotonic()
         if self.events.listening:

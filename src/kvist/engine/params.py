@@ -48,9 +48,11 @@ class SamplingParams:
 class RequestMetrics:
     """What a request cost.
 
-    Cached tokens were found in the cache (at its start), computed ones were run, also again after a preemption.
+    Cached tokens were found in the cache (at its start), computed ones were run, also again after a preemption, and
+    also as drafts that were wrong.
 
-    kv_projections: positions whose K and V were projected (in every layer). Times are `time.monotonic()` seconds.
+    kv_projections: positions whose K and V were projected (in every layer). drafted_tokens: guesses of speculative
+    decoding that were run; accepted_tokens: those of them that became tokens. Times are `time.monotonic()` seconds.
     """
 
     prompt_tokens: int
@@ -59,6 +61,8 @@ class RequestMetrics:
     generated_tokens: int = 0
     kv_projections: int = 0
     preemptions: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     arrival_time: float = 0.0
     started_time: float | None = None
     first_token_time: float | None = None
@@ -69,10 +73,18 @@ class RequestMetrics:
         """Seconds from arrival to the first token."""
         return None if self.first_token_time is None else self.first_token_time - self.arrival_time
 
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Share of the drafted tokens that were accepted; None where nothing was drafted."""
+        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else None
+
 
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
-    """What a step gave one request: a new token (None when it ended without one), and why it ended, if it did."""
+    """What a step gave one request: a new token (None when it ended without one), and why it ended, if it did.
+
+    With speculative decoding a step may give a request several, in order.
+    """
 
     request_id: str
     token_id: int | None

@@ -1,13 +1,16 @@
-"""The runner: one forward pass over pieces of sequences, after which the cache has advanced.
-
-Nobody else advances it.
+"""The runner: one forward pass over pieces of sequences, after which the cache has advanced; over drafts, once they
+are accepted. Nobody else advances it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from kvist.cache.manager import CacheManager
+from kvist.cache.table import PageTable
 from kvist.engine.batch import Piece, build_batch
 from kvist.errors import CapacityError
 from kvist.kernels.program import Executable, Floats
@@ -20,10 +23,15 @@ class Runner:
         self._executable, self._manager = executable, manager
         self.kv_projections = 0  # positions whose K and V were projected, since the start
 
+    @property
+    def executable(self) -> Executable:
+        """What runs the steps."""
+        return self._executable
+
     def forward(self, pieces: Sequence[Piece]) -> Floats:
         """Run the pieces; float32 logits (wanted rows, vocab) in order, valid until the next call.
 
-        The pieces' pages must be reserved. Positions that were not computed before are committed.
+        The pieces' pages must be reserved. Positions that were not computed before are committed, but for drafts.
         """
         again = any(piece.start < piece.table.computed for piece in pieces)
         scrap = self._manager.open() if again else None
@@ -36,10 +44,24 @@ class Runner:
             logits = self._executable.run(batch)
             for piece in pieces:
                 self.kv_projections += len(piece.tokens)
-                fresh = piece.tokens[max(0, piece.table.computed - piece.start) :]
+                fresh = piece.tokens[max(0, piece.table.computed - piece.start) : len(piece.tokens) - piece.drafts]
                 if fresh:
                     self._manager.commit(piece.table, fresh)
             return logits
         finally:
             if scrap is not None:
                 self._manager.release(scrap)
+
+    def likeliest(self) -> npt.NDArray[np.int64]:
+        """Of each row of logits that `forward` gave last the largest, -1 where it is not known."""
+        return self._executable.likeliest()
+
+    def accept(self, table: PageTable, drafts: Sequence[int], count: int) -> None:
+        """Commit the first `count` of the drafts that were run behind a table's computed tokens.
+
+        The others were wrong: nothing of them stays, and pages that were reserved for them alone are let go.
+        """
+        if count:
+            self._manager.commit(table, drafts[:count])
+        if count < len(drafts):
+            self._manager.rollback(table, table.computed)

@@ -33,12 +33,13 @@ def _mix(state: int) -> int:
     return state ^ (state >> 31)
 
 
-def sample(logits: Floats, params: SamplingParams, seed: int, position: int) -> int:
+def sample(logits: Floats, params: SamplingParams, seed: int, position: int, likeliest: int = -1) -> int:
     """The next token for logits (vocab,).
 
-    Greedy: the largest, the first of equals. Otherwise a draw from the kept tokens.
+    Greedy: the largest, the first of equals. Otherwise a draw from the kept tokens. likeliest: the index of the largest
+    of finite logits, if it is known (a kernel finds it sooner), else -1.
     """
-    best = int(np.argmax(logits))
+    best = likeliest if likeliest >= 0 else int(logits.argmax())
     if not np.isfinite(logits[best]):  # argmax finds a NaN wherever it is
         raise InternalError(
             "a logit is NaN or infinite: the numbers left float32's range; try a float32 cache and weights"

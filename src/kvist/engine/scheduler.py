@@ -6,6 +6,9 @@ Each step has one budget of tokens. Sequences that need a single token (those th
 long prompt never stops them; then prompts in order of arrival, cut to what is left of the budget; then new requests
 while there is room. When pages run out the youngest sequence gives its pages back and is computed again later (its
 sealed pages stay cached while they can).
+
+Drafts of speculative decoding come last: they get what the step's tokens leave of budget and pages, and nobody is
+preempted for a draft.
 """
 
 from __future__ import annotations
@@ -60,6 +63,18 @@ class Scheduler:
             if not self._start(self.waiting[0], schedule):
                 break
         return schedule
+
+    def room(self, schedule: Schedule) -> int:
+        """Tokens that the budget has left beside a schedule."""
+        return self._budget - sum(schedule.values())
+
+    def grant(self, sequence: Sequence, tokens: int, drafts: int) -> int:
+        """Reserve pages for drafts behind the tokens a sequence runs in this step; how many there is a place for."""
+        table = sequence.table
+        assert table is not None
+        if self._manager.reserve(table, tokens + drafts, sequence.request_id):
+            return drafts
+        return min(drafts, table.reserved - table.computed - tokens)  # the rest of the page it has anyway
 
     def finish(self, sequence: Sequence) -> None:
         """Let a sequence go, wherever it is; its pages are released."""

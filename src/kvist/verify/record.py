@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kvist.assemble import assemble, page_layout
-from kvist.config import EngineConfig
+from kvist.config import EngineConfig, SpeculativeConfig
 from kvist.engine.engine import Engine
 from kvist.engine.params import SamplingParams
 from kvist.kernels.program import Backend, Floats
@@ -43,7 +43,8 @@ class Difference:
 class Bench:
     """What all scenarios share.
 
-    `prompts` are for batches; `few` of them, of every length, for what runs one after another.
+    `prompts` are for batches; `few` of them, of every length, for what runs one after another. speculation, draft: as
+    the user wants it checked besides, with its model if it has one.
     """
 
     model: Model
@@ -53,6 +54,8 @@ class Bench:
     prompts: Sequence[Prompt]
     few: Sequence[Prompt]
     generated: int
+    speculation: SpeculativeConfig | None = None
+    draft: Model | None = None
 
     @property
     def page_bytes(self) -> int:
@@ -60,14 +63,14 @@ class Bench:
         return page_layout(self.model.config, self.config.page_size, self.config.kv_cache_dtype).page_bytes
 
     @contextmanager
-    def engine(self, *, backend: Backend | None = None, **changes: Any) -> Iterator[Engine]:
+    def engine(self, *, backend: Backend | None = None, draft: Model | None = None, **changes: Any) -> Iterator[Engine]:
         """An engine with this config but for `changes`."""
-        engine = assemble(self.model, replace(self.config, **changes), backend or self.backend)
+        engine = assemble(self.model, replace(self.config, **changes), backend or self.backend, draft=draft)
         try:
             yield engine
             engine.manager.check_integrity()
         finally:
-            engine.manager.close()
+            engine.close()
 
     def alone(self, prompts: Sequence[Prompt], **changes: Any) -> dict[Prompt, Floats]:
         """Each prompt by itself, one after the other, in an engine that caches no prefix.

@@ -15,6 +15,7 @@ from kvist.engine.batch import Piece
 from kvist.engine.engine import Engine
 from kvist.errors import InternalError
 from kvist.kernels.program import Floats
+from kvist.verify import speculative
 from kvist.verify.record import Bench, Difference, Prompt, Record, compare, run
 
 ROWS = 32  # logits rows that a forced run keeps
@@ -173,7 +174,11 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("fork and roll back = fresh", fork_and_rollback),
     Scenario("preempted and recomputed = undisturbed", preempted(caching=False)),
     Scenario("preempted and found again = undisturbed", preempted(caching=True)),
+    Scenario("speculative (ngram) = plain", speculative.ngram),
+    Scenario("speculative (draft) = plain", speculative.draft_model),
+    Scenario("speculative (right and wrong) = plain", speculative.right_and_wrong),
 )
+AS_GIVEN = Scenario("speculative (as configured) = plain", speculative.as_given)
 
 
 def _mixed(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -12,7 +12,7 @@ from kvist.config import EngineConfig
 from kvist.kernels.program import Backend
 from kvist.models.load import Model
 from kvist.verify.record import Bench, Prompt
-from kvist.verify.scenarios import SCENARIOS
+from kvist.verify.scenarios import AS_GIVEN, SCENARIOS
 
 CODECS = ("f32", "f16", "bf16")
 LENGTHS: tuple[int, ...] = (1, 2, 15, 16, 17, 63, 64, 65, 129, 300, 511, 513, 700, 1000, 1500, 2000)
@@ -45,24 +45,27 @@ def verify(
     *,
     quick: bool = False,
     codecs: Sequence[str] = CODECS,
+    draft: Model | None = None,
     starting: Callable[[str, str], None] = lambda name, codec: None,
 ) -> Iterator[Row]:
     """Yield a row for each scenario and codec; `starting` is told before each.
 
-    Quick: shorter prompts, 8 generated tokens.
+    Quick: shorter prompts, 8 generated tokens. Where the config has a speculative_config (draft: its model) there is a
+    scenario more; all others run without it.
     """
+    scenarios = SCENARIOS if config.speculative_config is None else (*SCENARIOS, AS_GIVEN)
     lengths, few, generated = (QUICK_LENGTHS, QUICK_FEW, 8) if quick else (LENGTHS, FEW, 32)
     room = min(model.config.max_positions, config.max_model_len or model.config.max_positions)
     lengths, few = (tuple(n for n in sizes if n + 3 * generated + 8 <= room) for sizes in (lengths, few))
     prompts = {length: make_prompt(length, model.config.vocab_size) for length in lengths}
     for name in codecs:
         bench = Bench(
-            model, backend, one_thread, replace(config, kv_cache_dtype=name), list(prompts.values()),
-            [prompts[length] for length in few], generated,
+            model, backend, one_thread, replace(config, kv_cache_dtype=name, speculative_config=None),
+            list(prompts.values()), [prompts[length] for length in few], generated, config.speculative_config, draft,
         )  # fmt: skip
         starting("reference: alone, whole, pages of 16", name)
         expected = bench.alone(bench.prompts)
-        for scenario in SCENARIOS:
+        for scenario in scenarios:
             starting(scenario.name, name)
             begin = time.perf_counter()
             found = scenario.run(bench, expected)
