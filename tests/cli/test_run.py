@@ -44,6 +44,8 @@ def test_standard_input_is_the_same_as_an_argument(cli, tiny_model):
         ["--threads", "1"],
         ["--max-num-batched-tokens", "3"],
         ["--kv-cache-memory-bytes", "1MiB"],
+        ["--speculative-config", "ngram"],
+        ["--speculative-config", '{"method": "ngram", "prompt_lookup_min": 1, "adaptive": false}'],
     ],
 )
 def test_no_flag_of_the_cache_changes_the_answer(cli, tiny_model, flags):
@@ -87,6 +89,38 @@ def test_stats_count_what_the_cache_saves(cli, tiny_model):
     prompt = int(STATS.search(cached.stderr)[1])
     assert int(COUNTERS.search(cached.stderr)[1]) == prompt + 9
     assert int(COUNTERS.search(uncached.stderr)[1]) == sum(prompt + i for i in range(10))
+
+
+DRAFTS = re.compile(r"^\[speculation: (\d+) tokens drafted, (\d+) accepted(?: \((\d+)%\))?\]$", re.MULTILINE)
+
+
+def test_a_draft_model_and_what_came_of_it(cli, tiny_model):
+    """The model drafts for itself: all is accepted, and the text is the same."""
+    flags = ["--ignore-eos", "--max-tokens", "41", "--temperature", "0.8", "--seed", "3"]
+    config = json.dumps({"method": "draft_model", "model": tiny_model, "num_speculative_tokens": 3, "adaptive": False})
+    plain = cli("run", tiny_model, "the hen", *flags, "--stats")
+    drafted = cli("run", tiny_model, "the hen", *flags, "--stats", "--speculative-config", config)
+    assert drafted.stdout == plain.stdout
+    assert DRAFTS.search(drafted.stderr).groups() == ("30", "30", "100")
+    assert not DRAFTS.search(plain.stderr)
+    found = json.loads(cli("run", tiny_model, "the hen", *flags, "--json", "--speculative-config", config).stdout)
+    assert {name: found["metrics"][name] for name in ("drafted_tokens", "accepted_tokens", "acceptance_rate")} == {
+        "drafted_tokens": 30, "accepted_tokens": 30, "acceptance_rate": 1.0,
+    }  # fmt: skip
+    none = json.loads(cli("run", tiny_model, "the hen", *flags, "--json").stdout)["metrics"]
+    assert (none["drafted_tokens"], none["accepted_tokens"], none["acceptance_rate"]) == (0, 0, None)
+
+
+def test_speculation_that_cannot_be_meant(refused, tiny_model):
+    def message(config, *flags):
+        return refused(2, "run", tiny_model, "the", "--speculative-config", config, *flags)
+
+    assert "did you mean ngram" in message("ngrams")
+    assert "--speculative-config is not valid JSON" in message('{"method": ngram}')
+    assert "did you mean prompt_lookup_max" in message('{"method": "ngram", "prompt_lookup_mx": 3}')
+    assert "needs the cache" in message("ngram", "--no-cache")
+    assert "needs a model" in message("draft_model")
+    assert "no/such/model" in message('{"method": "draft_model", "model": "no/such/model"}')
 
 
 def test_raw_and_system_change_the_prompt(cli, tiny_model):

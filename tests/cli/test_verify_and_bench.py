@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,11 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from kvist.bench import speculation
 from kvist.bench.bench import NAMES
+from kvist.config import SpeculativeConfig
+from kvist.errors import UsageError
+from kvist.llm import LLM
 from kvist.verify.scenarios import SCENARIOS
 from tiny import MODELS, write_folder
 
@@ -26,6 +31,14 @@ def test_verify_prints_a_table_and_leaves_with_0(cli: Cli, tiny_model: str) -> N
     assert all(line.split()[-2] == "0" for line in lines[1:-1])
     assert lines[-1].startswith("ok: ")
     assert done.stderr == ""
+
+
+def test_verify_takes_a_speculative_config_besides(cli: Cli, tiny_model: str) -> None:
+    config = json.dumps({"method": "draft_model", "model": tiny_model})
+    done = cli("verify", tiny_model, "--quick", "--kv-cache-dtype", "f32", "--speculative-config", config, "--json")
+    assert done.returncode == 0, done.stderr
+    names = [row["name"] for row in json.loads(done.stdout)["scenarios"]]
+    assert names == [*(scenario.name for scenario in SCENARIOS), "speculative (as configured) = plain"]
 
 
 def test_verify_json(cli: Cli, tiny_model: str) -> None:
@@ -54,6 +67,25 @@ def test_bench_json_names_every_workload(cli: Cli, tiny_model: str) -> None:
     assert rows["decode_16"]["tokens_per_s"] > 0
     assert rows["decode_1_ctx8000"]["tokens_per_s"] is None  # the tiny model has 256 positions
     assert "256" in rows["decode_1_ctx8000"]["note"]
+    assert {"ratio", "drafted_tokens", "acceptance_rate"} <= rows["speculation_repeat"].keys()
+    assert "256" in rows["speculation_other"]["note"]
+
+
+def test_bench_compares_answers_with_and_without_speculation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_folder(replace(MODELS["llama"], positions=2048), tmp_path / "llama")
+    with LLM(model, kv_cache_memory_bytes=64 << 20) as llm:
+        config = SpeculativeConfig("ngram", prompt_lookup_min=1, adaptive=False)
+        found = [speculation.compare(llm, config, name, repeats=1) for name in speculation.NAMES]
+        assert tuple(row.name for row in found) == speculation.NAMES
+        for row in found:
+            assert row.ratio is not None and row.ratio > 0
+            assert row.note.endswith("same text")
+            assert row.tokens_per_s is not None and row.tokens_per_s > 0
+        assert found[0].drafted_tokens > 0
+        numbers = itertools.count()  # answers that depend on who is asked first
+        monkeypatch.setattr("kvist.engine.engine.sample", lambda *given: next(numbers) % 200)
+        with pytest.raises(UsageError, match="differs from the one without"):
+            speculation.compare(llm, config, "speculation_repeat", repeats=1)
 
 
 def test_bench_counts_what_the_cache_saves(cli: Cli, tiny_model: str) -> None:

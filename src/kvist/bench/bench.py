@@ -5,14 +5,17 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kvist.bench import workloads
+from kvist.bench import speculation, workloads
 from kvist.bench.roofline import Roofline, cost_of
-from kvist.bench.workloads import Result, Setting
+from kvist.bench.workloads import DECODES, PREFILLS, Result, Setting
+from kvist.config import SpeculativeConfig
+from kvist.errors import unknown_name
 from kvist.llm import LLM
 
 NAMES = (
@@ -24,6 +27,7 @@ NAMES = (
     "ttft_cold_2048",
     "ttft_warm_2048",
     "mixed_64",
+    *speculation.NAMES,
 )
 
 
@@ -55,33 +59,54 @@ class Report:
         }  # fmt: skip
 
 
-def bench(
-    llm: LLM, model: str, *, repeats: int = 3, starting: Callable[[str], None] = lambda name: None
-) -> tuple[Report, Iterator[Result]]:
-    """The report, and an iterator that runs one workload after another and fills it.
+def check_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The workloads asked for (none: all); an unknown name is refused."""
+    for name in names:
+        if name not in NAMES:
+            raise unknown_name("workload", name, NAMES)
+    return tuple(dict.fromkeys(names))
 
-    `starting` is told each name before it runs.
+
+def bench(
+    llm: LLM,
+    model: str,
+    *,
+    names: Sequence[str] = (),
+    repeats: int = 3,
+    drafting: SpeculativeConfig | None = None,
+    starting: Callable[[str], None] = lambda name: None,
+) -> tuple[Report, Iterator[Result]]:
+    """The report, and an iterator that runs one workload after another (all, or those named) and fills it.
+
+    `starting` is told each name before it runs. drafting: of the workloads of speculation, ngram by default.
     """
     roofline = Roofline(llm.backend.team, llm.model.weights_bytes)
     layout = llm.engine.manager.layout
     report = Report(model, llm.backend.threads, llm.model.weights, layout.codec.name, roofline, [], {})
-    return report, _run(llm, report, repeats, starting)
+    return report, _run(llm, report, names, repeats, drafting or SpeculativeConfig("ngram"), starting)
 
 
-def _run(llm: LLM, report: Report, repeats: int, starting: Callable[[str], None]) -> Iterator[Result]:
+def _run(
+    llm: LLM,
+    report: Report,
+    names: Sequence[str],
+    repeats: int,
+    drafting: SpeculativeConfig,
+    starting: Callable[[str], None],
+) -> Iterator[Result]:
     setting = Setting(llm.engine, cost_of(llm.model, llm.engine), report.roofline, repeats)
     report.roofline.probe("read")
     report.roofline.probe("fma")
     runs: dict[str, Callable[[], tuple[Result, ...]]] = {
-        "decode_1": lambda: (workloads.decode(setting, "decode_1", 1, 32),),
-        "decode_1_ctx8000": lambda: (workloads.decode(setting, "decode_1_ctx8000", 1, 8000),),
-        "decode_16": lambda: (workloads.decode(setting, "decode_16", 16, 32),),
-        "decode_64": lambda: (workloads.decode(setting, "decode_64", 64, 32),),
-        "prefill_2048": lambda: (workloads.prefill(setting, "prefill_2048", 2048),),
+        **{name: partial(_one, workloads.decode, setting, name, *sizes) for name, sizes in DECODES.items()},
+        **{name: partial(_one, workloads.prefill, setting, name, length) for name, length in PREFILLS.items()},
         "ttft_cold_2048, ttft_warm_2048": lambda: workloads.first_token_times(setting, 2048),
         "mixed_64": lambda: (workloads.mixed(setting, "mixed_64", 64),),
+        **{name: partial(_one, speculation.compare, llm, drafting, name, repeats) for name in speculation.NAMES},
     }
     for name, run in runs.items():
+        if names and not set(names) & set(name.split(", ")):
+            continue
         starting(name)
         for result in run():
             report.results.append(result)
@@ -94,6 +119,10 @@ def _run(llm: LLM, report: Report, repeats: int, starting: Callable[[str], None]
         "pool_bytes": stats.pool_bytes,
         "bytes_per_token": llm.engine.manager.layout.bytes_per_token,
     }
+
+
+def _one(workload: Callable[..., Result], *arguments: Any) -> tuple[Result, ...]:
+    return (workload(*arguments),)
 
 
 def commit() -> str | None:

@@ -36,12 +36,16 @@ class Roofline:
     def probe(self, bound: str) -> float:
         """One measurement of `bound`: "read" or "fma"."""
         if bound == "read":
-            found = max(read_bandwidth(self.team, self._buffer) for _ in range(PASSES))
+            found = max(self.read_once() for _ in range(PASSES))
             self.read.append(found)
         else:
             found = max(fma_peak(self.team) for _ in range(PASSES))
             self.fma.append(found)
         return found
+
+    def read_once(self) -> float:
+        """Bytes a second of reading the buffer once; what was in the cache is not there any more."""
+        return read_bandwidth(self.team, self._buffer)
 
     def as_json(self) -> dict[str, float]:
         """Medians of all probes of this run."""
@@ -79,8 +83,8 @@ def cost_of(model: Model, engine: Engine) -> Cost:
     config = model.config
     return Cost(
         sum(w.data.nbytes for w in layers) + head.data.nbytes,
-        sum(w.data.size for w in layers),
-        head.data.size,
+        sum(w.rows * w.columns for w in layers),
+        head.rows * head.columns,
         engine.manager.layout.bytes_per_token,
         4 * config.num_layers * config.num_heads * config.head_dim,
     )

@@ -16,6 +16,12 @@ from kvist.errors import UsageError
 
 Prompt = list[int]
 
+DECODES = {"decode_1": (1, 32), "decode_1_ctx8000": (1, 8000), "decode_16": (16, 32), "decode_64": (64, 32)}
+"""Sequences that generate together, and the tokens each has before."""
+
+PREFILLS = {"prefill_2048": 2048}
+"""Tokens of a prompt that is not cached."""
+
 
 @dataclass(frozen=True, slots=True)
 class Result:

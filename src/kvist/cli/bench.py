@@ -1,27 +1,53 @@
-"""`kvist bench`: the workloads as a table, or as JSON."""
+"""`kvist bench`: the workloads, where a step's time goes, or kernels alone; as a table, or as JSON."""
 
 from __future__ import annotations
 
 import json as json_module
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kvist.cli import flags
+from kvist.errors import UsageError
 
 if TYPE_CHECKING:
     from kvist.cli.terminal import Activity
+    from kvist.config import SpeculativeConfig
     from kvist.llm import LLM
+
+
+INSTEAD = "Instead"
+"""The panel of flags that measure something else than speed."""
+
+Workloads = Annotated[
+    list[str] | None, typer.Argument(metavar="[WORKLOAD]...", help="Only these; all by default.", show_default=False)
+]
+Profile = Annotated[
+    bool, typer.Option("--profile", help="Where a step's time goes, by operation.", rich_help_panel=INSTEAD)
+]
+Kernels = Annotated[
+    bool, typer.Option("--kernels", help="Each kernel alone, over shapes and contexts.", rich_help_panel=INSTEAD)
+]
+Types = Annotated[
+    str | None, typer.Option("--types", help="For --kernels: types of weights. [default: all]", rich_help_panel=INSTEAD)
+]
+Rows = Annotated[str, typer.Option("--rows", help="For --kernels: rows of a matmul.", rich_help_panel=INSTEAD)]
+Uncached = Annotated[
+    bool,
+    typer.Option("--uncached", help="The same answers with and without the cache, by length.", rich_help_panel=INSTEAD),
+]
+Lengths = Annotated[str, typer.Option("--lengths", help="For --uncached: numbers of tokens.", rich_help_panel=INSTEAD)]
 
 
 def bench(
     model: flags.Model,
-    uncached: Annotated[
-        bool, typer.Option("--uncached", help="Instead: the same answers with and without the cache, by length.")
-    ] = False,
-    lengths: Annotated[
-        str, typer.Option("--lengths", help="For --uncached: numbers of tokens.")
-    ] = "10,30,100,300,1000",
+    workloads: Workloads = None,
+    profile: Profile = False,
+    kernels: Kernels = False,
+    types: Types = None,
+    rows: Rows = "1,2,4,8,16,64,512",
+    uncached: Uncached = False,
+    lengths: Lengths = "10,30,100,300,1000",
     repeats: Annotated[
         int, typer.Option("--repeats", min=1, max=100, help="Repetitions of each workload; medians count.")
     ] = 3,
@@ -31,12 +57,18 @@ def bench(
     kv_cache_memory_bytes: flags.KvCacheMemory = None,
     max_num_batched_tokens: flags.MaxBatchedTokens = None,
     threads: flags.Threads = None,
+    speculative_config: flags.Speculative = None,
     json: flags.Json = False,
 ) -> None:
     """Measure tokens per second, and what share that is of the machine's limits, measured in the same run."""
     from kvist.cli.terminal import Activity
     from kvist.llm import LLM
 
+    if profile + kernels + uncached > 1:
+        raise UsageError("--profile, --kernels and --uncached are measurements of their own: give one of them")
+    names, weight_types = _names(workloads or [], profile, kernels or uncached), _types(types)
+    drafting = _drafting(speculative_config, profile or kernels or uncached)
+    row_counts = flags.whole_numbers(rows, "rows")
     counts = flags.whole_numbers(lengths, "lengths")
     options = flags.engine_options(
         weights=weights, kv_cache_dtype=kv_cache_dtype, page_size=page_size, threads=threads,
@@ -47,14 +79,111 @@ def bench(
     with llm, Activity("measuring") as activity:
         if uncached:
             _savings(llm, counts, activity, json)
+        elif profile:
+            _profile(llm, model, names, activity, json)
+        elif kernels:
+            _kernels(llm, model, weight_types, row_counts, activity, json)
         else:
-            _workloads(llm, model, repeats, activity, json)
+            _workloads(llm, model, names, repeats, drafting, activity, json)
 
 
-def _workloads(llm: LLM, model: str, repeats: int, activity: Activity, as_json: bool) -> None:
+def _names(given: list[str], profile: bool, none: bool) -> tuple[str, ...]:
+    """The workloads asked for, checked before a model is loaded."""
+    if none and given:
+        raise UsageError(f"workload {given[0]} goes with --profile or alone, not with --kernels or --uncached")
+    if profile:
+        from kvist.bench.profile import check_names
+
+        return check_names(given)
+    from kvist.bench.bench import check_names as check
+
+    return check(given)
+
+
+def _types(given: str | None) -> tuple[str, ...]:
+    from kvist.bench.kernels import check_types
+
+    return check_types([name.strip() for name in given.split(",")] if given is not None else [])
+
+
+def _profile(llm: LLM, model: str, names: tuple[str, ...], activity: Activity, as_json: bool) -> None:
+    from kvist.bench.profile import profile
+    from kvist.bench.profile_table import lines
+    from kvist.bench.roofline import Roofline
+
+    found = []
+    roofline = Roofline(llm.backend.team, llm.model.weights_bytes)
+    for one in profile(llm, roofline, names, lambda name: activity.report(name, 0, 0)):
+        found.append(one.as_json())
+        for line in [] if as_json else [*lines(one), ""]:
+            activity.line(line)
+    if as_json:
+        print(json_module.dumps({**_circumstances(llm, model), "profiles": found}))
+        return
+    _tell(llm, model, activity)
+
+
+def _kernels(llm: LLM, model: str, types: tuple[str, ...], rows: list[int], activity: Activity, as_json: bool) -> None:
+    from kvist.bench.kernel_table import TITLE, line
+    from kvist.bench.kernels import kernels
+
+    found = []
+    roofline, cases = kernels(llm, types, rows, lambda name: activity.report(name, 0, 0))
+    if not as_json:
+        activity.line(TITLE)
+    for case in cases:
+        found.append(case.as_json())
+        if not as_json:
+            activity.line(line(case))
+    limits = roofline.as_json()
+    if as_json:
+        print(json_module.dumps({**_circumstances(llm, model), "roofline": limits, "kernels": found}))
+        return
+    activity.line(
+        f"this machine reads {limits['read_gb_s']} GB/s and computes {limits['fma_gflops']} GFLOP/s; random weights "
+        "and pages; from memory: every copy has its own, and the caches are emptied between runs"
+    )
+    _tell(llm, model, activity)
+
+
+def _circumstances(llm: LLM, model: str) -> dict[str, Any]:
+    from kvist.bench.bench import commit
+
+    return {
+        "model": model, "threads": llm.backend.threads, "commit": commit(), "weights": llm.model.weights,
+        "kv_cache_dtype": llm.engine.manager.layout.codec.name,
+    }  # fmt: skip
+
+
+def _tell(llm: LLM, model: str, activity: Activity) -> None:
+    it = _circumstances(llm, model)
+    held = f"{it['weights']} weights, {it['kv_cache_dtype']} cache"
+    activity.line(f"{model}, {held}, {it['threads']} threads, commit {it['commit']}")
+
+
+def _drafting(given: str | None, none: bool) -> SpeculativeConfig | None:
+    """What the workloads of speculation draft with, checked before a model is loaded."""
+    from kvist.config import SpeculativeConfig
+
+    if given is not None and none:
+        raise UsageError("--speculative-config goes with the workloads, not with --profile, --kernels or --uncached")
+    return None if given is None else SpeculativeConfig.from_options(flags.speculative_options(given))
+
+
+def _workloads(
+    llm: LLM,
+    model: str,
+    names: tuple[str, ...],
+    repeats: int,
+    drafting: SpeculativeConfig | None,
+    activity: Activity,
+    as_json: bool,
+) -> None:
     from kvist.bench.bench import bench as measure
 
-    report, results = measure(llm, model, repeats=repeats, starting=lambda name: activity.report(name, 0, 0))
+    report, results = measure(
+        llm, model, names=names, repeats=repeats, drafting=drafting, starting=lambda name: activity.report(name, 0, 0)
+    )
     if not as_json:
         activity.line(f"{'workload':<20}{'tokens/s':>10}{'ms':>11}  share of")
     for result in results:
