@@ -14,13 +14,18 @@ sys.path.insert(0, str(Path(__file__).parent))  # `tiny` and `steps`, the tests'
 from kvist.cache.manager import CacheManager
 from kvist.errors import InternalError, KvistError
 from kvist.kernels.cpu.backend import CpuBackend
+from kvist.kernels.cpu.build import UNITS
 from kvist.models import hub
 
 
 @pytest.fixture(scope="session")
 def backend() -> Iterator[CpuBackend]:
-    """Two threads."""
+    """Two threads. All kernels are there: what was not compiled yet is, two units at a time."""
     made = CpuBackend(2)
+    units = list(UNITS)
+    for unit, following in zip(units, [*units[1:], units[0]], strict=True):
+        made.team.prepare([unit, following])
+        made.team.unit(unit)
     yield made
     made.close()
 

@@ -73,7 +73,7 @@ def test_the_pool_is_never_larger_than_its_sequences_can_use() -> None:
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"page_size": 17}, "16, 32, 64, 128"), ({"kv_cache_dtype": "f61"}, "f16"), ({"weights": "int9"}, "f32"), ({"max_num_seqs": 0}, "max_num_seqs"),
+        ({"page_size": 17}, "16, 32, 64, 128"), ({"kv_cache_dtype": "f61"}, "f16"), ({"weights": "int9"}, "did you mean int8"), ({"max_num_seqs": 0}, "max_num_seqs"),
         ({"threads": -1}, "threads"), ({"max_num_batched_tokens": 1 << 20}, "65536"), ({"kv_cache_memory_bytes": 1.5}, "kv_cache_memory_bytes"),
     ],
 )  # fmt: skip

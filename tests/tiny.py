@@ -20,6 +20,8 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+import blocks
+
 Tensors = dict[str, npt.NDArray[np.float32]]
 
 TEMPLATE = (
@@ -247,8 +249,13 @@ def _llama3_divisors(tiny: Tiny) -> npt.NDArray[np.float32]:
     return np.array(divisors, np.float32)
 
 
-def write_gguf(tiny: Tiny, path: Path, kind: str = "F32", weights: Tensors | None = None) -> Path:
-    """One GGUF file with matrices of `kind` (F32, F16, BF16, Q8_0, Q4_0, Q4_1) and vectors of F32; returns the path."""
+def write_gguf(
+    tiny: Tiny, path: Path, kind: str = "F32", weights: Tensors | None = None, others: Mapping[str, str] | None = None
+) -> Path:
+    """One GGUF file with matrices of `kind` (F32, F16, BF16 or a block type) and vectors of F32; returns the path.
+
+    others: kinds of some matrices, by the last part of their names (`attn_v`).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = config(tiny)
     writer = gguf.GGUFWriter(path, tiny.family)
@@ -279,8 +286,9 @@ def write_gguf(tiny: Tiny, path: Path, kind: str = "F32", weights: Tensors | Non
     writer.add_eos_token_id(1)
     writer.add_chat_template(TEMPLATE)
     for name, array in gguf_tensors(tiny, weights).items():
-        held = gguf.GGMLQuantizationType[kind] if array.ndim == 2 else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(name, gguf.quants.quantize(array, held), raw_dtype=held)
+        own = (others or {}).get(name.split(".")[-2], kind)
+        held = gguf.GGMLQuantizationType[own if array.ndim == 2 else "F32"]
+        writer.add_tensor(name, blocks.held_as(array, held), raw_dtype=held)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

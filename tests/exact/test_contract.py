@@ -31,12 +31,14 @@ FEW = (1, 17, 64, 150)
 GENERATED = 32
 
 
-@pytest.fixture(scope="module", params=["llama", "llama-odd", "gpt2"])
+@pytest.fixture(scope="module", params=["llama", "llama-odd", "gpt2", "llama packed"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, backend: CpuBackend) -> Model:
-    made = tiny.MODELS[request.param]
-    longer = replace(made, positions=512)
-    folder = tiny.write_folder(longer, tmp_path_factory.mktemp(made.name))
-    return load_model(folder, backend)
+    name, _, packed = request.param.partition(" ")
+    longer = replace(tiny.MODELS[name], positions=512)
+    folder = tmp_path_factory.mktemp(name)
+    if packed:
+        return load_model(tiny.write_gguf(longer, folder / "tiny.gguf", "Q4_1", others={"ffn_up": "Q8_0"}), backend)
+    return load_model(tiny.write_folder(longer, folder), backend)
 
 
 def make_bench(model: Model, backend: Backend, one_thread: Backend, codec: str, **changes: int) -> Bench:

@@ -14,44 +14,74 @@ import pytest
 
 from kvist.kernels.cpu import compile as compiler
 from kvist.kernels.cpu.backend import CpuBackend
+from kvist.kernels.cpu.build import Target
+from kvist.kernels.cpu.compile import Kernels
 from kvist.kernels.cpu.jobs import find_nonfinite
 from kvist.kernels.cpu.team import Team
 from kvist.kernels.program import Weight
-from kvist.paths import cache_dir
 from ops import same_bits
+
+HOST = Target.host()
 
 
 class Compiler:
-    """Stands in for LLVM: gives the object code that the session's backend runs, and counts how often."""
+    """Stands in for LLVM: gives the object code that the session's backend runs, and notes what was asked for."""
 
-    def __init__(self, code: list[bytes]) -> None:
-        self.code, self.calls, self.told = code, 0, 0
+    def __init__(self, code: dict[str, bytes]) -> None:
+        self.code, self.told, self.failure = code, 0, None
+        self.begun: list[str] = []
+        self.running: list[str] = []
 
-    def __call__(self) -> list[bytes]:
-        self.calls += 1
-        return self.code
+    def __call__(self, unit: str, target: Target) -> Compiler:
+        """As `Build` is made."""
+        assert target == HOST
+        self.begun.append(unit)
+        self.running.append(unit)
+        assert self.told == len(self.begun), "told before compiling"
+        return _Running(self, unit)  # type: ignore[return-value]
 
     def tell(self) -> None:
-        assert self.calls == self.told, "told before compiling"
         self.told += 1
 
     def load(self) -> int:
-        """Load the kernels, see that they work; how often it has compiled by now."""
+        """Load the kernels, see that they work; how often a unit was compiled by now."""
         team = Team(compiler.load_kernels(self.tell), 1)
         weights = [Weight(np.full((1, 16), value, np.float32), "f32") for value in (1.0, np.inf)]
         assert find_nonfinite(team, weights) == [1]
         team.close()
-        assert self.told == self.calls
-        return self.calls
+        assert self.running == []
+        return len(self.begun)
+
+
+class _Running:
+    """As a `Build`."""
+
+    def __init__(self, owner: Compiler, unit: str) -> None:
+        self.owner, self.unit = owner, unit
+
+    def result(self) -> bytes:
+        self.cancel()
+        if self.owner.failure is not None:
+            raise self.owner.failure
+        return self.owner.code[self.unit]
+
+    def cancel(self) -> None:
+        if self.unit in self.owner.running:
+            self.owner.running.remove(self.unit)
 
 
 @pytest.fixture
 def compiled(backend: CpuBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
     """An empty cache directory, and a compiler that takes no time."""
-    code = compiler._read(cache_dir() / "kernels" / f"{compiler._key()}.o") or compiler._compile()
+    code, kernels = {}, Kernels()
+    for unit in ("run", "weights_f32"):
+        kernels.address(unit)
+        found = compiler._read(kernels._path(unit))
+        assert found is not None
+        code[unit] = found
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     stub = Compiler(code)
-    monkeypatch.setattr(compiler, "_compile", stub)
+    monkeypatch.setattr(compiler, "Build", stub)
     return stub
 
 
@@ -60,35 +90,82 @@ def kept(tmp_path: Path) -> list[Path]:
 
 
 def test_compiled_once(compiled: Compiler, tmp_path: Path) -> None:
-    assert [compiled.load() for _ in range(3)] == [1, 1, 1]
-    (file,) = kept(tmp_path)
-    assert file.name == f"{compiler._key()}.o"
+    assert [compiled.load() for _ in range(3)] == [2, 2, 2]
+    assert compiled.begun == ["run", "weights_f32"], "nothing that nobody asked for"
+    digest = compiler._digest(HOST)
+    assert [file.name for file in kept(tmp_path)] == [f"run-{digest}.o", f"weights_f32-{digest}.o"]
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "short", "magic", "name", "code", "digest", "longer", "folder"])
-def test_a_damaged_file_is_compiled_again(compiled: Compiler, tmp_path: Path, damage: str) -> None:
+def test_what_is_prepared_is_begun_once(compiled: Compiler) -> None:
+    kernels = Kernels(compiled.tell)
+    assert compiled.running == ["run"]
+    kernels.prepare(["weights_f32", "run", "weights_f32"])
+    assert compiled.running == ["run", "weights_f32"]
+    assert kernels.address("weights_f32") == kernels.address("weights_f32") != kernels.address("run") != 0
+    kernels.prepare(["weights_f32"])
+    assert compiled.begun == ["run", "weights_f32"] and compiled.running == []
+    again = Kernels(compiled.tell)
+    again.prepare(["weights_f32"])
+    assert again.address("weights_f32") > 0
+    assert compiled.begun == ["run", "weights_f32"]
+
+
+def test_closing_ends_what_is_being_built(compiled: Compiler, tmp_path: Path) -> None:
+    kernels = Kernels(compiled.tell)
+    kernels.prepare(["weights_f32"])
+    kernels.close()
+    assert compiled.running == []
+    kernels.close()
+    assert not (tmp_path / "cache").exists() and compiled.load() == 4
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), MemoryError()])
+def test_a_load_that_fails_leaves_nothing_running(
+    compiled: Compiler, failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled.failure = failure  # type: ignore[assignment]
+    with pytest.raises(type(failure)):
+        compiled.load()
+    assert compiled.running == [] and not (tmp_path / "cache").exists()
+    compiled.failure = None
+    compiled.begun, compiled.told = [], 0
+    assert compiled.load() == 2
+
+
+@pytest.mark.parametrize("unit", ["run", "weights_f32"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "short", "magic", "code", "digest", "longer", "folder"])
+def test_a_damaged_file_is_compiled_again(compiled: Compiler, tmp_path: Path, damage: str, unit: str) -> None:
     compiled.load()
-    (file,) = kept(tmp_path)
+    files = kept(tmp_path)
+    file = next(file for file in files if file.name.startswith(unit))
     good = file.read_bytes()
-    flip = {"magic": 3, "name": 20, "code": len(good) // 2, "digest": len(good) - 1}
+    flip = {"magic": 3, "code": len(good) // 2, "digest": len(good) - 1}
     if damage in flip:
         at = flip[damage]
         file.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
     elif damage == "folder":
         file.unlink()
         file.mkdir()
-        assert [compiled.load(), compiled.load()] == [2, 3], "what cannot be replaced is compiled each time"
-        assert kept(tmp_path) == [file], "nothing half-written is left"
+        assert [compiled.load(), compiled.load()] == [3, 4], "what cannot be replaced is compiled each time"
+        assert kept(tmp_path) == files, "nothing half-written is left"
         return
     else:
         file.write_bytes({"empty": b"", "cut": good[:-100], "short": good[:40], "longer": good + b"x"}[damage])
-    assert [compiled.load(), compiled.load()] == [2, 2]
-    assert kept(tmp_path) == [file] and file.read_bytes() == good
+    assert [compiled.load(), compiled.load()] == [3, 3]
+    assert kept(tmp_path) == files and file.read_bytes() == good
+    assert compiled.begun[2:] == [unit]
+
+
+def test_another_unit_s_file_is_not_taken_for_it(compiled: Compiler, tmp_path: Path) -> None:
+    """A key is of the sources alone, so the name must say which unit it is."""
+    compiled.load()
+    run, weights = kept(tmp_path)
+    assert run.name.split("-")[1] == weights.name.split("-")[1] and run.read_bytes() != weights.read_bytes()
 
 
 def test_a_cache_directory_that_cannot_be_made(compiled: Compiler, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("in the way")
-    assert [compiled.load(), compiled.load()] == [1, 2]
+    assert [compiled.load(), compiled.load()] == [2, 4]
 
 
 def test_a_full_disk(compiled: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,43 +175,55 @@ def test_a_full_disk(compiled: Compiler, tmp_path: Path, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patch:
         patch.setattr(compiler.os, "fdopen", full)
-        assert compiled.load() == 1
+        assert compiled.load() == 2
     assert kept(tmp_path) == []
-    assert [compiled.load(), compiled.load()] == [2, 2]
+    assert [compiled.load(), compiled.load()] == [4, 4]
 
 
 def test_the_key_names_all_that_the_code_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = [compiler._key(), compiler._key()]
+    def key(target: Target = HOST) -> str:
+        return compiler._digest(target)
+
+    keys = [key(), key()]
     assert keys[0] == keys[1]
     source = tmp_path / "cpu"
     shutil.copytree(str(resources.files("kvist.kernels.cpu")), source)
     monkeypatch.setattr(compiler.resources, "files", lambda package: source)
-    assert compiler._key() == keys[0], "the same sources somewhere else"
+    assert key() == keys[0], "the same sources somewhere else"
     shutil.rmtree(source / "__pycache__", ignore_errors=True)
-    assert compiler._key() == keys[0]
+    assert key() == keys[0]
     for file in sorted(source.glob("*.py")):
         before = file.read_bytes()
         file.write_bytes(before + b"\n")
-        keys.append(compiler._key())
+        keys.append(key())
         file.write_bytes(before)
     (source / "tile.py").rename(source / "tiles.py")
-    keys.append(compiler._key())
+    keys.append(key())
     (source / "tiles.py").rename(source / "tile.py")
-    for part in ("get_host_cpu_name", "get_process_triple"):
-        with monkeypatch.context() as patch:
-            patch.setattr(compiler.llvm, part, lambda: "another")
-            keys.append(compiler._key())
     with monkeypatch.context() as patch:
-        features = compiler.llvm.get_host_cpu_features()
-        features["avx512f"] = not features.get("avx512f", False)
-        patch.setattr(compiler.llvm, "get_host_cpu_features", lambda: features)
-        keys.append(compiler._key())
+        patch.setattr(compiler.llvm, "get_process_triple", lambda: "another")
+        keys.append(key())
+    keys += [key(Target("another", HOST.features)), key(Target(HOST.cpu, HOST.features + ",-avx512f"))]
     for package in ("numba", "llvmlite"):
         with monkeypatch.context() as patch:
             true = compiler.metadata.version
             patch.setattr(compiler.metadata, "version", lambda name, p=package, t=true: "0.0" if name == p else t(name))
-            keys.append(compiler._key())
+            keys.append(key())
     assert len(set(keys)) == len(keys) - 1
+
+
+def test_the_host_is_told_apart_by_its_name_and_its_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kvist.kernels.cpu import build
+
+    assert Target.host() == HOST
+    with monkeypatch.context() as patch:
+        patch.setattr(build.llvm, "get_host_cpu_name", lambda: "another")
+        assert Target.host() == Target("another", HOST.features)
+    features = build.llvm.get_host_cpu_features()
+    first = next(iter(features))
+    features[first] = not features[first]
+    monkeypatch.setattr(build.llvm, "get_host_cpu_features", lambda: features)
+    assert Target.host().features != HOST.features
 
 
 def test_same_bits_helper_sees_signs_of_zero() -> None:

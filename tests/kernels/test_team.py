@@ -15,12 +15,15 @@ class Fake:
     """Kernels that note their calls and fail for some threads."""
 
     def __init__(self, *failing: int) -> None:
-        self.failing, self.calls = set(failing), []
+        self.failing, self.calls, self.closed = set(failing), [], 0
 
     def run(self, table: int, count: int, context: int, tid: int) -> None:
         self.calls.append((table, count, context, tid))
         if tid in self.failing:
             raise ValueError(f"thread {tid}")
+
+    def close(self) -> None:
+        self.closed += 1
 
 
 def team(fake: Fake, threads: int) -> Team:
@@ -95,10 +98,12 @@ def test_a_caller_interrupted_while_it_hands_out_work_leaves_nobody_behind(at: i
 
 def test_close_ends_the_threads_and_can_be_repeated() -> None:
     before = set(threading.enumerate())
-    made = team(Fake(), 4)
-    assert len(workers(before)) == 3
+    fake = Fake()
+    made = team(fake, 4)
+    assert len(workers(before)) == 3 and not fake.closed
     for _ in range(3):
         made.close()
+    assert fake.closed, "what is still being built is ended too"
     end = time.monotonic() + 5
     while workers(before) and time.monotonic() < end:
         time.sleep(0.001)

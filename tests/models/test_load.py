@@ -130,12 +130,18 @@ def test_weight_types_are_exact_roundings(backend: CpuBackend, tmp_path: Path, k
     assert all(vector.dtype == np.float32 for vector in held.vectors.values())
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"), [("F32", "f32"), ("F16", "f16"), ("BF16", "bf16"), ("Q8_0", "f16"), ("Q4_1", "f16")]
-)
+@pytest.mark.parametrize(("kind", "expected"), [("F32", "f32"), ("F16", "f16"), ("BF16", "bf16")])
 def test_the_file_s_own_type(backend: CpuBackend, tmp_path: Path, kind: str, expected: str) -> None:
     model = load_model(write_gguf(MODELS["llama"], tmp_path / "tiny.gguf", kind), backend)
-    assert model.weights == expected and {weight.dtype for weight in model.matrices.values()} == {expected}
+    assert model.weights == model.float_type == expected
+    assert {weight.dtype for weight in model.matrices.values()} == {expected}
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
+def test_a_quantised_file_s_own_type(backend: CpuBackend, tmp_path: Path, kind: str) -> None:
+    model = load_model(write_gguf(MODELS["llama"], tmp_path / "tiny.gguf", kind), backend)
+    assert (model.weights, model.float_type) == ("packed", "f16")
+    assert {weight.dtype for weight in model.matrices.values()} == {kind.lower()}
 
 
 def test_mixed_float_types_are_held_as_f32(backend: CpuBackend, tmp_path: Path) -> None:

@@ -28,8 +28,13 @@ Profile = Annotated[
 Kernels = Annotated[
     bool, typer.Option("--kernels", help="Each kernel alone, over shapes and contexts.", rich_help_panel=INSTEAD)
 ]
+Quality = Annotated[
+    bool,
+    typer.Option("--quality", help="What each type of weights costs in quality.", rich_help_panel=INSTEAD),
+]
 Types = Annotated[
-    str | None, typer.Option("--types", help="For --kernels: types of weights. [default: all]", rich_help_panel=INSTEAD)
+    str | None,
+    typer.Option("--types", help="For --kernels, --quality: types of weights. [default: all]", rich_help_panel=INSTEAD),
 ]
 Rows = Annotated[str, typer.Option("--rows", help="For --kernels: rows of a matmul.", rich_help_panel=INSTEAD)]
 Uncached = Annotated[
@@ -46,6 +51,7 @@ def bench(
     kernels: Kernels = False,
     types: Types = None,
     rows: Rows = "1,2,4,8,16,64,512",
+    quality: Quality = False,
     uncached: Uncached = False,
     lengths: Lengths = "10,30,100,300,1000",
     repeats: Annotated[
@@ -64,16 +70,20 @@ def bench(
     from kvist.cli.terminal import Activity
     from kvist.llm import LLM
 
-    if profile + kernels + uncached > 1:
-        raise UsageError("--profile, --kernels and --uncached are measurements of their own: give one of them")
-    names, weight_types = _names(workloads or [], profile, kernels or uncached), _types(types)
-    drafting = _drafting(speculative_config, profile or kernels or uncached)
+    if profile + kernels + quality + uncached > 1:
+        raise UsageError("--profile, --kernels, --quality and --uncached are measurements of their own: give one")
+    names, weight_types = _names(workloads or [], profile, kernels or quality or uncached), _types(types, quality)
+    drafting = _drafting(speculative_config, profile or kernels or quality or uncached)
     row_counts = flags.whole_numbers(rows, "rows")
     counts = flags.whole_numbers(lengths, "lengths")
     options = flags.engine_options(
         weights=weights, kv_cache_dtype=kv_cache_dtype, page_size=page_size, threads=threads,
         kv_cache_memory_bytes=kv_cache_memory_bytes, max_num_batched_tokens=max_num_batched_tokens,
     )  # fmt: skip
+    if quality:
+        with Activity("loading the model") as activity:
+            _quality(model, weight_types, options, activity, json)
+        return
     with Activity("loading the model") as activity:
         llm = LLM(model, progress=activity.report, **options)
     with llm, Activity("measuring") as activity:
@@ -90,7 +100,7 @@ def bench(
 def _names(given: list[str], profile: bool, none: bool) -> tuple[str, ...]:
     """The workloads asked for, checked before a model is loaded."""
     if none and given:
-        raise UsageError(f"workload {given[0]} goes with --profile or alone, not with --kernels or --uncached")
+        raise UsageError(f"workload {given[0]} goes with --profile or alone, not with another measurement")
     if profile:
         from kvist.bench.profile import check_names
 
@@ -100,10 +110,32 @@ def _names(given: list[str], profile: bool, none: bool) -> tuple[str, ...]:
     return check(given)
 
 
-def _types(given: str | None) -> tuple[str, ...]:
+def _types(given: str | None, quality: bool) -> tuple[str, ...]:
+    names = [name.strip() for name in given.split(",")] if given is not None else []
+    if quality:
+        from kvist.bench.quality import check_types as check
+
+        return check(names)
     from kvist.bench.kernels import check_types
 
-    return check_types([name.strip() for name in given.split(",")] if given is not None else [])
+    return check_types(names)
+
+
+def _quality(model: str, types: tuple[str, ...], options: dict[str, Any], activity: Activity, as_json: bool) -> None:
+    from kvist.bench.quality import qualities
+
+    found = []
+    if not as_json:
+        activity.line(f"{'weights':<9}{'MB':>8}{'perplexity':>13}{'divergence':>13}{'same likeliest token':>23}")
+    for one in qualities(model, types, lambda name: activity.report(name, 0, 0), **options):
+        found.append(one.as_json())
+        if not as_json:
+            size, same = f"{one.weights_bytes / 1e6:.0f}", f"{one.agreement:.2%}"
+            activity.line(f"{one.weights:<9}{size:>8}{one.perplexity:>13.4f}{one.divergence:>13.3g}{same:>23}")
+    if as_json:
+        print(json_module.dumps({"model": model, "quality": found}))
+    else:
+        activity.line(f"divergence: from float32 weights, nats a token, mean over {found[0]['tokens']} tokens of prose")
 
 
 def _profile(llm: LLM, model: str, names: tuple[str, ...], activity: Activity, as_json: bool) -> None:
