@@ -68,7 +68,9 @@ def test_what_cannot_be_meant_is_refused(refused: Callable[..., str], tiny_model
     told = refused(2, "bench", tiny_model, "--profile", "xyz")
     assert "known are decode_1, decode_16, decode_1_ctx8000, decode_64, prefill_2048" in told
     assert "mixed_64" in refused(2, "bench", tiny_model, "xyz")
-    assert "give one of them" in refused(2, "bench", tiny_model, "--profile", "--kernels")
+    assert "give one" in refused(2, "bench", tiny_model, "--profile", "--kernels")
     assert "decode_1" in refused(2, "bench", tiny_model, "decode_1", "--kernels")
     assert "q4_1" in refused(2, "bench", tiny_model, "--kernels", "--types", "xyz")
     assert "rows" in refused(2, "bench", tiny_model, "--kernels", "--rows", "0")
+    assert "int8" in refused(2, "bench", tiny_model, "--quality", "--types", "int9")
+    assert "give one" in refused(2, "bench", tiny_model, "--quality", "--uncached")
