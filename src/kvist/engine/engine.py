@@ -208,9 +208,7 @@ class Engine:
             self.speculation.cost.note(sum(len(piece.tokens) for piece in pieces), time.perf_counter() - begin)
         return logits
 
-    def _take(
-        self, sequence: Sequence, logits: Floats, likeliest: list[int], draft: list[int]
-    ) -> list[TokenOutput]:
+    def _take(self, sequence: Sequence, logits: Floats, likeliest: list[int], draft: list[int]) -> list[TokenOutput]:
         """Choose a sequence's next tokens, from a row each, while its drafts are right; decide whether it ends."""
         assert sequence.table is not None
         outputs: list[TokenOutput] = []

@@ -72,7 +72,8 @@ def load_model(path: Path, backend: Backend, weights: str = "auto", progress: Pr
         matrices = reader.read({role: found[role] for role in roles}, progress)
         vectors = {
             role: in_place(config, role, source, _as_float32(file, name))
-            for role, (name, source) in found.items() if role not in matrices
+            for role, (name, source) in found.items()
+            if role not in matrices
         }
         matrices.setdefault("head", matrices["embed"])
         _check_finite(matrices, vectors, found, backend)
