@@ -10,13 +10,14 @@ import math
 import mmap
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from kvist.errors import CapacityError
 
+Key = TypeVar("Key")
 ALIGNMENT = 64  # a cache line, and the widest vector
 
 
@@ -38,8 +39,8 @@ def aligned_size(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def allocate(arrays: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of zeros by name, given as (shape, dtype), each on a cache line's start, in one mapping.
+def allocate(arrays: Mapping[Key, tuple[tuple[int, ...], npt.DTypeLike]]) -> dict[Key, npt.NDArray[Any]]:
+    """Arrays of zeros by key, given as (shape, dtype), each on a cache line's start, in one mapping.
 
     Side by side they share large pages, which small mappings do not get. What is not touched takes no memory.
     """

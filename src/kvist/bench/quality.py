@@ -17,6 +17,8 @@ from kvist.errors import unknown_name
 from kvist.kernels.program import BLOCK_TYPES
 from kvist.llm import LLM
 from kvist.models.config import WEIGHT_TYPES
+from kvist.models.hub import resolve
+from kvist.models.weights import open_model
 
 Logs = npt.NDArray[np.float64]
 
@@ -64,15 +66,17 @@ def qualities(
             logs = _log_probabilities(llm.logits(ids))
             if truth is None:
                 truth = logs
-                packed = _is_packed(llm, model, options)
-                wanted = wanted or (["packed", "bf16", "f16"] if packed else ["bf16", "f16", "int8"])
+                wanted = wanted or (["packed", "bf16", "f16"] if _is_packed(model) else ["bf16", "f16", "int8"])
             yield Quality(name, llm.model.weights_bytes, len(ids), *_compare(logs, truth, ids))
 
 
-def _is_packed(llm: LLM, model: str, options: dict[str, Any]) -> bool:
+def _is_packed(model: str) -> bool:
     """Whether the file is block-quantised: then `packed` is a type it takes, and `int8` none."""
-    with LLM(model, **{**options, "weights": "auto"}) as own:
-        return any(weight.dtype in BLOCK_TYPES for weight in own.model.matrices.values())
+    file = open_model(resolve(model))
+    try:
+        return any(file.info(name).dtype in BLOCK_TYPES for name in file.names())
+    finally:
+        file.close()
 
 
 def _log_probabilities(logits: npt.NDArray[np.float32]) -> Logs:

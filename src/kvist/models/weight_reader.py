@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from kvist.cache.codec import codec
 from kvist.errors import UsageError
 from kvist.kernels.program import BLOCK_TYPES, Backend, FloatType, Weight, WeightType
-from kvist.memory import aligned_size, map_memory
+from kvist.memory import allocate
 from kvist.models.config import LANES, ModelConfig
 from kvist.models.families import Source
 from kvist.models.quantize import quantize_q8_0
@@ -99,13 +98,5 @@ class WeightReader:
 
     def _room(self, keys: list[tuple[str, WeightType]]) -> dict[tuple[str, WeightType], Weight]:
         """Matrices to convert into, side by side in one block of large memory, in the order they are read in a step."""
-        kinds = {key: np.dtype(HELD_AS[key[1]]) for key in keys}
-        sizes = {key: aligned_size(math.prod(self._file.info(key[0]).shape) * kinds[key].itemsize) for key in keys}
-        memory = map_memory(max(1, sum(sizes.values())))
-        made: dict[tuple[str, WeightType], Weight] = {}
-        offset = 0
-        for key in keys:
-            shape = self._file.info(key[0]).shape
-            made[key] = Weight(np.frombuffer(memory, kinds[key], math.prod(shape), offset).reshape(shape), key[1])
-            offset += sizes[key]
-        return made
+        made = allocate({key: (self._file.info(key[0]).shape, HELD_AS[key[1]]) for key in keys})
+        return {key: Weight(array, key[1]) for key, array in made.items()}

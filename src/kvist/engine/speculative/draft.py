@@ -93,7 +93,8 @@ class DraftProposer:
         if not pieces:
             return {}
         logits = self.runner.forward(pieces)
-        return {sequence: [_draw(sequence, logits[i], 0)] for i, sequence in enumerate(done)}
+        likeliest = self.runner.likeliest().tolist()
+        return {sequence: [_draw(sequence, logits[i], 0, likeliest[i])] for i, sequence in enumerate(done)}
 
     def _settled(self, sequence: Sequence) -> _Follower:
         """The follower of a sequence, with no guesses left: committed where they came true, else rolled back."""
@@ -129,10 +130,11 @@ class DraftProposer:
             follower.ahead.append(guess)
             pieces.append(Piece(follower.table, [guess], start, "last", drafts=1))
         logits = self.runner.forward(pieces)
+        likeliest = self.runner.likeliest().tolist()
         for i, sequence in enumerate(going):
-            proposals[sequence].append(_draw(sequence, logits[i], len(proposals[sequence])))
+            proposals[sequence].append(_draw(sequence, logits[i], len(proposals[sequence]), likeliest[i]))
 
 
-def _draw(sequence: Sequence, logits: Floats, ahead: int) -> int:
+def _draw(sequence: Sequence, logits: Floats, ahead: int, likeliest: int) -> int:
     """The token that the request would choose from these logits, `ahead` positions after its next."""
-    return sample(logits, sequence.params, sequence.seed, len(sequence.tokens) + ahead)
+    return sample(logits, sequence.params, sequence.seed, len(sequence.tokens) + ahead, likeliest)

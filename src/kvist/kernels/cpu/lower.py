@@ -18,6 +18,7 @@ from kvist.cache.layout import PageLayout
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.profile import Origins
 from kvist.kernels.program import Attend, Buffer, Embed, Floats, Gate, Matmul, Norm, Op, Program, RotaryStore, Weight
+from kvist.kernels.traffic import buffers_of
 
 Table = npt.NDArray[np.int64]
 
@@ -167,7 +168,8 @@ class Lowering:
             if isinstance(op, Matmul):
                 normed -= {op.out} | ({op.residual} if op.residual else set())
             elif not isinstance(op, Norm):
-                normed -= {*_reads(op), *([] if isinstance(op, RotaryStore) else [op.out])}
+                reads, writes = buffers_of(op)
+                normed -= {*reads, *writes}
             else:
                 normed -= {op.x}
         return {b for b in normed if len(self.buffers[b.name]) >= abi.PRIVATE_ROWS * self.threads}
@@ -251,24 +253,6 @@ class Lowering:
 def _conflict(earlier: _Row, later: _Row) -> bool:
     """Whether `later` must see `earlier` done."""
     return bool(earlier.writes & (later.reads | later.writes) or earlier.reads & later.writes)
-
-
-def _reads(op: Op) -> list[Buffer]:
-    """The buffers an op reads."""
-    match op:
-        case Embed():
-            found: list[Buffer | None] = []
-        case Norm():
-            found = [op.x]
-        case Matmul():
-            found = [op.x, op.residual]
-        case RotaryStore():
-            found = [op.q, op.k, op.v]
-        case Attend():
-            found = [op.q]
-        case Gate():
-            found = [op.x, op.up]
-    return [buffer for buffer in found if buffer is not None]
 
 
 def _fused(ops: Sequence[Op]) -> Sequence[Op]:
