@@ -4,31 +4,74 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
+from kvist.kernels.cpu import abi
+from kvist.kernels.cpu.compile import Kernels, load_kernels
+from kvist.kernels.cpu.jobs import run_ops
 from kvist.kernels.cpu.team import Team
 
+PIECES = 64
+LONGER_THAN_THEY_LINGER = 0.02
 
-class Fake:
-    """Kernels that note their calls and fail for some threads."""
 
-    def __init__(self, *failing: int) -> None:
-        self.failing, self.calls, self.closed = set(failing), [], 0
+@pytest.fixture(scope="module")
+def kernels() -> Iterator[Kernels]:
+    made = load_kernels()
+    yield made
+    made.close()
 
-    def run(self, table: int, count: int, context: int, tid: int) -> None:
-        self.calls.append((table, count, context, tid))
-        if tid in self.failing:
-            raise ValueError(f"thread {tid}")
+
+class Spied:
+    """Real kernels that note what is done with the board, and can be made to raise before or after."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels, self.closed = kernels, 0
+        self.calls: list[tuple[int, int]] = []
+        self.before: dict[tuple[int, int], list[BaseException]] = {}
+        self.after: dict[tuple[int, int], list[BaseException]] = {}
+
+    def run(self, action: int, board: int, tid: int) -> int:
+        self.calls.append((action, tid))
+        if self.before.get((action, tid)):
+            raise self.before[action, tid].pop()
+        result = self.kernels.run(action, board, tid)
+        if self.after.get((action, tid)):
+            raise self.after[action, tid].pop()
+        return result
 
     def close(self) -> None:
         self.closed += 1
 
 
-def team(fake: Fake, threads: int) -> Team:
-    kernels: Any = fake
-    return Team(kernels, threads)
+def team(spied: Spied, threads: int) -> Team:
+    made: Any = spied
+    return Team(made, threads)
+
+
+def step(made: Team, ops: int = 3) -> None:
+    """Run a step and see that all of it was done: READ leaves nothing, so the counters tell."""
+    buffer = np.zeros(PIECES * 512, np.uint8)
+    counters = np.zeros((ops, made.threads + 1), np.int64)
+    table, context = np.zeros((ops, abi.OP_SLOTS), np.int64), np.zeros(abi.CONTEXT_SLOTS, np.int64)
+    scratch = np.zeros((made.threads, 512), np.int64)
+    table[:, abi.CODE], table[:, abi.ARG], table[:, abi.ARG + 1] = abi.READ, buffer.ctypes.data, PIECES
+    table[:, abi.ARG + 2] = 512
+    context[abi.SCRATCH], context[abi.SCRATCH_BYTES] = scratch.ctypes.data, scratch.strides[0]
+    context[abi.THREADS], context[abi.COUNTERS] = made.threads, counters.ctypes.data
+    try:
+        made.run(table.ctypes.data, ops, context.ctypes.data)
+    finally:
+        left = int(made._board[abi.BOARD_LINE])
+        posted = int(made._board[abi.BOARD_STEP])
+        for tid in range(1, made.threads):
+            assert made._board[(1 + tid) * abi.BOARD_LINE] == posted, "each worker has taken the step"
+        assert left == made.threads - 1 or posted == 0, "and nobody still works on the tables when run is left"
+    assert (counters[:, 0] == PIECES).all(), "every piece of every op is done"
 
 
 def workers(before: set[threading.Thread]) -> set[threading.Thread]:
@@ -36,89 +79,114 @@ def workers(before: set[threading.Thread]) -> set[threading.Thread]:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_every_thread_runs_every_step(threads: int) -> None:
-    fake = Fake()
-    made = team(fake, threads)
-    for step in range(20):
-        made.run(step, 2, 3)
-        assert sorted(fake.calls) == [(step, 2, 3, tid) for tid in range(threads)], "all are done when run returns"
-        fake.calls.clear()
+def test_every_thread_takes_every_step(kernels: Kernels, threads: int) -> None:
+    made = team(Spied(kernels), threads)
+    for _ in range(50):
+        step(made)
+    assert made._board[abi.BOARD_STEP] == 50
     made.close()
 
 
-@pytest.mark.parametrize("failing", [(0,), (1,), (3,), (0, 2), (1, 2, 3)])
-def test_a_failure_reaches_the_caller_and_the_team_goes_on(failing: tuple[int, ...]) -> None:
-    fake = Fake(*failing)
-    made = team(fake, 4)
-    for _ in range(3):
-        with pytest.raises(ValueError, match="thread"):
-            made.run(0, 0, 0)
-        assert len(fake.calls) == 4, "nobody still works on the tables"
-        fake.calls.clear()
-    fake.failing = set()
-    made.run(1, 1, 1)
-    assert len(fake.calls) == 4
+def test_workers_that_sleep_are_woken(kernels: Kernels) -> None:
+    spied = Spied(kernels)
+    made = team(spied, 3)
+    for count in range(1, 5):
+        step(made)
+        time.sleep(LONGER_THAN_THEY_LINGER)
+        assert [made._board[(1 + tid) * abi.BOARD_LINE + 1] for tid in (1, 2)] == [1, 1], "they went to sleep"
+        assert spied.calls.count((abi.SERVE, 1)) >= count
     made.close()
 
 
-@pytest.mark.parametrize("before", [False, True])
-@pytest.mark.parametrize("at", [0, 1, 2])
-def test_a_caller_interrupted_while_it_hands_out_work_leaves_nobody_behind(at: int, before: bool) -> None:
+def test_steps_that_follow_soon_wake_nobody(kernels: Kernels) -> None:
+    spied = Spied(kernels)
+    made = team(spied, 2)
+    step(made)
+    asleep = 0
+    for _ in range(200):
+        before = len(spied.calls)
+        step(made)
+        asleep += (abi.LEAD, 0) in spied.calls[before:]
+    assert asleep < 200, "a worker lingers"
+    made.close()
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.0019, 0.002, 0.0021, 0.004])
+def test_a_step_posted_while_a_worker_goes_to_sleep_is_seen(kernels: Kernels, pause: float) -> None:
+    """Around the moment at which workers stop to linger."""
+    made = team(Spied(kernels), 4)
+    for i in range(40):
+        step(made, 1)
+        time.sleep(pause + i * 1e-5)
+    made.close()
+
+
+@pytest.mark.parametrize("when", ["before it is posted", "after it is posted", "while it is led"])
+def test_a_caller_that_is_interrupted_leaves_nobody_behind(kernels: Kernels, when: str) -> None:
     """The tables are freed when `run` is left: no thread may work on them then."""
-    left: list[int] = []
-
-    class Slow(Fake):
-        def run(self, table: int, count: int, context: int, tid: int) -> None:
-            time.sleep(0.02)
-            left.append(tid)
-
-    class Interrupted:
-        def __init__(self, inbox: Any) -> None:
-            self.inbox, self.again = inbox, False
-
-        def put(self, work: Any) -> None:
-            if self.again or not before:
-                self.inbox.put(work)
-            if not self.again:
-                self.again = True
-                raise KeyboardInterrupt
-
-    made = team(Slow(), 4)
-    inbox = made._inboxes[at]
-    stand_in: Any = Interrupted(inbox)
-    made._inboxes[at] = stand_in
-    with pytest.raises(KeyboardInterrupt):
-        made.run(0, 0, 0)
-    assert sorted(left) == [1, 2, 3], "each took the step once, and had left it when run was left"
-    made._inboxes[at] = inbox
-    made.run(1, 1, 1)
-    assert sorted(left) == [0, 1, 1, 2, 2, 3, 3]
+    spied = Spied(kernels)
+    made = team(spied, 4)
+    for _ in range(20):
+        if when == "before it is posted":
+            spied.before[abi.START, 0] = [KeyboardInterrupt()]
+        elif when == "after it is posted":
+            spied.after[abi.START, 0] = [KeyboardInterrupt()]
+        else:
+            time.sleep(LONGER_THAN_THEY_LINGER)  # so that they must be woken, and the caller leads in another call
+            spied.before[abi.LEAD, 0] = [KeyboardInterrupt()]
+        spied.before[abi.JOIN, 0] = [KeyboardInterrupt(), KeyboardInterrupt()]  # who presses Ctrl-C presses it again
+        with pytest.raises(KeyboardInterrupt):
+            step(made)
+        spied.before.clear()
+        spied.after.clear()
+        step(made)
     made.close()
 
 
-def test_close_ends_the_threads_and_can_be_repeated() -> None:
+def test_a_failure_of_a_worker_reaches_the_caller_and_the_team_goes_on(kernels: Kernels) -> None:
+    spied = Spied(kernels)
+    made = team(spied, 3)
+    spied.before[abi.SERVE, 2] = [ValueError("thread 2")]
+    buffer = np.zeros(1, np.int64)
+    with pytest.raises(ValueError, match="thread 2"):
+        run_ops(made, [[abi.READ, 0, buffer.ctypes.data, 0, 512]])
+    time.sleep(LONGER_THAN_THEY_LINGER)
+    step(made)
+    step(made)
+    made.close()
+
+
+def test_close_ends_the_threads_and_can_be_repeated(kernels: Kernels) -> None:
     before = set(threading.enumerate())
-    fake = Fake()
-    made = team(fake, 4)
-    assert len(workers(before)) == 3 and not fake.closed
+    spied = Spied(kernels)
+    made = team(spied, 4)
+    step(made)
+    assert len(workers(before)) == 3 and not spied.closed
     for _ in range(3):
         made.close()
-    assert fake.closed, "what is still being built is ended too"
+    assert spied.closed, "what is still being built is ended too"
     end = time.monotonic() + 5
     while workers(before) and time.monotonic() < end:
         time.sleep(0.001)
     assert not workers(before)
 
 
-def test_two_callers_take_turns() -> None:
-    fake = Fake()
-    made = team(fake, 3)
-    callers = [threading.Thread(target=lambda n=n: [made.run(n, 0, 0) for _ in range(50)]) for n in range(4)]
+def test_two_callers_take_turns(kernels: Kernels) -> None:
+    made = team(Spied(kernels), 3)
+    failures: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            for _ in range(50):
+                run_ops(made, [[abi.READ, 0, buffer.ctypes.data, PIECES, 512]])
+        except BaseException as error:
+            failures.append(error)
+
+    buffer = np.zeros(PIECES * 512, np.uint8)
+    callers = [threading.Thread(target=call) for _ in range(4)]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
-    steps = [fake.calls[i : i + 3] for i in range(0, len(fake.calls), 3)]
-    assert len(steps) == 200
-    assert all(len({table for table, *_ in step}) == 1 and {tid for *_, tid in step} == {0, 1, 2} for step in steps)
+    assert not failures and made._board[abi.BOARD_STEP] == 200
     made.close()

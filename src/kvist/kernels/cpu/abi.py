@@ -1,4 +1,4 @@
-"""Where things lie in the three tables that Python writes and the compiled loop reads. Plain integers, no imports.
+"""Where things lie in the tables that Python writes and the compiled loop reads. Plain integers, no imports.
 
 * an **op** is a row of `OP_SLOTS` int64: its code, which earlier ops it waits for, its arguments (addresses, sizes);
 * the **context** is one row of int64 for the whole step: how many rows, where the batch's arrays are;
@@ -46,6 +46,11 @@ READ, FMA_PEAK, CONVERT, FIND_NONFINITE = range(20, 24)
     CONTEXT_SLOTS,
 ) = range(26)
 
+# --- the board of a team (see `board`): lines of eight int64, and what its entry can be asked to do -------------------
+BOARD_LINE = 8
+BOARD_STEP, BOARD_TABLE, BOARD_COUNT, BOARD_CONTEXT, BOARD_THREADS = range(5)
+START, LEAD, SERVE, LEAVE, JOIN = range(5)
+
 # --- a sequence of the batch ----------------------------------------------------------------------------------------
 SEQUENCE_SLOTS = 4
 SEQ_ROW, SEQ_TOKENS, SEQ_POSITION, SEQ_PAGES = range(
@@ -58,7 +63,7 @@ ITEM_ROW, ITEM_TOKENS, ITEM_POSITION, ITEM_PAGES, ITEM_FROM, ITEM_TO, ITEM_PARTI
 
 TILE = 64  # positions of a tile, at multiples of 64
 SPLIT = 512  # positions of a split, at multiples of 512; partial results of splits are folded in order
-TILE_ROWS = 48  # query rows (tokens x heads of a group) that an item aims at
+TILE_ROWS = 96  # query rows (tokens x heads of a group) that an item aims at
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
 DTYPES = ("f32", "f16", "bf16")

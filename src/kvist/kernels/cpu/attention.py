@@ -73,8 +73,8 @@ def make_attend_tile(dtype: str) -> Any:
                 qs, rows - skip, dims, k_copy, k_copy + size, k_copy + 2 * size, k_copy + 3 * size, ps, 0, 0, 0, 0
             )
             soften(p, skip, rows, group, position, begin, row_max, row_sum, acc, dims)
-            for r in range(skip, whole):
-                weigh_many(p + r * 256, 1, v_copy, position + r // group + 1 - begin, acc + r * dims * 4, dims, 0)
+            for r in range(skip, whole, group):  # the heads of a token see the same slots
+                weigh_many(p + r * 256, group, v_copy, position + r // group + 1 - begin, acc + r * dims * 4, dims, 0)
             weigh_many(p + whole * 256, rows - whole, v_copy, TILE, acc + whole * dims * 4, dims, 0)
             return
         n0, n1, n2, n3 = b0, b1, b2, b3
@@ -85,16 +85,16 @@ def make_attend_tile(dtype: str) -> Any:
             n3 = block_at(pages, begin + TILE + 48, page_size, page_bytes, head, block_bytes)
         score_few(qs, rows - skip, dims, b0, b1, b2, b3, ps, n0, n1, n2, n3)
         soften(p, skip, rows, group, position, begin, row_max, row_sum, acc, dims)
-        for r in range(skip, whole):
+        for r in range(skip, whole, group):  # the heads of a token see the same slots
             valid = position + r // group + 1 - begin
             pr, ar = p + r * 256, acc + r * dims * 4
-            weigh_few(pr, 1, b0 + v, min(16, valid), ar, dims, n0 + v)
+            weigh_few(pr, group, b0 + v, min(16, valid), ar, dims, n0 + v)
             if valid > 16:
-                weigh_few(pr + 64, 1, b1 + v, min(16, valid - 16), ar, dims, n1 + v)
+                weigh_few(pr + 64, group, b1 + v, min(16, valid - 16), ar, dims, n1 + v)
             if valid > 32:
-                weigh_few(pr + 128, 1, b2 + v, min(16, valid - 32), ar, dims, n2 + v)
+                weigh_few(pr + 128, group, b2 + v, min(16, valid - 32), ar, dims, n2 + v)
             if valid > 48:
-                weigh_few(pr + 192, 1, b3 + v, valid - 48, ar, dims, n3 + v)
+                weigh_few(pr + 192, group, b3 + v, valid - 48, ar, dims, n3 + v)
         pw, aw = p + whole * 256, acc + whole * dims * 4
         weigh_few(pw, rows - whole, b0 + v, 16, aw, dims, n0 + v)
         weigh_few(pw + 64, rows - whole, b1 + v, 16, aw, dims, n1 + v)

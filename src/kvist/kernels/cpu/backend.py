@@ -65,7 +65,7 @@ class CpuExecutable:
         buffers, matmuls = _buffers(program), [op for op in program.ops if isinstance(op, Matmul)]
         group = program.num_heads // program.num_kv_heads
         items = 2 * (limits.rows + 64 * limits.sequences + 4096)
-        scratch = scratch_bytes(group, program.head_dim, max((op.weight.columns for op in matmuls), default=0))
+        scratch = scratch_bytes(group, program.head_dim)
         partial_rows = PARTIAL_BYTES // partial_bytes(program.head_dim)
         memory = allocate({
             **{b.name: ((limits.sampled if b.sampled else limits.rows, b.width), np.float32) for b in buffers},

@@ -26,7 +26,7 @@ from kvist.kernels.program import BLOCK_TYPES
 ENTRY = "kvist_entry"  # symbol of a unit's entry: status f(result*, exception info**, four int64)
 ARGUMENTS = 4
 UNITS: dict[str, tuple[str, str | None]] = {
-    "run": ("interpreter", None),
+    "run": ("board", None),
     **{f"attend_{name}": ("attention", name) for name in DTYPES},
     **{f"weights_{name}": ("weights", name) for name in (*DTYPES, *BLOCK_TYPES)},
 }

@@ -50,12 +50,13 @@ class Kernels:
         address: int = self._engines[unit].get_function_address(ENTRY)
         return address
 
-    def run(self, table: int, count: int, context: int, tid: int) -> None:
-        """Run the program as thread `tid`; returns when the whole step is done. Releases the GIL."""
+    def run(self, action: int, board: int, tid: int) -> int:
+        """Do something with a team's board as thread `tid` (see `board`). Releases the GIL."""
         result, info = ctypes.c_int64(0), ctypes.c_void_p(0)
-        status = self._entry(ctypes.addressof(result), ctypes.addressof(info), table, count, context, tid)
+        status = self._entry(ctypes.addressof(result), ctypes.addressof(info), action, board, tid, 0)
         if status != 0:
             raise RuntimeError(f"compiled kernel returned status {status}")
+        return result.value
 
     def load_loop(self) -> None:
         """Make `run` callable."""

@@ -156,7 +156,8 @@ def ask_for_next_weights(op: int, end: int, ctx: int, tid: int) -> None:
         ask_ahead(ctx, op, total * tid // threads, total * (tid + 1) // threads)
 
 
-def run(table: int, count: int, ctx: int, tid: int) -> int:
+@jit
+def run_table(table: int, count: int, ctx: int, tid: int) -> None:
     """Run `count` ops of the table as thread `tid`; returns when every piece of every op is done."""
     counters, times = slot(ctx, abi.COUNTERS), slot(ctx, abi.TIMES)
     stride = (slot(ctx, abi.THREADS) + 1) * 8
@@ -186,4 +187,3 @@ def run(table: int, count: int, ctx: int, tid: int) -> int:
         wait(counters + i * stride, pieces_of(slot(op, abi.CODE), ctx, op))
     if times != 0:  # the wait for the end counts as the last op's
         note_times(times + (tid * count + count - 1) * 16, begin, nanoseconds())
-    return 0

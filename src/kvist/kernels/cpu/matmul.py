@@ -2,8 +2,8 @@
 
 out[m][n] = (sum over k of x[m][k] * w[n][k]) + bias[n] + residual[m][n]. A piece is 32 weight rows times a block of
 activation rows small enough for the second-level cache. Up to 8 rows, weights are streamed past them. More: four
-weight rows at a time become a float32 panel in the first-level cache while the first four activation rows meet them,
-the other activation rows pass by the panel, and meanwhile the next weight rows are asked for.
+weight rows at a time become a float32 panel in the first-level cache, the activation rows pass by it six at a time,
+and meanwhile the next weight rows are asked for.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Any
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.math import activate, jit
 from kvist.kernels.cpu.scalar import arg, get_i32, prefetch, slot
-from kvist.kernels.cpu.tile import LINE, PANEL_ROWS, make_keep, make_panel_tile, make_stream
+from kvist.kernels.cpu.sizes import PANEL_BYTES, PANEL_COLUMNS, PANEL_ROWS, SUMS_BYTES, WIDE, X_BYTES
+from kvist.kernels.cpu.tile import LINE, make_panel, make_panel_tile, make_stream
 from kvist.kernels.cpu.vector import mul
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
 WEIGHT_ROWS = 32  # of a piece: small, so that all threads are busy to the end
-X_BYTES = 400 << 10  # of a piece's activation rows: they stay in the second-level cache
 FEW = 8  # up to so many rows weights are streamed past them, four at a time
-TOGETHER = 4  # activation rows of the largest tile
+TOGETHER = 4  # activation rows of the largest stream tile
 AT_ONCE = 16 << 10  # bytes a thread asks for while it waits
 
 
 @jit
 def rows_a_piece(rows: int, K: int) -> int:
-    """Activation rows of a piece: as many as fit, in blocks of nearly equal size, multiples of 4."""
-    most = max(16, X_BYTES // (4 * K))
+    """Activation rows of a piece: as many as fit, in blocks of nearly equal size, multiples of the largest tile."""
+    most = max(3 * WIDE, X_BYTES // (4 * K))
     blocks = (rows + most - 1) // most
-    return ((rows + blocks - 1) // blocks + 3) // 4 * 4
+    return ((rows + blocks - 1) // blocks + WIDE - 1) // WIDE * WIDE
 
 
 @jit
@@ -90,32 +90,46 @@ def make_few(dtype: str) -> Any:
     return few
 
 
+@jit
+def block_columns(K: int) -> int:
+    """Numbers of a row that a panel takes at once: all, or blocks of nearly equal size, multiples of 256."""
+    blocks = (K + PANEL_COLUMNS - 1) // PANEL_COLUMNS
+    return ((K + blocks - 1) // blocks + 255) // 256 * 256
+
+
 def make_many(dtype: str) -> Any:
     """The kernel for 4 weight rows times more than a few activation rows."""
-    keep = make_keep(dtype, TOGETHER)
-    panel1, panel2, panel3, panel4 = (make_panel_tile(C) for C in (1, 2, 3, 4))
+    unpack = make_panel(dtype)
+    tile1, tile2, tile3, tile4, tile6 = (make_panel_tile(C) for C in (1, 2, 3, 4, WIDE))
 
     @jit
     def many(
         w: int, ws: int, x: int, xs: int, rows: int, K: int, bias: int, res: int, rs: int, out: int, os: int, panel: int
     ) -> None:
-        keep(w, ws, x, xs, K, bias, res, rs, out, os, panel)
+        high = block_columns(K)
         ahead, end = w + PANEL_ROWS * ws, w + 2 * PANEL_ROWS * ws
-        rows -= TOGETHER
-        while rows > 0:
-            x += TOGETHER * xs
-            res += TOGETHER * rs
-            out += TOGETHER * os
-            if rows >= TOGETHER:
-                panel4(panel, ahead, x, xs, K, bias, res, rs, out, os)
-            elif rows == 3:
-                panel3(panel, ahead, x, xs, K, bias, res, rs, out, os)
-            elif rows == 2:
-                panel2(panel, ahead, x, xs, K, bias, res, rs, out, os)
-            else:
-                panel1(panel, ahead, x, xs, K, bias, res, rs, out, os)
-            rows -= TOGETHER
-            ahead = min(ahead + K // 16 * LINE, end)
+        for k in range(0, K, high):
+            columns, begins, ends = min(high, K - k), int(k == 0), int(k + high >= K)
+            unpack(w + k * ws // K, ws, columns, panel)
+            sums, left, xk, rk, ok = panel + PANEL_BYTES, rows, x + k * 4, res, out
+            while left > 0:
+                n = WIDE if left >= WIDE else 4 if left >= 4 else left
+                if n == WIDE:
+                    tile6(panel, xk, xs, columns, bias, rk, rs, ok, os, sums, begins, ends, ahead)
+                elif n == 4:
+                    tile4(panel, xk, xs, columns, bias, rk, rs, ok, os, sums, begins, ends, ahead)
+                elif n == 3:
+                    tile3(panel, xk, xs, columns, bias, rk, rs, ok, os, sums, begins, ends, ahead)
+                elif n == 2:
+                    tile2(panel, xk, xs, columns, bias, rk, rs, ok, os, sums, begins, ends, ahead)
+                else:
+                    tile1(panel, xk, xs, columns, bias, rk, rs, ok, os, sums, begins, ends, ahead)
+                left -= n
+                xk += n * xs
+                rk += n * rs
+                ok += n * os
+                sums += n * SUMS_BYTES
+                ahead = min(ahead + columns // 16 * LINE, end)
 
     return many
 

@@ -1,4 +1,4 @@
-"""A team of threads that runs a step together: the caller is thread 0, the others sleep between steps."""
+"""A team of threads that runs a step together: the caller is thread 0, the others linger, then sleep, between steps."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import queue
 import threading
 from collections.abc import Iterable
 
-from kvist.kernels.cpu.compile import Kernels
+import numpy as np
 
-_Work = tuple[int, int, int, int, int]  # step, table, ops, context, thread id
+from kvist.kernels.cpu import abi
+from kvist.kernels.cpu.compile import Kernels
 
 
 class Team:
@@ -18,11 +19,15 @@ class Team:
         self.threads = threads
         self._kernels = kernels
         self._lock = threading.Lock()
-        self._step = 0
-        self._done: queue.SimpleQueue[tuple[int, BaseException | None]] = queue.SimpleQueue()
-        self._inboxes: list[queue.SimpleQueue[_Work | None]] = [queue.SimpleQueue() for _ in range(threads - 1)]
-        for inbox in self._inboxes:
-            threading.Thread(target=self._serve, args=(inbox,), name="kvist-kernel", daemon=True).start()
+        lines = np.zeros((threads + 2, abi.BOARD_LINE), np.int64)
+        shift = -lines.ctypes.data % 64 // 8  # lines of the processor's cache
+        self._board = lines.reshape(-1)[shift : shift + (threads + 1) * abi.BOARD_LINE]
+        self._board[abi.BOARD_THREADS] = threads
+        self._failures: list[BaseException] = []
+        self._inboxes: list[queue.SimpleQueue[bool]] = [queue.SimpleQueue() for _ in range(threads - 1)]
+        for tid, inbox in enumerate(self._inboxes, start=1):
+            self._board[(1 + tid) * abi.BOARD_LINE + 1] = 1  # asleep
+            threading.Thread(target=self._serve, args=(tid, inbox), name="kvist-kernel", daemon=True).start()
 
     def prepare(self, units: Iterable[str]) -> None:
         """Begin to build units that will be asked for."""
@@ -35,55 +40,47 @@ class Team:
     def run(self, table: int, count: int, context: int) -> None:
         """Run `count` ops; returns when all are done and every thread has left the tables, also when interrupted."""
         with self._lock:
-            self._step += 1
+            board, address = self._board, self._board.ctypes.data
+            board[abi.BOARD_TABLE], board[abi.BOARD_COUNT], board[abi.BOARD_CONTEXT] = table, count, context
+            before = int(board[abi.BOARD_STEP])
             try:
-                self._hand_out(table, count, context)
-                self._kernels.run(table, count, context, 0)
+                if self._kernels.run(abi.START, address, 0):
+                    self._wake()
+                    self._kernels.run(abi.LEAD, address, 0)
             except BaseException:
-                self._hand_out(
-                    table, count, context
-                )  # the first time it may have been interrupted half-way; nobody takes a step twice
+                if board[abi.BOARD_STEP] != before:  # posted: the workers do all of it, whoever is missing
+                    self._join()
                 raise
-            finally:
-                self._join()
+            if self._failures:
+                failures, self._failures = self._failures, []
+                raise failures[0]
 
     def close(self) -> None:
         """Let the threads end; idempotent."""
         with self._lock:
             for inbox in self._inboxes:
-                inbox.put(None)
+                inbox.put(False)
             self._inboxes = []
             self._kernels.close()
 
-    def _hand_out(self, table: int, count: int, context: int) -> None:
-        for tid, inbox in enumerate(self._inboxes, start=1):
-            inbox.put((self._step, table, count, context, tid))
+    def _wake(self) -> None:
+        for inbox in self._inboxes:  # who is awake finds it later, and looks for a step in vain
+            inbox.put(True)
 
     def _join(self) -> None:
-        """Wait for every thread's word on this step. Ctrl-C is held back meanwhile: the tables are in use."""
-        missing = len(self._inboxes)
-        failure: BaseException | None = None
-        while missing:
+        """Wait until every worker has left. Another Ctrl-C is held back meanwhile: the tables are in use."""
+        while True:
             try:
-                step, error = self._done.get()
-            except KeyboardInterrupt as interrupt:
-                failure = interrupt
+                self._wake()
+                self._kernels.run(abi.JOIN, self._board.ctypes.data, 0)
+                return
+            except KeyboardInterrupt:
                 continue
-            if step == self._step:
-                missing -= 1
-                failure = failure or error
-        if failure is not None:
-            raise failure
 
-    def _serve(self, inbox: queue.SimpleQueue[_Work | None]) -> None:
-        taken = 0
-        while (work := inbox.get()) is not None:
-            step, *arguments = work
-            if step == taken:
-                continue
-            taken, failure = step, None
+    def _serve(self, tid: int, inbox: queue.SimpleQueue[bool]) -> None:
+        while inbox.get():
             try:
-                self._kernels.run(*arguments)
+                self._kernels.run(abi.SERVE, self._board.ctypes.data, tid)
             except BaseException as error:  # handed to the caller of `run`, who raises it
-                failure = error
-            self._done.put((step, failure))
+                self._failures.append(error)
+                self._kernels.run(abi.LEAVE, self._board.ctypes.data, tid)

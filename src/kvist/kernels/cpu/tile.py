@@ -9,21 +9,22 @@
     x row C-1 [..............|.....]
 
 The sum of an output element never sees R, C, or where its weights come from, so every tile gives the same bits; that
-is half of the exactness contract. Three tiles serve every number of rows:
+is half of the exactness contract. Two tiles serve every number of rows:
 
 * **stream**: 8 weight rows, two at a time, times 1 to 4 activation rows. For few rows (up to 8, in two turns) reading
   weights is all that counts; two rows that lie one after the other are nearly one stream, and lines are asked for
   8 KiB ahead, which the processor's own prefetcher does not do across a page's end (measured: 11 to 15 GB/s on one
   core that reads 16).
-* **keep**: 4 weight rows times 4 activation rows, which leaves the weights as float32 in a *panel* as it goes.
-* **panel**: 4 weight rows of a panel times 1 to 4 activation rows: no conversion, one stream of weights from the
-  first-level cache. It asks for the next weights meanwhile, line by line.
+* **panel**: 4 weight rows, unpacked to float32 beforehand, times 1 to 6 activation rows: 24 accumulators need 10 loads
+  for 24 multiply-adds. A panel is 12 KiB at most, so that it stays in the first-level cache; wider rows are
+  taken in blocks of 768 numbers, and the accumulators wait in memory in between, sixteen lanes each, unrounded.
 
     panel   [k 0..15: row 0 | row 1 | row 2 | row 3][k 16..31: row 0 | ...] ...    float32
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llvmlite import ir
@@ -31,11 +32,25 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from kvist.kernels.cpu.formats import FORMATS, Format
+from kvist.kernels.cpu.sizes import PANEL_ROWS
 from kvist.kernels.cpu.vector import F32, I64, V16F, emit_fma, emit_load, emit_prefetch, pointer, shuffle
 
-PANEL_ROWS = 4  # weight rows of a panel
 AHEAD = 8192  # bytes between what is read and what is asked for
 LINE = 64
+ZEROS = ir.Constant(V16F, [0.0] * 16)
+
+
+def _panel_format(steps: int) -> Format:
+    """A panel read in turns of so many times sixteen numbers a row."""
+
+    def emit(builder: Any, row: Any) -> Iterator[Any]:
+        for step in range(steps):
+            yield emit_load(builder, row, "f32", I64(64 * PANEL_ROWS * step))
+
+    return Format("panel", steps, 64 * PANEL_ROWS * steps, emit)
+
+
+ONE, PAIR = _panel_format(1), _panel_format(2)
 
 
 def fold_eight(builder: Any, sums: list[Any]) -> Any:
@@ -77,7 +92,8 @@ def make_stream(dtype: str, R: int, C: int) -> Any:
             sums = []
             for r in range(0, R, together):
                 rows = [builder.add(w, builder.mul(ws, I64(r + g))) for g in range(together)]
-                sums += _emit_sums(builder, form, rows, _rows_at(builder, x, xs, C), K, stream=True)
+                zeros = [[ZEROS] * C for _ in rows]
+                sums += _emit_sums(builder, form, rows, _rows_at(builder, x, xs, C), K, zeros, stream=True)
             _store_tile(builder, sums, R, C, bias, res, rs, out, os)
             return context.get_dummy_value()
 
@@ -86,46 +102,89 @@ def make_stream(dtype: str, R: int, C: int) -> Any:
     return tile
 
 
-def make_keep(dtype: str, C: int) -> Any:
-    """A keep tile of 4 weight rows by C activation rows: a stream tile with the panel's address as last argument."""
+def make_panel(dtype: str) -> Any:
+    """``panel(w, w_stride, columns, out)``: unpack so many numbers of 4 weight rows to a panel."""
     form = FORMATS[dtype]
 
     @intrinsic
-    def tile(
-        typingctx: Any, w: Any, ws: Any, x: Any, xs: Any, K: Any, bias: Any, res: Any, rs: Any, out: Any, os: Any,
-        panel: Any,
-    ) -> Any:  # fmt: skip
+    def panel(typingctx: Any, w: Any, ws: Any, columns: Any, out: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            w, ws, x, xs, K, bias, res, rs, out, os, panel = args
-            rows = [builder.add(w, builder.mul(ws, I64(r))) for r in range(PANEL_ROWS)]
-            sums = _emit_sums(builder, form, rows, _rows_at(builder, x, xs, C), K, panel=panel)
-            _store_tile(builder, sums, PANEL_ROWS, C, bias, res, rs, out, os)
+            w, ws, columns, out = args
+            before, loop = builder.block, builder.append_basic_block("unpack")
+            after = builder.append_basic_block("unpacked")
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            block = builder.phi(I64)
+            offset = builder.mul(block, I64(form.size))
+            rows = [form.emit(builder, builder.add(row, offset)) for row in _rows_at(builder, w, ws, PANEL_ROWS)]
+            for s in range(form.vectors):
+                for r, vectors in enumerate(rows):
+                    place = builder.add(
+                        builder.mul(block, I64(64 * PANEL_ROWS * form.vectors)), I64(64 * (PANEL_ROWS * s + r))
+                    )
+                    builder.store(next(vectors), pointer(builder, out, V16F, place), align=64)
+            following = builder.add(block, I64(1))
+            block.add_incoming(I64(0), before)
+            block.add_incoming(following, builder.block)
+            more = builder.icmp_signed("<", builder.mul(following, I64(16 * form.vectors)), columns)
+            builder.cbranch(more, loop, after)
+            builder.position_at_end(after)
             return context.get_dummy_value()
 
-        return types.none(*[types.int64] * 11), codegen
+        return types.none(*[types.int64] * 4), codegen
 
-    return tile
+    return panel
 
 
 def make_panel_tile(C: int) -> Any:
     """A panel tile of 4 weight rows by C activation rows.
 
-    Called as a stream tile, but with the panel for the weights and, for their stride, the address to ask for ahead.
+    Called as ``tile(panel, x, x_stride, columns, bias, residual, residual_stride, out, out_stride, sums, begins,
+    ends, ahead)``: for `columns` numbers of a row. begins: they are the first, the sums start at zero, else at what
+    lies at `sums`. ends: they are the last, and the tile is folded and stored as a stream tile is; else the sums are
+    left at `sums`, 4 C vectors. Meanwhile it asks for memory from `ahead` on, a line for every sixteen numbers.
     """
 
     @intrinsic
     def tile(
-        typingctx: Any, w: Any, ahead: Any, x: Any, xs: Any, K: Any, bias: Any, res: Any, rs: Any, out: Any, os: Any
-    ) -> Any:
+        typingctx: Any, panel: Any, x: Any, xs: Any, columns: Any, bias: Any, res: Any, rs: Any, out: Any, os: Any,
+        sums_at: Any, begins: Any, ends: Any, ahead: Any,
+    ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            w, ahead, x, xs, K, bias, res, rs, out, os = args
-            whole = Format("panel", 1, PANEL_ROWS * 64, FORMATS["f32"].emit)
-            rows = [builder.add(w, I64(64 * r)) for r in range(PANEL_ROWS)]
-            sums = _emit_sums(builder, whole, rows, _rows_at(builder, x, xs, C), K, ahead=ahead)
+            panel, x, xs, columns, bias, res, rs, out, os, sums_at, begins, ends, ahead = args
+            places = [[pointer(builder, sums_at, V16F, I64(64 * (r * C + c))) for c in range(C)] for r in range(4)]
+            rows, x_rows = [builder.add(panel, I64(64 * r)) for r in range(PANEL_ROWS)], _rows_at(builder, x, xs, C)
+
+            def load_sums() -> list[list[Any]]:
+                return [[builder.load(place, align=64) for place in row] for row in places]
+
+            def sum_pairs() -> list[list[Any]]:
+                return _emit_sums(builder, PAIR, rows, x_rows, even, start, ahead=ahead)
+
+            def sum_last() -> list[list[Any]]:
+                at = [builder.add(row, builder.mul(even, I64(4 * PANEL_ROWS))) for row in rows]
+                x_at = [builder.add(row, builder.mul(even, I64(4))) for row in x_rows]
+                return _emit_sums(builder, ONE, at, x_at, I64(16), sums)
+
+            even = builder.and_(columns, I64(-32))
+            zeros = [[ZEROS] * C for _ in rows]
+            start = _emit_if(builder, builder.icmp_signed("==", begins, I64(0)), load_sums, zeros)
+            sums = _emit_if(builder, builder.icmp_signed("!=", even, I64(0)), sum_pairs, start)
+            sums = _emit_if(builder, builder.icmp_signed("!=", even, columns), sum_last, sums)
+            fold, leave, done = (builder.append_basic_block(name) for name in ("fold", "leave", "done"))
+            builder.cbranch(builder.icmp_signed("!=", ends, I64(0)), fold, leave)
+            builder.position_at_end(leave)
+            for row_sums, row in zip(sums, places, strict=True):
+                for vector, place in zip(row_sums, row, strict=True):
+                    builder.store(vector, place, align=64)
+            builder.branch(done)
+            builder.position_at_end(fold)
             _store_tile(builder, sums, PANEL_ROWS, C, bias, res, rs, out, os)
+            builder.branch(done)
+            builder.position_at_end(done)
             return context.get_dummy_value()
 
-        return types.none(*[types.int64] * 10), codegen
+        return types.none(*[types.int64] * 13), codegen
 
     return tile
 
@@ -134,14 +193,35 @@ def _rows_at(builder: Any, base: Any, stride: Any, count: int) -> list[Any]:
     return [builder.add(base, builder.mul(stride, I64(i))) for i in range(count)]
 
 
+def _emit_if(
+    builder: Any, condition: Any, then: Callable[[], list[list[Any]]], otherwise: list[list[Any]]
+) -> list[list[Any]]:
+    """Emit `then` behind a condition; the vectors it gives, or `otherwise`."""
+    before, inside = builder.block, builder.append_basic_block("then")
+    after = builder.append_basic_block("after")
+    builder.cbranch(condition, inside, after)
+    builder.position_at_end(inside)
+    given = then()
+    inside = builder.block
+    builder.branch(after)
+    builder.position_at_end(after)
+    merged = []
+    for yes_row, no_row in zip(given, otherwise, strict=True):
+        merged.append([builder.phi(V16F) for _ in yes_row])
+        for phi, yes, no in zip(merged[-1], yes_row, no_row, strict=True):
+            phi.add_incoming(yes, inside)
+            phi.add_incoming(no, before)
+    return merged
+
+
 def _emit_sums(
-    builder: Any, form: Format, w_rows: list[Any], x_rows: list[Any], K: Any,
-    *, stream: bool = False, panel: Any = None, ahead: Any = None,
+    builder: Any, form: Format, w_rows: list[Any], x_rows: list[Any], K: Any, start: list[list[Any]],
+    *, stream: bool = False, ahead: Any = None,
 ) -> list[list[Any]]:  # fmt: skip
     """Emit the loop over the blocks of K numbers; the sums [weight row][activation row] as sixteen lanes each.
 
-    stream: the weight rows lie one after the other; ask for what comes after them. panel: leave the weights there.
-    ahead: ask for one line from there on in each turn.
+    stream: the weight rows lie one after the other; ask for what comes after them. ahead: ask for lines from there on,
+    one for every sixteen numbers.
     """
     before, loop, after = builder.block, builder.append_basic_block("k_loop"), builder.append_basic_block("k_done")
     builder.branch(loop)  # K is at least one block
@@ -154,7 +234,8 @@ def _emit_sums(
         for line in range(0, turn, LINE):
             emit_prefetch(builder, w_rows[0], builder.add(builder.mul(block, I64(turn)), I64(AHEAD + line)))
     if ahead is not None:
-        emit_prefetch(builder, ahead, builder.mul(block, I64(LINE)))
+        for i in range(form.vectors):
+            emit_prefetch(builder, ahead, builder.add(builder.mul(block, I64(LINE * form.vectors)), I64(LINE * i)))
     offset = builder.mul(block, I64(form.size))
     unpacked = [form.emit(builder, builder.add(row, offset)) for row in w_rows]
     for s in range(form.vectors):
@@ -162,17 +243,13 @@ def _emit_sums(
         xv = [emit_load(builder, row, "f32", x_offset) for row in x_rows]
         for r, vectors in enumerate(unpacked):
             wv = next(vectors)
-            if panel is not None:
-                place = builder.add(builder.mul(x_offset, I64(PANEL_ROWS)), I64(64 * r))
-                builder.store(wv, pointer(builder, panel, V16F, place), align=64)
             new[r] = [emit_fma(builder, wv, xv[c], new[r][c]) for c in range(len(x_rows))]
     following = builder.add(block, I64(1))
     block.add_incoming(I64(0), before)
     block.add_incoming(following, builder.block)
-    zero = ir.Constant(V16F, [0.0] * 16)
-    for phis, values in zip(sums, new, strict=True):
-        for phi, value in zip(phis, values, strict=True):
-            phi.add_incoming(zero, before)
+    for phis, firsts, values in zip(sums, start, new, strict=True):
+        for phi, first, value in zip(phis, firsts, values, strict=True):
+            phi.add_incoming(first, before)
             phi.add_incoming(value, builder.block)
     more = builder.icmp_signed("<", builder.mul(following, I64(16 * form.vectors)), K)
     builder.cbranch(more, loop, after)
