@@ -29,6 +29,7 @@ from kvist.models.decoder import build_program
 from kvist.models.load import Model
 from kvist.models.rotary import rotary_tables
 
+PREFAULT_BYTES = 1 << 30
 NUMERIC_VERSION = b"1"  # of the kernels' arithmetic: raise it whenever a change may change a bit
 
 
@@ -133,6 +134,8 @@ def _running(
     manager = CacheManager(
         _layout(model, config), sizes.num_pages, identity=identity(model), enable_prefix_caching=caching, events=events
     )
+    if config.prefault:
+        manager.pool.prefault(PREFAULT_BYTES)
     rotary = rotary_tables(model.config, sizes.max_model_len, model.rope_divisors)
     program = build_program(model.config, model.matrices, model.vectors, rotary)
     limits = Limits(

@@ -88,6 +88,8 @@ class EngineConfig:
     weights: type the weights are held in: auto (the file's own; f16 for block-quantised), f32, f16, bf16.
     threads: kernel threads (None: all usable cores). seed: of requests that bring none.
     speculative_config: who drafts tokens that are checked together (None: nobody); in `from_options` also a mapping.
+    prefault: have the system provide the pool's memory at the start (1 GiB at most), not when a page is first used;
+    that takes a second or more, and the first prompts are the faster for it.
     check_integrity: prove the cache's invariants whenever the engine runs idle (for debugging).
     """
 
@@ -103,6 +105,7 @@ class EngineConfig:
     threads: int | None = None
     seed: int = 0
     speculative_config: SpeculativeConfig | None = None
+    prefault: bool = False
     check_integrity: bool = False
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ctypes
 import resource
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,3 +97,19 @@ def test_pools_that_cannot_be() -> None:
 def test_places_outside_are_refused(place: tuple[int, int, int]) -> None:
     with pytest.raises(IndexError):
         make().read(*place)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's count of resident pages")
+def test_prefault_provides_the_memory_it_is_asked_for() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    layout = PageLayout((LayerSpec(2, 64),), 64, codec("f32"))
+    pool = PagePool(layout, layout.num_pages_for_bytes(96 << 20))
+    begin = resident()
+    pool.prefault(32 << 20)
+    assert 30 << 20 <= resident() - begin <= 40 << 20
+    pool.prefault(10**12)  # more than there is: all of it
+    assert resident() - begin >= 90 << 20
+    assert not pool.data.any()
+    pool.close()

@@ -15,7 +15,29 @@ from kvist.kernels.reference import ReferenceBackend
 from ops import fill, numbers, row_batch, run_ops, same_bits, weight
 
 DTYPES = ("f32", "f16", "bf16")
-ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 17, 47, 48, 49, 97, 191, 193, 200)  # around every tile, panel and piece
+ROWS = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    9,
+    10,
+    11,
+    12,
+    13,
+    17,
+    47,
+    48,
+    49,
+    97,
+    191,
+    193,
+    200,
+)  # around every tile, panel and piece
 
 
 def product(
@@ -44,7 +66,8 @@ def product(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("N", "K"), [(1, 16), (7, 48), (8, 64), (31, 576), (33, 16), (97, 1536), (8, 784), (20, 1552), (128, 2048), (301, 64)]
+    ("N", "K"),
+    [(1, 16), (7, 48), (8, 64), (31, 576), (33, 16), (97, 1536), (8, 784), (20, 1552), (128, 2048), (301, 64)],
 )
 def test_close_to_the_reference(backend: CpuBackend, dtype: str, N: int, K: int) -> None:
     for count, residual in ((1, "none"), (6, "other"), (50, "out"), (200, "other")):

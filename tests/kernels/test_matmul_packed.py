@@ -31,8 +31,40 @@ from ops import weight as plain_weight
 
 DTYPES = tuple(BLOCK_TYPES)
 MOST = 200
-BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 17, 47, 48, 49, 97, *range(191, MOST + 1))  # around every tile and piece
-SHAPES = [(1, 256), (5, 256), (31, 256), (33, 512), (97, 256), (33, 1536), (8, 800), (8, 2048), (33, 64), (97, 64), (12, 576)]
+BATCHES = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    9,
+    10,
+    11,
+    12,
+    13,
+    17,
+    47,
+    48,
+    49,
+    97,
+    *range(191, MOST + 1),
+)  # around every tile and piece
+SHAPES = [
+    (1, 256),
+    (5, 256),
+    (31, 256),
+    (33, 512),
+    (97, 256),
+    (33, 1536),
+    (8, 800),
+    (8, 2048),
+    (33, 64),
+    (97, 64),
+    (12, 576),
+]
 CASES = [(t, N, K) for t in DTYPES for N, K in SHAPES if K % BLOCK_TYPES[t][0] == 0]
 
 

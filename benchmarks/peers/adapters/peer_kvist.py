@@ -8,12 +8,15 @@ from protocol import Timeline, serve
 
 
 class Kvist:
-    """kvist with its defaults; `weights` is the type the weights are held in."""
+    """kvist with its defaults, and its pages' memory provided at the start, as engines have that fill it again and again.
+
+    `weights` is the type the weights are held in.
+    """
 
     def __init__(self, model: str, threads: int, options: dict[str, Any]) -> None:
         from kvist import LLM, __version__
 
-        self._llm = LLM(model, threads=threads, max_num_seqs=64, **options)
+        self._llm = LLM(model, threads=threads, max_num_seqs=64, prefault=True, **options)
         codec = self._llm.engine.manager.layout.codec.name
         self.about = {"version": __version__, "weights": options["weights"], "cache": codec}
 

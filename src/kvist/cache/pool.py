@@ -21,6 +21,7 @@ from kvist.errors import CapacityError, UsageError
 from kvist.memory import map_memory
 
 ALL = slice(None)
+SYSTEM_PAGE = 4096
 
 
 class PagePool:
@@ -38,6 +39,13 @@ class PagePool:
             raise CapacityError(f"{num_pages} pages of {layout.page_bytes:,} bytes: {error}") from None
         self.data: NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8).reshape(num_pages, layout.page_bytes)
         self.address: int = self.data.ctypes.data
+
+    def prefault(self, nbytes: int) -> None:
+        """Have the system provide the first `nbytes` now. Only while nothing is stored: a zero is written everywhere.
+
+        A new virtual machine gives memory at some 250 MB/s, which is a tenth of a prompt's time; see `kvist bench`.
+        """
+        self.data.reshape(-1)[:nbytes:SYSTEM_PAGE] = 0
 
     def copy(self, source: int, target: int) -> None:
         """Copy a whole page, all layers and slots."""

@@ -85,7 +85,7 @@ def bench(
             _quality(model, weight_types, options, activity, json)
         return
     with Activity("loading the model") as activity:
-        llm = LLM(model, progress=activity.report, **options)
+        llm = LLM(model, progress=activity.report, prefault=True, **options)
     with llm, Activity("measuring") as activity:
         if uncached:
             _savings(llm, counts, activity, json)

@@ -2,13 +2,13 @@
 
 ::
 
-    line 0     step | table | count | context | threads    written by the caller, `step` last
+    line 0     step | table | count | context | threads      written by the caller, `step` last
     line 1     left                                          workers that have left this step
-    line 1+t   seen | asleep                                 of worker t: the last step it took, whether it must be woken
+    line 1+t   seen | asleep                                 of worker t: the last step it took, whether it sleeps
 
-Waking a thread that sleeps, and hearing from one that wakes you, takes longer than all of a small step outside
-its matrices. So a worker that has left a step looks for the next one a while (`LINGER`), and the caller looks until
-all have left. A worker says that it will sleep before it looks a last time, the caller posts a step before it asks who
+To wake a thread, and to be told by it that it is done, takes longer than all of a small step but its matrices. So a
+worker that has left a step looks for the next one a while (`LINGER`), and the caller looks until all have left. A
+worker says that it will sleep before it looks a last time, the caller posts a step before it asks who
 sleeps: one of them always sees the other.
 """
 

@@ -15,9 +15,10 @@ is half of the exactness contract. Two tiles serve every number of rows:
   weights is all that counts; two rows that lie one after the other are nearly one stream, and lines are asked for
   8 KiB ahead, which the processor's own prefetcher does not do across a page's end (measured: 11 to 15 GB/s on one
   core that reads 16).
-* **panel**: 4 weight rows, unpacked to float32 beforehand, times 1 to 6 activation rows: 24 accumulators need 10 loads
-  for 24 multiply-adds. A panel is 12 KiB at most, so that it stays in the first-level cache; wider rows are
-  taken in blocks of 768 numbers, and the accumulators wait in memory in between, sixteen lanes each, unrounded.
+* **panel**: 4 weight rows times 1 to 6 activation rows: 24 accumulators need 10 loads for 24 multiply-adds. The first
+  tile unpacks the weights and leaves them as float32 in a *panel*, which the others read. A panel is 12 KiB at most,
+  so that it stays in the first-level cache; wider rows are taken in blocks of 768 numbers, and the accumulators wait
+  in memory in between, sixteen lanes each.
 
     panel   [k 0..15: row 0 | row 1 | row 2 | row 3][k 16..31: row 0 | ...] ...    float32
 """
@@ -37,6 +38,7 @@ from kvist.kernels.cpu.vector import F32, I64, V16F, emit_fma, emit_load, emit_p
 
 AHEAD = 8192  # bytes between what is read and what is asked for
 LINE = 64
+Sums = list[list[Any]]  # LLVM values [weight row][activation row]
 ZEROS = ir.Constant(V16F, [0.0] * 16)
 
 
@@ -102,40 +104,6 @@ def make_stream(dtype: str, R: int, C: int) -> Any:
     return tile
 
 
-def make_panel(dtype: str) -> Any:
-    """``panel(w, w_stride, columns, out)``: unpack so many numbers of 4 weight rows to a panel."""
-    form = FORMATS[dtype]
-
-    @intrinsic
-    def panel(typingctx: Any, w: Any, ws: Any, columns: Any, out: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            w, ws, columns, out = args
-            before, loop = builder.block, builder.append_basic_block("unpack")
-            after = builder.append_basic_block("unpacked")
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            block = builder.phi(I64)
-            offset = builder.mul(block, I64(form.size))
-            rows = [form.emit(builder, builder.add(row, offset)) for row in _rows_at(builder, w, ws, PANEL_ROWS)]
-            for s in range(form.vectors):
-                for r, vectors in enumerate(rows):
-                    place = builder.add(
-                        builder.mul(block, I64(64 * PANEL_ROWS * form.vectors)), I64(64 * (PANEL_ROWS * s + r))
-                    )
-                    builder.store(next(vectors), pointer(builder, out, V16F, place), align=64)
-            following = builder.add(block, I64(1))
-            block.add_incoming(I64(0), before)
-            block.add_incoming(following, builder.block)
-            more = builder.icmp_signed("<", builder.mul(following, I64(16 * form.vectors)), columns)
-            builder.cbranch(more, loop, after)
-            builder.position_at_end(after)
-            return context.get_dummy_value()
-
-        return types.none(*[types.int64] * 4), codegen
-
-    return panel
-
-
 def make_panel_tile(C: int) -> Any:
     """A panel tile of 4 weight rows by C activation rows.
 
@@ -148,40 +116,25 @@ def make_panel_tile(C: int) -> Any:
     @intrinsic
     def tile(
         typingctx: Any, panel: Any, x: Any, xs: Any, columns: Any, bias: Any, res: Any, rs: Any, out: Any, os: Any,
-        sums_at: Any, begins: Any, ends: Any, ahead: Any,
+        sums: Any, begins: Any, ends: Any, ahead: Any,
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            panel, x, xs, columns, bias, res, rs, out, os, sums_at, begins, ends, ahead = args
-            places = [[pointer(builder, sums_at, V16F, I64(64 * (r * C + c))) for c in range(C)] for r in range(4)]
+            panel, x, xs, columns = args[:4]
             rows, x_rows = [builder.add(panel, I64(64 * r)) for r in range(PANEL_ROWS)], _rows_at(builder, x, xs, C)
+            even = builder.and_(columns, I64(-32))
+            start = _emit_start(builder, C, args[9], args[10])
 
-            def load_sums() -> list[list[Any]]:
-                return [[builder.load(place, align=64) for place in row] for row in places]
+            def pairs() -> Sums:
+                return _emit_sums(builder, PAIR, rows, x_rows, even, start, ahead=args[12])
 
-            def sum_pairs() -> list[list[Any]]:
-                return _emit_sums(builder, PAIR, rows, x_rows, even, start, ahead=ahead)
-
-            def sum_last() -> list[list[Any]]:
+            def last() -> Sums:
                 at = [builder.add(row, builder.mul(even, I64(4 * PANEL_ROWS))) for row in rows]
                 x_at = [builder.add(row, builder.mul(even, I64(4))) for row in x_rows]
-                return _emit_sums(builder, ONE, at, x_at, I64(16), sums)
+                return _emit_sums(builder, ONE, at, x_at, I64(16), found)
 
-            even = builder.and_(columns, I64(-32))
-            zeros = [[ZEROS] * C for _ in rows]
-            start = _emit_if(builder, builder.icmp_signed("==", begins, I64(0)), load_sums, zeros)
-            sums = _emit_if(builder, builder.icmp_signed("!=", even, I64(0)), sum_pairs, start)
-            sums = _emit_if(builder, builder.icmp_signed("!=", even, columns), sum_last, sums)
-            fold, leave, done = (builder.append_basic_block(name) for name in ("fold", "leave", "done"))
-            builder.cbranch(builder.icmp_signed("!=", ends, I64(0)), fold, leave)
-            builder.position_at_end(leave)
-            for row_sums, row in zip(sums, places, strict=True):
-                for vector, place in zip(row_sums, row, strict=True):
-                    builder.store(vector, place, align=64)
-            builder.branch(done)
-            builder.position_at_end(fold)
-            _store_tile(builder, sums, PANEL_ROWS, C, bias, res, rs, out, os)
-            builder.branch(done)
-            builder.position_at_end(done)
+            found = _emit_if(builder, builder.icmp_signed("!=", even, I64(0)), pairs, start)
+            found = _emit_if(builder, builder.icmp_signed("!=", even, columns), last, found)
+            _emit_end(builder, found, C, *args[4:10], args[11])
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 13), codegen
@@ -189,13 +142,68 @@ def make_panel_tile(C: int) -> Any:
     return tile
 
 
+def make_keep_tile(dtype: str, C: int) -> Any:
+    """The panel tile that comes first: it unpacks its weights itself, and leaves the panel for the others.
+
+    Called as a panel tile is, with the address and the stride of the weight rows behind.
+    """
+    form = FORMATS[dtype]
+
+    @intrinsic
+    def tile(
+        typingctx: Any, panel: Any, x: Any, xs: Any, columns: Any, bias: Any, res: Any, rs: Any, out: Any, os: Any,
+        sums: Any, begins: Any, ends: Any, ahead: Any, w: Any, ws: Any,
+    ) -> Any:  # fmt: skip
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            panel, x, xs, columns = args[:4]
+            rows, x_rows = _rows_at(builder, args[13], args[14], PANEL_ROWS), _rows_at(builder, x, xs, C)
+            start = _emit_start(builder, C, args[9], args[10])
+            found = _emit_sums(builder, form, rows, x_rows, columns, start, ahead=args[12], panel=panel)
+            _emit_end(builder, found, C, *args[4:10], args[11])
+            return context.get_dummy_value()
+
+        return types.none(*[types.int64] * 15), codegen
+
+    return tile
+
+
+def _emit_start(builder: Any, C: int, sums: Any, begins: Any) -> Sums:
+    """Where the sums of a panel tile begin: at zero, or at what was left."""
+
+    def load() -> Sums:
+        return [[builder.load(place, align=64) for place in row] for row in _places(builder, sums, C)]
+
+    zeros = [[ZEROS] * C for _ in range(PANEL_ROWS)]
+    return _emit_if(builder, builder.icmp_signed("==", begins, I64(0)), load, zeros)
+
+
+def _emit_end(
+    builder: Any, found: Sums, C: int, bias: Any, res: Any, rs: Any, out: Any, os: Any, sums: Any, ends: Any
+) -> None:
+    """What becomes of the sums of a panel tile: outputs, or left for the next block of columns."""
+    fold, leave, done = (builder.append_basic_block(name) for name in ("fold", "leave", "done"))
+    builder.cbranch(builder.icmp_signed("!=", ends, I64(0)), fold, leave)
+    builder.position_at_end(leave)
+    for vectors, places in zip(found, _places(builder, sums, C), strict=True):
+        for vector, place in zip(vectors, places, strict=True):
+            builder.store(vector, place, align=64)
+    builder.branch(done)
+    builder.position_at_end(fold)
+    _store_tile(builder, found, PANEL_ROWS, C, bias, res, rs, out, os)
+    builder.branch(done)
+    builder.position_at_end(done)
+
+
+def _places(builder: Any, sums: Any, C: int) -> Sums:
+    """Pointers to the vectors of a tile's sums."""
+    return [[pointer(builder, sums, V16F, I64(64 * (r * C + c))) for c in range(C)] for r in range(PANEL_ROWS)]
+
+
 def _rows_at(builder: Any, base: Any, stride: Any, count: int) -> list[Any]:
     return [builder.add(base, builder.mul(stride, I64(i))) for i in range(count)]
 
 
-def _emit_if(
-    builder: Any, condition: Any, then: Callable[[], list[list[Any]]], otherwise: list[list[Any]]
-) -> list[list[Any]]:
+def _emit_if(builder: Any, condition: Any, then: Callable[[], Sums], otherwise: Sums) -> Sums:
     """Emit `then` behind a condition; the vectors it gives, or `otherwise`."""
     before, inside = builder.block, builder.append_basic_block("then")
     after = builder.append_basic_block("after")
@@ -215,13 +223,13 @@ def _emit_if(
 
 
 def _emit_sums(
-    builder: Any, form: Format, w_rows: list[Any], x_rows: list[Any], K: Any, start: list[list[Any]],
-    *, stream: bool = False, ahead: Any = None,
-) -> list[list[Any]]:  # fmt: skip
+    builder: Any, form: Format, w_rows: list[Any], x_rows: list[Any], K: Any, start: Sums,
+    *, stream: bool = False, ahead: Any = None, panel: Any = None,
+) -> Sums:  # fmt: skip
     """Emit the loop over the blocks of K numbers; the sums [weight row][activation row] as sixteen lanes each.
 
     stream: the weight rows lie one after the other; ask for what comes after them. ahead: ask for lines from there on,
-    one for every sixteen numbers.
+    one for every sixteen numbers. panel: leave the weights there.
     """
     before, loop, after = builder.block, builder.append_basic_block("k_loop"), builder.append_basic_block("k_done")
     builder.branch(loop)  # K is at least one block
@@ -243,6 +251,9 @@ def _emit_sums(
         xv = [emit_load(builder, row, "f32", x_offset) for row in x_rows]
         for r, vectors in enumerate(unpacked):
             wv = next(vectors)
+            if panel is not None:
+                place = builder.add(builder.mul(x_offset, I64(PANEL_ROWS)), I64(64 * r))
+                builder.store(wv, pointer(builder, panel, V16F, place), align=64)
             new[r] = [emit_fma(builder, wv, xv[c], new[r][c]) for c in range(len(x_rows))]
     following = builder.add(block, I64(1))
     block.add_incoming(I64(0), before)
