@@ -8,9 +8,9 @@ from protocol import Timeline, serve
 
 
 class Kvist:
-    """kvist with its defaults, and its pages' memory provided at the start, as engines have that fill it again and again.
+    """kvist with its defaults; `weights` is the type the weights are held in.
 
-    `weights` is the type the weights are held in.
+    Its pages' memory is provided at the start: engines that fill the same memory again and again have it from there on.
     """
 
     def __init__(self, model: str, threads: int, options: dict[str, Any]) -> None:
