@@ -25,7 +25,7 @@ is half of the exactness contract. Two tiles serve every number of rows:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -134,7 +134,7 @@ def make_panel_tile(C: int) -> Any:
 
             found = _emit_if(builder, builder.icmp_signed("!=", even, I64(0)), pairs, start)
             found = _emit_if(builder, builder.icmp_signed("!=", even, columns), last, found)
-            _emit_end(builder, found, C, *args[4:10], args[11])
+            _emit_end(builder, found, C, args[4:12])
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 13), codegen
@@ -159,7 +159,7 @@ def make_keep_tile(dtype: str, C: int) -> Any:
             rows, x_rows = _rows_at(builder, args[13], args[14], PANEL_ROWS), _rows_at(builder, x, xs, C)
             start = _emit_start(builder, C, args[9], args[10])
             found = _emit_sums(builder, form, rows, x_rows, columns, start, ahead=args[12], panel=panel)
-            _emit_end(builder, found, C, *args[4:10], args[11])
+            _emit_end(builder, found, C, args[4:12])
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 15), codegen
@@ -177,10 +177,12 @@ def _emit_start(builder: Any, C: int, sums: Any, begins: Any) -> Sums:
     return _emit_if(builder, builder.icmp_signed("==", begins, I64(0)), load, zeros)
 
 
-def _emit_end(
-    builder: Any, found: Sums, C: int, bias: Any, res: Any, rs: Any, out: Any, os: Any, sums: Any, ends: Any
-) -> None:
-    """What becomes of the sums of a panel tile: outputs, or left for the next block of columns."""
+def _emit_end(builder: Any, found: Sums, C: int, args: Sequence[Any]) -> None:
+    """What becomes of the sums of a panel tile: outputs, or left for the next block of columns.
+
+    args: of the tile, from its bias to `ends`.
+    """
+    bias, res, rs, out, os, sums, _, ends = args
     fold, leave, done = (builder.append_basic_block(name) for name in ("fold", "leave", "done"))
     builder.cbranch(builder.icmp_signed("!=", ends, I64(0)), fold, leave)
     builder.position_at_end(leave)
