@@ -100,9 +100,10 @@ class Embed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Norm:
-    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm over the first `width` numbers.
+    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm over `width` numbers; out = residual + that, where there is one.
 
-    Into a sampled buffer it gathers the sampled rows.
+    Into a sampled buffer it gathers the sampled rows. groups: a row is so many parts of equal length (heads), each
+    normed alone with the same weight. residual may be out itself.
     """
 
     kind: Literal["rms", "layer"]
@@ -112,6 +113,8 @@ class Norm:
     bias: Floats | None
     eps: float
     width: int
+    residual: Buffer | None = None
+    groups: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,15 +141,19 @@ class RotaryStore:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attend:
-    """out = softmax(scale * q K^T) V over positions 0..t of the row's sequence.
+    """out = softmax(scale * q K^T) V over positions 0..t of the row's sequence, or t - window + 1..t.
 
-    K and V are read from the pages of `layer`.
+    K and V are read from the pages of `layer`. softcap: scores s become cap * tanh(s / cap) (Gemma 2). sinks: a score
+    of each query head, float32 (heads,), that takes part in the softmax and weighs no value (gpt-oss).
     """
 
     q: Buffer
     out: Buffer
     layer: int
     scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,7 +166,16 @@ class Gate:
     activation: Activation
 
 
-Op = Embed | Norm | Matmul | RotaryStore | Attend | Gate
+@dataclass(frozen=True, slots=True, eq=False)
+class Cap:
+    """out = cap * tanh(x / cap): numbers stay between -cap and cap. x and out are sampled, and may be one buffer."""
+
+    x: Buffer
+    out: Buffer
+    cap: float
+
+
+Op = Embed | Norm | Matmul | RotaryStore | Attend | Gate | Cap
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,6 +19,7 @@ from kvist.kernels.program import (
     Activation,
     Attend,
     BatchMetadata,
+    Cap,
     Embed,
     Floats,
     Gate,
@@ -81,7 +82,8 @@ class ReferenceExecutable:
                     buffers[op.out.name] = out + widen(op.positions)[batch.positions] if op.positions else out
                 case Norm():
                     x = buffers[op.x.name]
-                    buffers[op.out.name] = _norm(op, x[batch.sampled_rows] if op.out.sampled else x)
+                    out = _norm(op, x[batch.sampled_rows] if op.out.sampled else x)
+                    buffers[op.out.name] = out if op.residual is None else out + buffers[op.residual.name]
                 case Matmul():
                     out = buffers[op.x.name] @ widen(op.weight).T
                     out = out if op.bias is None else out + op.bias[: op.weight.rows]
@@ -98,6 +100,8 @@ class ReferenceExecutable:
                 case Gate():
                     out = activation(op.activation, buffers[op.x.name])
                     buffers[op.out.name] = out if op.up is None else out * buffers[op.up.name]
+                case Cap():
+                    buffers[op.out.name] = op.cap * np.tanh(buffers[op.x.name] / op.cap)
         logits = buffers[self._program.logits.name].astype(np.float32)
         self._likeliest = np.where(np.isfinite(logits).all(-1), logits.argmax(-1), -1)
         return logits
@@ -135,24 +139,32 @@ class ReferenceExecutable:
             K = np.concatenate([k for k, _ in read])[:length].astype(np.float64)
             V = np.concatenate([v for _, v in read])[:length].astype(np.float64)
             for r in range(sequence.count):
-                seen = sequence.position + r + 1
+                end = sequence.position + r + 1
+                seen = slice(max(0, end - op.window) if op.window else 0, end)
                 for head in range(kv_head * group, (kv_head + 1) * group):
-                    scores = K[:seen] @ rows[r, head] * op.scale
-                    p = np.exp(scores - scores.max())
-                    out[r, head] = p @ V[:seen] / p.sum()
+                    scores = K[seen] @ rows[r, head] * op.scale
+                    scores = scores if op.softcap is None else op.softcap * np.tanh(scores / op.softcap)
+                    top = scores.max() if op.sinks is None else max(scores.max(), op.sinks[head])
+                    p = np.exp(scores - top)
+                    rest = 0.0 if op.sinks is None else np.exp(op.sinks[head] - top)
+                    out[r, head] = p @ V[seen] / (p.sum() + rest)
         return out.reshape(sequence.count, -1)
 
 
 def _norm(op: Norm, x: Array) -> Array:
-    """RMSNorm: x / sqrt(mean(x^2) + eps) * w. LayerNorm: (x - mean) / sqrt(var + eps) * w + b. Over the true width."""
+    """RMSNorm: x / sqrt(mean(x^2) + eps) * w. LayerNorm: (x - mean) / sqrt(var + eps) * w + b. Over the true width.
+
+    The zeros that pad a row, or each head of it, add nothing to the sum of squares.
+    """
+    if op.kind == "rms":
+        parts = x.reshape(len(x), op.groups, -1)
+        square = (parts * parts).sum(2, keepdims=True) / op.width
+        return np.asarray((parts / np.sqrt(square + op.eps) * op.weight).reshape(x.shape))
     out = np.zeros_like(x)
     x, weight = x[:, : op.width], op.weight[: op.width]
-    if op.kind == "rms":
-        out[:, : op.width] = x / np.sqrt((x * x).mean(1, keepdims=True) + op.eps) * weight
-    else:
-        x = x - x.mean(1, keepdims=True)
-        out[:, : op.width] = x / np.sqrt((x * x).mean(1, keepdims=True) + op.eps) * weight
-        out[:, : op.width] += 0 if op.bias is None else op.bias[: op.width]
+    x = x - x.mean(1, keepdims=True)
+    out[:, : op.width] = x / np.sqrt((x * x).mean(1, keepdims=True) + op.eps) * weight
+    out[:, : op.width] += 0 if op.bias is None else op.bias[: op.width]
     return out
 
 

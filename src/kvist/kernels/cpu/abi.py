@@ -13,7 +13,7 @@ CODE, WAIT_FROM, WAIT_TO = 0, 1, 2
 UNIT = 3  # address of the compiled unit that runs it; 0: the loop itself does
 ARG = 4  # the first argument
 
-PLAN, EMBED, RMS_NORM, LAYER_NORM, MATMUL, ROTARY_STORE, ATTEND, MERGE, GATE, LIKELIEST = range(1, 11)
+PLAN, EMBED, RMS_NORM, LAYER_NORM, MATMUL, ROTARY_STORE, ATTEND, MERGE, GATE, LIKELIEST, CAP = range(1, 12)
 READ, FMA_PEAK, CONVERT, FIND_NONFINITE = range(20, 24)
 
 # --- the context ----------------------------------------------------------------------------------------------------
@@ -56,6 +56,7 @@ SEQ_ROW, SEQ_TOKENS, SEQ_POSITION, SEQ_PAGES = range(
 ITEM_SLOTS = 8
 ITEM_ROW, ITEM_TOKENS, ITEM_POSITION, ITEM_PAGES, ITEM_FROM, ITEM_TO, ITEM_PARTIAL = range(7)
 
+EVERYTHING = 1 << 40  # the window of a row that sees all positions
 TILE = 64  # positions of a tile, at multiples of 64
 SPLIT = 512  # positions of a split, at multiples of 512; partial results of splits are folded in order
 TILE_ROWS = 48  # query rows (tokens x heads of a group) that an item aims at

@@ -13,7 +13,7 @@ from kvist.kernels.cpu.attention_merge import merge
 from kvist.kernels.cpu.attention_plan import plan
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.matmul import ask_ahead, matmul_pieces
-from kvist.kernels.cpu.pointwise import gate, layer_norm, likeliest, make_rotary_store, rms_norm, row_pieces
+from kvist.kernels.cpu.pointwise import cap, gate, layer_norm, likeliest, make_rotary_store, rms_norm, row_pieces
 from kvist.kernels.cpu.roofline import fma_peak, read_all
 from kvist.kernels.cpu.scalar import arg, get_i64, let_others_run, nanoseconds, peek, put_i64, slot, take
 from kvist.kernels.cpu.unit_call import call_unit
@@ -35,7 +35,7 @@ def pieces_of(code: int, ctx: int, op: int) -> int:
         return slot(ctx, abi.MERGES) * slot(ctx, abi.KV_HEADS)
     if code == abi.PLAN:
         return 1
-    if code == abi.LIKELIEST:
+    if code == abi.LIKELIEST or code == abi.CAP:
         return slot(ctx, abi.SAMPLED)
     if code == abi.READ or code == abi.FMA_PEAK:
         return arg(op, 1)
@@ -106,6 +106,8 @@ def run_piece(code: int, ctx: int, op: int, piece: int, tid: int) -> None:
         plan(ctx)
     elif code == abi.LIKELIEST:
         likeliest(op, piece)
+    elif code == abi.CAP:
+        cap(op, piece)
     elif code == abi.READ:
         read_all(op, piece, slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES))
     elif code == abi.FMA_PEAK:

@@ -17,7 +17,20 @@ import numpy.typing as npt
 from kvist.cache.layout import PageLayout
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.profile import Origins
-from kvist.kernels.program import Attend, Buffer, Embed, Floats, Gate, Matmul, Norm, Op, Program, RotaryStore, Weight
+from kvist.kernels.program import (
+    Attend,
+    Buffer,
+    Cap,
+    Embed,
+    Floats,
+    Gate,
+    Matmul,
+    Norm,
+    Op,
+    Program,
+    RotaryStore,
+    Weight,
+)
 from kvist.kernels.traffic import buffers_of
 
 Table = npt.NDArray[np.int64]
@@ -70,7 +83,7 @@ class Lowering:
                 rows += [first, *others]
             i += len(together)
         last = ops[-1] if ops else None
-        if isinstance(last, Matmul) and last.out.sampled:
+        if isinstance(last, Matmul | Cap) and last.out.sampled:
             rows.append(self._likeliest())
         table = np.zeros((len(rows), abi.OP_SLOTS), np.int64)
         synced = 0
@@ -103,32 +116,12 @@ class Lowering:
                 learned = self._weight(op.positions) if op.positions else 0
                 assert op.positions is None or (op.positions.dtype, op.positions.columns) == ("f32", op.table.columns)
                 arguments = [
-                    self._weight(op.table),
-                    op.table.columns,
-                    bits(op.scale),
-                    learned,
-                    self._at(op.out),
-                    self._stride(op.out),
-                    op.table.row_bytes,
-                ]
+                    self._weight(op.table), op.table.columns, bits(op.scale), learned, self._at(op.out),
+                    self._stride(op.out), op.table.row_bytes,
+                ]  # fmt: skip
                 return [_Row(abi.EMBED, arguments, set(), {op.out.name}, f"weights_{op.table.dtype}")]
             case Norm():
-                bias = self.zeros if op.bias is None else op.bias
-                arguments = [
-                    self._at(op.x),
-                    self._stride(op.x),
-                    self._at(op.out),
-                    self._stride(op.out),
-                    self._address(op.weight),
-                    self._address(bias),
-                    op.out.width,
-                    op.width,
-                    bits(op.eps),
-                    int(op.out.sampled),
-                    int(op.out in self._private),
-                ]
-                code = abi.RMS_NORM if op.kind == "rms" else abi.LAYER_NORM
-                return [_Row(code, arguments, {op.x.name}, {op.out.name})]
+                return [self._norm(op)]
             case Matmul():
                 return [self._matmul(op)]
             case RotaryStore():
@@ -138,14 +131,25 @@ class Lowering:
             case Gate():
                 up = self._at(op.up) if op.up else 0
                 arguments = [
-                    self._at(op.x),
-                    up,
-                    self._at(op.out),
-                    self._stride(op.x),
-                    op.x.width,
+                    self._at(op.x), up, self._at(op.out), self._stride(op.x), op.x.width,
                     abi.ACTIVATIONS.index(op.activation),
-                ]
+                ]  # fmt: skip
                 return [_Row(abi.GATE, arguments, {op.x.name} | ({op.up.name} if op.up else set()), {op.out.name})]
+            case Cap():
+                arguments = [self._at(op.x), self._stride(op.x), self._at(op.out), self._stride(op.out), op.out.width]
+                return [_Row(abi.CAP, [*arguments, bits(op.cap)], {op.x.name}, {op.out.name})]
+
+    def _norm(self, op: Norm) -> _Row:
+        assert op.kind == "rms" or (op.groups == 1 and op.residual is None)
+        bias = self.zeros if op.bias is None else op.bias
+        residual, stride = (self._at(op.residual), self._stride(op.residual)) if op.residual else (0, 0)
+        arguments = [
+            self._at(op.x), self._stride(op.x), self._at(op.out), self._stride(op.out), self._address(op.weight),
+            self._address(bias), op.out.width // op.groups, op.width, bits(op.eps), int(op.out.sampled),
+            int(op.out in self._private), op.groups, residual, stride,
+        ]  # fmt: skip
+        code = abi.RMS_NORM if op.kind == "rms" else abi.LAYER_NORM
+        return _Row(code, arguments, {buffer.name for buffer in buffers_of(op)[0]}, {op.out.name})
 
     def _activated(self, op: Matmul, together: Sequence[Op]) -> _Row:
         """A matmul with the activation that follows it, and perhaps the up matmul that it gates."""
@@ -171,7 +175,7 @@ class Lowering:
                 reads, writes = buffers_of(op)
                 normed -= {*reads, *writes}
             else:
-                normed -= {op.x}
+                normed -= {op.x} | ({op.residual} if op.residual else set())
         return {b for b in normed if len(self.buffers[b.name]) >= abi.PRIVATE_ROWS * self.threads}
 
     def _matmul(self, op: Matmul) -> _Row:
@@ -180,21 +184,11 @@ class Lowering:
         if op.residual is not None:
             residual, stride = self._at(op.residual), self._stride(op.residual)
         arguments = [
-            self._weight(op.weight),
-            self._at(op.x),
-            op.weight.rows,
-            op.weight.columns,
-            self._address(bias),
-            residual,
-            stride,
-            self._at(op.out),
-            self._stride(op.out),
-            int(op.out.sampled),
-            self._stride(op.x),
-            op.weight.row_bytes,
-            *(0, 0, 0, -1),  # up weights, their bias and out, activation
+            self._weight(op.weight), self._at(op.x), op.weight.rows, op.weight.columns, self._address(bias),
+            residual, stride, self._at(op.out), self._stride(op.out), int(op.out.sampled), self._stride(op.x),
+            op.weight.row_bytes, *(0, 0, 0, -1),  # up weights, their bias and out, activation
             int(op.x in self._private),
-        ]
+        ]  # fmt: skip
         reads = {op.x.name} | ({op.residual.name} if op.residual else set())
         return _Row(abi.MATMUL, arguments, reads, {op.out.name}, f"weights_{op.weight.dtype}")
 
@@ -210,42 +204,23 @@ class Lowering:
         sin = self._address(op.rotary.sin) if op.rotary else 0
         program = self.program
         arguments = [
-            self._at(op.q),
-            self._at(op.k),
-            self._at(op.v),
-            self._stride(op.q),
-            self._stride(op.k),
-            self._stride(op.v),
-            program.num_heads,
-            program.num_kv_heads,
-            program.head_dim,
-            half,
-            cos,
-            sin,
-            self.layout.layer_offset(op.layer),
-            abi.DTYPES.index(self.layout.codec.name),
-        ]
+            self._at(op.q), self._at(op.k), self._at(op.v), self._stride(op.q), self._stride(op.k), self._stride(op.v),
+            program.num_heads, program.num_kv_heads, program.head_dim, half, cos, sin,
+            self.layout.layer_offset(op.layer), abi.DTYPES.index(self.layout.codec.name),
+        ]  # fmt: skip
         touched = {op.q.name, op.k.name}
         return _Row(abi.ROTARY_STORE, arguments, touched | {op.v.name}, touched | {f"pages {op.layer}"})
 
     def _attend(self, op: Attend) -> list[_Row]:
+        sinks = 0 if op.sinks is None else self._address(op.sinks)
         arguments = [
-            self._at(op.q),
-            self._stride(op.q),
-            self._at(op.out),
-            self.program.head_dim,
-            self.layout.layer_offset(op.layer),
-            bits(op.scale),
-        ]
-        written = {op.out.name, "partials"}
+            self._at(op.q), self._stride(op.q), self._at(op.out), self.program.head_dim,
+            self.layout.layer_offset(op.layer), bits(op.scale), op.window or abi.EVERYTHING,
+            bits(op.softcap or 0.0), sinks,
+        ]  # fmt: skip
+        read, written = {op.q.name, f"pages {op.layer}", "items"}, {op.out.name, "partials"}
         return [
-            _Row(
-                abi.ATTEND,
-                arguments,
-                {op.q.name, f"pages {op.layer}", "items"},
-                written,
-                f"attend_{self.layout.codec.name}",
-            ),
+            _Row(abi.ATTEND, arguments, read, written, f"attend_{self.layout.codec.name}"),
             _Row(abi.MERGE, arguments, {"partials", "items"}, {op.out.name}),
         ]
 
