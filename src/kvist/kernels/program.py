@@ -175,7 +175,40 @@ class Cap:
     cap: float
 
 
-Op = Embed | Norm | Matmul | RotaryStore | Attend | Gate | Cap
+@dataclass(frozen=True, slots=True, eq=False)
+class Expert:
+    """One expert of a layer: the weights of an MLP."""
+
+    gate: Weight
+    up: Weight
+    down: Weight
+    gate_bias: Floats | None = None
+    up_bias: Floats | None = None
+    down_bias: Floats | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Experts:
+    """out = residual + sum of share * down(activation(gate x) * up x) over a row's `chosen` experts (Shazeer 2017).
+
+    logits: the router's, of which the largest choose (of equal ones the first); a share is the softmax over all of
+    them, or over the chosen ones (`renormalise`). The sum is in the order of the shares, the largest first. clamp:
+    instead of the activation, g / (1 + e^(-1.702 g)) * (up + 1) with the gate at most, and up within, this limit
+    (gpt-oss).
+    """
+
+    x: Buffer
+    logits: Buffer
+    residual: Buffer
+    out: Buffer
+    experts: tuple[Expert, ...]
+    chosen: int
+    renormalise: bool
+    activation: Activation
+    clamp: float | None = None
+
+
+Op = Embed | Norm | Matmul | RotaryStore | Attend | Gate | Cap | Experts
 
 
 @dataclass(frozen=True, slots=True, eq=False)

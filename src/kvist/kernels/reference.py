@@ -21,6 +21,7 @@ from kvist.kernels.program import (
     BatchMetadata,
     Cap,
     Embed,
+    Experts,
     Floats,
     Gate,
     Limits,
@@ -100,6 +101,8 @@ class ReferenceExecutable:
                 case Gate():
                     out = activation(op.activation, buffers[op.x.name])
                     buffers[op.out.name] = out if op.up is None else out * buffers[op.up.name]
+                case Experts():
+                    buffers[op.out.name] = _experts(op, buffers)
                 case Cap():
                     buffers[op.out.name] = op.cap * np.tanh(buffers[op.x.name] / op.cap)
         logits = buffers[self._program.logits.name].astype(np.float32)
@@ -165,6 +168,27 @@ def _norm(op: Norm, x: Array) -> Array:
     x = x - x.mean(1, keepdims=True)
     out[:, : op.width] = x / np.sqrt((x * x).mean(1, keepdims=True) + op.eps) * weight
     out[:, : op.width] += 0 if op.bias is None else op.bias[: op.width]
+    return out
+
+
+def _experts(op: Experts, buffers: dict[str, Array]) -> Array:
+    """Row by row, expert by expert."""
+    out = buffers[op.residual.name].copy()
+    for row, (x, scores) in enumerate(zip(buffers[op.x.name], buffers[op.logits.name], strict=True)):
+        scores = scores[: len(op.experts)]
+        chosen = np.argsort(-scores, kind="stable")[: op.chosen]
+        shares = np.exp(scores - scores.max())
+        shares /= (shares[chosen] if op.renormalise else shares).sum()
+        for i in chosen:
+            e = op.experts[i]
+            gate = widen(e.gate) @ x + (0 if e.gate_bias is None else e.gate_bias)
+            up = widen(e.up) @ x + (0 if e.up_bias is None else e.up_bias)
+            if op.clamp is None:
+                inner = activation(op.activation, gate) * up
+            else:
+                gate, up = np.minimum(gate, op.clamp), np.clip(up, -op.clamp, op.clamp)
+                inner = gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
+            out[row] += shares[i] * (widen(e.down) @ inner + (0 if e.down_bias is None else e.down_bias))
     return out
 
 

@@ -17,6 +17,7 @@ from kvist.kernels.program import (
     Buffer,
     Cap,
     Embed,
+    Experts,
     Gate,
     Matmul,
     Norm,
@@ -144,6 +145,8 @@ def buffers_of(op: Op) -> tuple[list[Buffer], list[Buffer]]:
             return [op.q], [op.out]
         case Cap():
             return [op.x], [op.out]
+        case Experts():
+            return [op.x, op.logits, op.residual], [op.out]
         case Gate():
             return [op.x] + ([op.up] if op.up else []), [op.out]
 
@@ -173,6 +176,11 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layout: Pa
                 pages_read=positions * _slot_bytes(layout, op.layer),
                 operations=program.num_heads * seen * (4 * program.head_dim + (3 if op.softcap else 0)),
             )
+        case Experts():
+            first, used = op.experts[0], min(len(op.experts), rows * op.chosen)  # experts that may all be met
+            held = sum(w.data.nbytes for w in (first.gate, first.up, first.down))
+            numbers = sum(w.rows * w.columns for w in (first.gate, first.up, first.down))
+            return Traffic(weights=used * held, operations=2 * rows * op.chosen * numbers)
         case Cap():
             return Traffic(operations=3 * rows * op.out.width)
         case Gate():

@@ -102,13 +102,18 @@ def _describe(file: TensorFile, path: Path) -> tuple[ModelConfig, Mapping[str, S
         if "rope_factors_long.weight" in file.names():
             short, long = (_as_float32(file, f"rope_factors_{kind}.weight").tolist() for kind in ("short", "long"))
             config = replace(config, rope_scaling=longrope_from_gguf(file.metadata, short, long))
-        return config, family.gguf, file.metadata
+        return config, _needed(config, family.gguf), file.metadata
     raw = read_json((path if path.is_dir() else path.parent) / "config.json")
     family = family_of(raw)
     family, config = config_from_hf(raw, _rows_of(file, family.hf["embed"].name))
-    if config.tie_embeddings:
-        return config, {role: source for role, source in family.hf.items() if role != "head"}, None
-    return config, family.hf, None
+    return config, _needed(config, family.hf), None
+
+
+def _needed(config: ModelConfig, sources: Mapping[str, Source]) -> Mapping[str, Source]:
+    """The roles that this model has, of all of its family's."""
+    missing = {"head"} if config.tie_embeddings else set()
+    missing |= {"mlp_norm", "mlp_norm.bias"} if config.shared_norm else set()
+    return {role: source for role, source in sources.items() if role not in missing}
 
 
 def _named(file: TensorFile, name: str) -> str | None:

@@ -121,8 +121,7 @@ def config_from_gguf(metadata: Mapping[str, object], vocab_size: int, tied: bool
             "attention.layer_norm_rms_epsilon" if values["norm"] == "rms" else "attention.layer_norm_epsilon"
         ),
     }
-    for field, key in family.gguf_fields.items():
-        values[field] = get(key, values.get(field, False))
+    values |= {field: get(key) for field, key in family.gguf_fields.items() if get(key) is not None}
     heads, hidden = whole(values, "num_heads"), whole(values, "hidden_size")
     values |= family.gguf_by_layers.get(whole(values, "num_layers"), {})
     values["num_kv_heads"] = get("attention.head_count_kv", values.get("num_kv_heads", heads))

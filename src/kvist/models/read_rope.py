@@ -13,6 +13,9 @@ from kvist.models.rope_scaling import RopeScaling
 
 Values = Mapping[str, Any]
 
+GGUF_YARN = ("attn_factor", "yarn_log_multiplier", "yarn_ext_factor", "yarn_attn_factor")
+"""What llama.cpp can vary in yarn, and kvist does not."""
+
 
 def rope_from_hf(raw: Values, family: Family, values: Values) -> dict[str, Any]:
     """Config fields from a config.json. transformers 5 keeps all in ``rope_parameters``, 4 much of it beside it."""
@@ -44,22 +47,29 @@ def rope_from_hf(raw: Values, family: Family, values: Values) -> dict[str, Any]:
 
 def rope_from_gguf(get: Callable[..., Any], family: Family, values: Values) -> dict[str, Any]:
     """Config fields from a GGUF file's metadata."""
-    raw = {
-        "rope_type": get("rope.scaling.type", "none"), "factor": get("rope.scaling.factor"),
+    scaling = {
+        "rope_type": get("rope.scaling.type", "none"),
+        "factor": get("rope.scaling.factor"),
         "original_max_position_embeddings": get("rope.scaling.original_context_length"),
-    }  # fmt: skip
-    kind = raw["rope_type"]
+        "beta_fast": get("rope.scaling.yarn_beta_fast"),
+        "beta_slow": get("rope.scaling.yarn_beta_slow"),
+    }
+    kind = scaling["rope_type"]
     if kind == "longrope":  # its divisors are tensors: see `load`
         kind = "none"
-    if kind not in ("none", "linear", "yarn") or get("rope.scaling.yarn_log_multiplier"):
+    odd = [key for key in GGUF_YARN if get(f"rope.scaling.{key}") is not None] if kind == "yarn" else []
+    if kind not in ("none", "linear", "yarn") or odd:
         raise UnsupportedModelError(
-            f"rope scaling {kind!r:.40} in a GGUF file is not supported: kvist runs linear, yarn"
+            f"rope scaling {kind!r:.40} {' '.join(odd)} is not supported in a GGUF file: kvist runs linear, plain yarn"
         )
-    return {
+    found = {
         "rotary_dim": get("rope.dimension_count", values["head_dim"]),
         "rope_theta": number(get("rope.freq_base", values.get("rope_theta", 10000.0)), "rope.freq_base"),
-        "rope_scaling": None if kind == "none" else _scaling(raw, raw, values),
+        "rope_scaling": None if kind == "none" else _scaling(scaling, scaling, values),
     }
+    if "local_rope_theta" in family.fixed:
+        found["local_rope_theta"] = number(get("rope.freq_base_swa", values["local_rope_theta"]), "rope.freq_base_swa")
+    return found
 
 
 def longrope_from_gguf(metadata: Values, short: Sequence[float], long: Sequence[float]) -> RopeScaling:

@@ -14,6 +14,7 @@ UNIT = 3  # address of the compiled unit that runs it; 0: the loop itself does
 ARG = 4  # the first argument
 
 PLAN, EMBED, RMS_NORM, LAYER_NORM, MATMUL, ROTARY_STORE, ATTEND, MERGE, GATE, LIKELIEST, CAP = range(1, 12)
+CHOOSE, PLACE, GATHER, EXPERTS, COMBINE = range(12, 17)  # of a mixture of experts
 READ, FMA_PEAK, CONVERT, FIND_NONFINITE = range(20, 24)
 
 # --- the context ----------------------------------------------------------------------------------------------------
@@ -69,4 +70,5 @@ PRIVATE_ROWS = 2  # up to so many rows each thread norms for itself, into rows o
 # --- pieces of work -------------------------------------------------------------------------------------------------
 ROWS_A_PIECE = 4  # rows of an op that works row by row
 CONVERT_ROWS = 64  # weight rows
+EXPERT_ROWS = 32  # weight rows of one expert
 SEARCH_BLOCKS = 1 << 13  # blocks of weights

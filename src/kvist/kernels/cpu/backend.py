@@ -17,7 +17,7 @@ from kvist.kernels.cpu.lower import Lowering, Table
 from kvist.kernels.cpu.profile import Origins, Profile
 from kvist.kernels.cpu.sizes import partial_bytes, scratch_bytes
 from kvist.kernels.cpu.team import Team
-from kvist.kernels.program import BatchMetadata, Buffer, Floats, Limits, Matmul, Program, Weight, WeightType
+from kvist.kernels.program import BatchMetadata, Buffer, Experts, Floats, Limits, Matmul, Program, Weight, WeightType
 from kvist.memory import allocate
 
 PARTIAL_BYTES = 8 << 20  # room for the partial results of split attention; beyond it attention is not split
@@ -65,7 +65,11 @@ class CpuExecutable:
         buffers, matmuls = _buffers(program), [op for op in program.ops if isinstance(op, Matmul)]
         group = program.num_heads // program.num_kv_heads
         items = 2 * (limits.rows + 64 * limits.sequences + 4096)
-        scratch = scratch_bytes(group, program.head_dim, max((op.weight.columns for op in matmuls), default=0))
+        columns = [op.weight.columns for op in matmuls]
+        columns += [
+            w.columns for op in program.ops if isinstance(op, Experts) for w in (op.experts[0].up, op.experts[0].down)
+        ]
+        scratch = scratch_bytes(group, program.head_dim, max(columns, default=0))
         partial_rows = PARTIAL_BYTES // partial_bytes(program.head_dim)
         memory = allocate({
             **{b.name: ((limits.sampled if b.sampled else limits.rows, b.width), np.float32) for b in buffers},

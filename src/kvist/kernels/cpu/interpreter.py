@@ -15,6 +15,7 @@ from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.matmul import ask_ahead, matmul_pieces
 from kvist.kernels.cpu.pointwise import cap, gate, layer_norm, likeliest, make_rotary_store, rms_norm, row_pieces
 from kvist.kernels.cpu.roofline import fma_peak, read_all
+from kvist.kernels.cpu.routing import choose, combine, gather, place
 from kvist.kernels.cpu.scalar import arg, get_i64, let_others_run, nanoseconds, peek, put_i64, slot, take
 from kvist.kernels.cpu.unit_call import call_unit
 
@@ -33,8 +34,10 @@ def pieces_of(code: int, ctx: int, op: int) -> int:
         return slot(ctx, abi.ITEMS) * slot(ctx, abi.KV_HEADS)
     if code == abi.MERGE:
         return slot(ctx, abi.MERGES) * slot(ctx, abi.KV_HEADS)
-    if code == abi.PLAN:
+    if code == abi.PLAN or code == abi.PLACE:
         return 1
+    if code == abi.EXPERTS:
+        return arg(op, 14) * ((arg(op, 2) + abi.EXPERT_ROWS - 1) // abi.EXPERT_ROWS)
     if code == abi.LIKELIEST or code == abi.CAP:
         return slot(ctx, abi.SAMPLED)
     if code == abi.READ or code == abi.FMA_PEAK:
@@ -79,6 +82,12 @@ def run_rows(code: int, ctx: int, op: int, piece: int) -> None:
             norm(code, ctx, op, row, row)
         elif code == abi.GATE:
             gate(ctx, op, row)
+        elif code == abi.CHOOSE:
+            choose(op, row)
+        elif code == abi.GATHER:
+            gather(op, row)
+        elif code == abi.COMBINE:
+            combine(op, row)
         else:
             rotary_store(ctx, op, row)
 
@@ -104,6 +113,8 @@ def run_piece(code: int, ctx: int, op: int, piece: int, tid: int) -> None:
         merge(ctx, op, piece, tid)
     elif code == abi.PLAN:
         plan(ctx)
+    elif code == abi.PLACE:
+        place(ctx, op)
     elif code == abi.LIKELIEST:
         likeliest(op, piece)
     elif code == abi.CAP:

@@ -19,6 +19,7 @@ from kvist.kernels.program import (
     BatchMetadata,
     Cap,
     Embed,
+    Experts,
     Gate,
     Matmul,
     Norm,
@@ -35,7 +36,8 @@ Origins = list[tuple[Op, ...]]
 KINDS = {
     abi.PLAN: "plan", abi.EMBED: "embed", abi.RMS_NORM: "norm", abi.LAYER_NORM: "norm", abi.MATMUL: "matmul",
     abi.ROTARY_STORE: "rotary_store", abi.ATTEND: "attend", abi.MERGE: "merge", abi.GATE: "gate",
-    abi.LIKELIEST: "likeliest", abi.CAP: "cap",
+    abi.LIKELIEST: "likeliest", abi.CAP: "cap", abi.CHOOSE: "choose",
+    abi.PLACE: "place", abi.GATHER: "gather", abi.EXPERTS: "experts", abi.COMBINE: "combine",
 }  # fmt: skip
 
 
@@ -113,5 +115,5 @@ def _name(op: Op, role: Callable[[Weight], str | None]) -> str:
             return op.kind
         case Gate():
             return op.activation
-        case RotaryStore() | Attend() | Cap():
+        case RotaryStore() | Attend() | Cap() | Experts():
             return ""
