@@ -77,10 +77,10 @@ MODELS: dict[str, Tiny] = {
         Tiny("olmo2", "olmo2"),
         Tiny("olmo2-odd", "olmo2", **ODD),
         Tiny("gemma", "gemma", kv_heads=1, head_dim=32, tied=True),
-        Tiny("gemma2", "gemma2", head_dim=32, layers=4, tied=True, extra={
-            **GEMMA, "sliding_window": 24, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 4.0,
+        Tiny("gemma2", "gemma2", head_dim=32, layers=4, extra={
+            **GEMMA, "sliding_window": 24, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 10.0,
         }),
-        Tiny("gemma3", "gemma3", head_dim=32, layers=4, tied=True, extra={
+        Tiny("gemma3", "gemma3", head_dim=32, layers=4, extra={
             **GEMMA, "query_pre_attn_scalar": 32, "sliding_window": 24, "sliding_window_pattern": 3, "rope_local_base_freq": 10000.0,
         }, rope_scaling={"rope_type": "linear", "factor": 8.0}),
         Tiny("gpt_bigcode", "gpt_bigcode", kv_heads=1, tied=True, biases=True),
@@ -89,6 +89,11 @@ MODELS: dict[str, Tiny] = {
         Tiny("gpt_neox-serial", "gpt_neox", **MIXED, extra={"rotary_pct": 1.0, "use_parallel_residual": False}),
         Tiny("stablelm", "stablelm", extra={"use_qkv_bias": True, "partial_rotary_factor": 0.5}),
         Tiny("stablelm-parallel", "stablelm", extra={"use_parallel_residual": True}),
+        Tiny("mixtral", "mixtral", inner=48),
+        Tiny("qwen3_moe", "qwen3_moe", head_dim=32, inner=32, extra={"num_experts": 12, "num_experts_per_tok": 3}),
+        Tiny("gpt_oss", "gpt_oss", inner=48, layers=4, biases=True, extra={"sliding_window": 24, "swiglu_limit": 1.0},
+             rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "truncate": False,
+                           "beta_fast": 8.0, "beta_slow": 1.0}),
         Tiny("falcon", "falcon", kv_heads=1, tied=True),
         Tiny("falcon-grouped", "falcon", tied=True, extra={"new_decoder_architecture": True, "num_kv_heads": 2}),
     )
@@ -142,6 +147,10 @@ def _falcon(tiny: Tiny) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _qwen3_moe(tiny: Tiny) -> dict[str, Any]:
+    return _like_llama(tiny, intermediate_size=200, moe_intermediate_size=tiny.inner, norm_topk_prob=False)
+
+
 CONFIGS: dict[str, tuple[str, str, Callable[[Tiny], dict[str, Any]]]] = {
     "llama": ("LlamaForCausalLM", "llama", _llama),
     "gpt2": ("GPT2LMHeadModel", "gpt2", _gpt2),
@@ -158,6 +167,17 @@ CONFIGS: dict[str, tuple[str, str, Callable[[Tiny], dict[str, Any]]]] = {
     "gpt_neox": ("GPTNeoXForCausalLM", "gpt_neox", _gpt_neox),
     "stablelm": ("StableLmForCausalLM", "stablelm", _stablelm),
     "falcon": ("FalconForCausalLM", "falcon", _falcon),
+    "mixtral": (
+        "MixtralForCausalLM",
+        "mixtral",
+        lambda tiny: _like_llama(tiny, num_local_experts=4, num_experts_per_tok=2),
+    ),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", "qwen3_moe", _qwen3_moe),
+    "gpt_oss": (
+        "GptOssForCausalLM",
+        "gpt_oss",
+        lambda tiny: _like_llama(tiny, num_local_experts=6, num_experts_per_tok=2),
+    ),
 }
 
 

@@ -39,7 +39,9 @@ class Maker:
 
     def embeddings(self, embed: str, head: str) -> None:
         tiny = self.tiny
-        self.numbers(embed, tiny.vocab, tiny.hidden, scale=0.25 if tiny.tied else 0.7)
+        tied = {"gemma": 0.03, "falcon": 0.12, "starcoder2": 0.1}.get(tiny.family, 0.25)
+        scale = tied if tiny.tied else 0.08 if tiny.family.startswith("gemma") else 0.7
+        self.numbers(embed, tiny.vocab, tiny.hidden, scale=scale)
         if not tiny.tied:
             self.numbers(head, tiny.vocab, tiny.hidden, scale=0.4)
 
@@ -66,7 +68,8 @@ def _llama_like(maker: Maker) -> None:
     q, kv = tiny.heads * tiny.head_dim, tiny.kv_heads * tiny.head_dim
     layer_norm, mean = family in ("stablelm", "starcoder2"), 0.0 if family.startswith("gemma") else 1.0
     qkv_bias = biases or family == "qwen2" or bool(tiny.extra.get("use_qkv_bias"))
-    head_norms = {"qwen3": (tiny.head_dim,) * 2, "gemma3": (tiny.head_dim,) * 2, "olmo2": (q, kv)}.get(family)
+    alone = family in ("qwen3", "qwen3_moe", "gemma3")
+    head_norms = (tiny.head_dim,) * 2 if alone else (q, kv) if family == "olmo2" else ()
     maker.embeddings("model.embed_tokens.weight", "lm_head.weight")
     for layer in range(tiny.layers):
         at = f"model.layers.{layer}."
@@ -83,9 +86,12 @@ def _llama_like(maker: Maker) -> None:
             maker.linear(at + "self_attn.q_proj", q, hidden, qkv_bias)
             maker.linear(at + "self_attn.k_proj", kv, hidden, qkv_bias)
             maker.linear(at + "self_attn.v_proj", kv, hidden, qkv_bias)
-        for name, size in zip("qk", head_norms or (), strict=False):
+        for name, size in zip("qk", head_norms, strict=False):
             maker.norm(f"{at}self_attn.{name}_norm", size, False, mean)
         maker.linear(at + "self_attn.o_proj", hidden, q, biases)
+        if family in ("mixtral", "qwen3_moe", "gpt_oss"):
+            _mixture(maker, at)
+            continue
         if family == "phi3":
             maker.linear(at + "mlp.gate_up_proj", 2 * inner, hidden, False)
         elif family == "starcoder2":
@@ -95,6 +101,26 @@ def _llama_like(maker: Maker) -> None:
             maker.linear(at + "mlp.up_proj", inner, hidden, biases)
         maker.linear(at + ("mlp.c_proj" if family == "starcoder2" else "mlp.down_proj"), hidden, inner, biases)
     maker.norm("model.norm", hidden, layer_norm, mean)
+
+
+def _mixture(maker: Maker, at: str) -> None:
+    """A router and experts: one tensor for each (Mixtral, Qwen3), or all in one (gpt-oss)."""
+    tiny, hidden, inner = maker.tiny, maker.tiny.hidden, maker.tiny.inner
+    if tiny.family == "gpt_oss":
+        maker.linear(at + "mlp.router", 6, hidden, True)
+        maker.numbers(at + "self_attn.sinks", tiny.heads, scale=1.0)
+        maker.numbers(at + "mlp.experts.gate_up_proj", 6, hidden, 2 * inner, scale=1.2 / hidden**0.5)
+        maker.numbers(at + "mlp.experts.gate_up_proj_bias", 6, 2 * inner, scale=0.3)
+        maker.numbers(at + "mlp.experts.down_proj", 6, inner, hidden, scale=1.2 / inner**0.5)
+        maker.numbers(at + "mlp.experts.down_proj_bias", 6, hidden, scale=0.3)
+        return
+    mixtral = tiny.family == "mixtral"
+    block, count = ("block_sparse_moe", 4) if mixtral else ("mlp", tiny.extra["num_experts"])
+    maker.linear(f"{at}{block}.gate", count, hidden, False)
+    for e in range(count):
+        for name in ("w1", "w3") if mixtral else ("gate_proj", "up_proj"):
+            maker.linear(f"{at}{block}.experts.{e}.{name}", inner, hidden, False)
+        maker.linear(f"{at}{block}.experts.{e}.{'w2' if mixtral else 'down_proj'}", hidden, inner, False)
 
 
 def _gpt2(maker: Maker) -> None:

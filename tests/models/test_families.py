@@ -179,7 +179,7 @@ def test_softcaps_that_a_config_leaves_out_or_denies() -> None:
         found = config_from_hf({k: v for k, v in {**raw, **changes}.items() if v != "absent"}, 300)[1]
         return found.attention_softcap, found.logits_softcap
 
-    assert caps() == (5.0, 4.0)
+    assert caps() == (5.0, 10.0)
     assert caps(attn_logit_softcapping="absent", final_logit_softcapping="absent") == (50.0, 30.0)
     assert caps(attn_logit_softcapping=None, final_logit_softcapping=None) == (None, None)
 

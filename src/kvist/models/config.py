@@ -28,8 +28,9 @@ class ModelConfig:
     query_key_norm: q and k are normed, each head alone or the whole row. windows: of each layer, the positions a row
     sees, its own included (None: all); () means all layers see all. local_rope_theta: layers with a window have rotary
     angles of this base, unscaled. query_scalar: scores are divided by its square root (None: by the head size's).
-    softcaps: see `kernels.program.Attend` and `Cap`. scaled_embedding: by the square root of the hidden size. sinks:
-    see `Attend`.
+    scaled_embedding: by the square root of the hidden size. attention_softcap, sinks: see `kernels.program.Attend`;
+    logits_softcap: see `Cap`. experts: the MLP is a mixture of so many (0: it is none), `experts_chosen` for a row;
+    renormalise_experts, expert_clamp: see `Experts`.
     """
 
     family: str
@@ -62,6 +63,10 @@ class ModelConfig:
     attention_softcap: float | None = None
     logits_softcap: float | None = None
     sinks: bool = False
+    experts: int = 0
+    experts_chosen: int = 0
+    renormalise_experts: bool = False
+    expert_clamp: float | None = None
     eos_ids: tuple[int, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -94,12 +99,17 @@ class ModelConfig:
             raise ModelFileError(f"the model's config gives a norm epsilon of {self.norm_eps!r:.40}")
         if not is_number(self.rope_theta, 1, 1e15):
             raise ModelFileError(f"the model's config gives a rope base of {self.rope_theta!r:.40}")
-        for name in ("tie_embeddings", "parallel", "shared_norm"):
+        few = is_whole(self.experts, 0, 1 << 12) and is_whole(self.experts_chosen, min(self.experts, 1), self.experts)
+        if not few:
+            raise ModelFileError(
+                f"the model's config gives {self.experts!r:.40} experts and {self.experts_chosen!r:.40} of them for a row"
+            )
+        for name in ("tie_embeddings", "parallel", "shared_norm", "renormalise_experts"):
             if not isinstance(getattr(self, name), bool):
                 raise ModelFileError(
                     f"the model's config gives {name} = {getattr(self, name)!r:.40}: expected true or false"
                 )
-        for name in ("local_rope_theta", "query_scalar", "attention_softcap", "logits_softcap"):
+        for name in ("local_rope_theta", "query_scalar", "attention_softcap", "logits_softcap", "expert_clamp"):
             value = getattr(self, name)
             if value is not None and not is_number(value, 1 if name == "local_rope_theta" else 1e-3, 1e15):
                 raise ModelFileError(f"the model's config gives {name} = {value!r:.40}: no such number can be meant")

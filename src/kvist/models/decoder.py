@@ -9,6 +9,8 @@ from kvist.kernels.program import (
     Buffer,
     Cap,
     Embed,
+    Expert,
+    Experts,
     Floats,
     Gate,
     Matmul,
@@ -100,12 +102,29 @@ class _Writer:
 
     def _mlp(self, at: str, m: Buffer) -> list[Op]:
         gate, up = self._gate, self._up
+        if self._config.experts:
+            return self._experts(at, m)
         if self._config.gated:
             ops: list[Op] = [self._linear(at + "gate", m, gate), self._linear(at + "up", m, up)]
             ops.append(Gate(gate, up, gate, self._config.activation))
         else:
             ops = [self._linear(at + "up", m, gate), Gate(gate, None, gate, self._config.activation)]
         return ops + self._added(at + "down", gate, at + "mlp_post_norm")
+
+    def _experts(self, at: str, m: Buffer) -> list[Op]:
+        config, logits = self._config, Buffer("router", padded(self._config.experts))
+        layer = []
+        for e in range(config.experts):
+            roles = [f"{at}expert.{e}.{name}" for name in ("gate", "up", "down")]
+            biases = [self._vectors.get(f"{role}.bias") for role in roles]
+            layer.append(Expert(*(self._matrices[role] for role in roles), *biases))
+        chosen, renormalise = config.experts_chosen, config.renormalise_experts
+        return [
+            self._linear(at + "router", m, logits),
+            Experts(
+                m, logits, self._x, self._x, tuple(layer), chosen, renormalise, config.activation, config.expert_clamp
+            ),
+        ]
 
     def _added(self, role: str, source: Buffer, norm: str) -> list[Op]:
         """What a matmul gives, normed or not, added to the residual stream."""

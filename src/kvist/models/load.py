@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import cast
 
@@ -141,9 +142,10 @@ def _locate(file: TensorFile, config: ModelConfig, sources: Mapping[str, Source]
     found: dict[str, tuple[str, Source]] = {}
     for short, source in sources.items():
         layers = range(config.num_layers) if "{layer}" in source.name else [None]
-        for layer in layers:
-            role = short if layer is None else f"layers.{layer}.{short}"
-            full = source.name.format(layer=layer)
+        experts = range(config.experts) if "{expert}" in short else [None]
+        for layer, expert in product(layers, experts):
+            role = (short if layer is None else f"layers.{layer}.{short}").format(expert=expert)
+            full = source.name.format(layer=layer, expert=expert)
             name = full if full in present else full.partition(".")[2]
             if name not in present:
                 if short.endswith(".bias") or (short == "head" and config.tie_embeddings):
@@ -163,7 +165,7 @@ def _check_all_known(file: TensorFile, config: ModelConfig, sources: Mapping[str
     """
     known = {source.name for source in sources.values()}
     known |= {name.partition(".")[2] for name in known}  # as `_named`
-    rest = [name for name in file.names() if re.sub(r"\.\d+\.", ".{layer}.", name, count=1) not in known]
+    rest = [name for name in file.names() if _pattern(name) not in known]
     rest = [name for name in rest if not name.endswith((*NO_WEIGHTS, *(TIED if config.tie_embeddings else ())))]
     if rest:
         raise UnsupportedModelError(
@@ -172,9 +174,15 @@ def _check_all_known(file: TensorFile, config: ModelConfig, sources: Mapping[str
         )
 
 
+def _pattern(name: str) -> str:
+    """A tensor's name as a family's table has it."""
+    return re.sub(r"\.\d+\.", ".{expert}.", re.sub(r"\.\d+\.", ".{layer}.", name, count=1), count=1)
+
+
 def _check_shape(file: TensorFile, config: ModelConfig, role: str, name: str, source: Source) -> None:
     shape: Shape = expected_shape(config, role, source.rows)
     shape = shape[::-1] if source.transposed else shape
+    shape = (config.experts, *shape) if source.stacked else shape
     given = file.info(name).shape
     if given != shape:
         raise ModelFileError(f"{file.path.name}: tensor {name} is {given}, the config says {shape}: get the file again")

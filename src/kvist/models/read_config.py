@@ -68,6 +68,11 @@ def config_from_hf(raw: Mapping[str, Any], vocab_size: int) -> tuple[Family, Mod
             raise UnsupportedModelError(
                 f"config.json sets {key} = {raw[key]!r:.40}: kvist runs this family with {only!r} only"
             )
+    if raw.get("quantization_config") is not None:
+        raise UnsupportedModelError(
+            "config.json has a quantization_config: kvist quantises float weights itself (--weights int8), and reads "
+            "quantised ones from GGUF files"
+        )
     values: dict[str, Any] = dict(family.fixed)
     for name, keys in family.fields.items():
         for key in keys:
@@ -94,10 +99,9 @@ def config_from_hf(raw: Mapping[str, Any], vocab_size: int) -> tuple[Family, Mod
 def config_from_gguf(metadata: Mapping[str, object], vocab_size: int, tied: bool) -> tuple[Family, ModelConfig]:
     """A GGUF file's metadata as fields; the keys are the same for every architecture but for their prefix."""
     architecture = metadata.get("general.architecture")
-    family = next(
-        (family for family in FAMILIES if isinstance(architecture, str) and family.gguf_architecture == architecture),
-        None,
-    )
+    mixture = bool(metadata.get(f"{architecture}.expert_count"))
+    known = [family for family in FAMILIES if architecture and family.gguf_architecture == architecture]
+    family = next((family for family in known if family.is_mixture == mixture), None)
     if family is None:
         raise _unsupported(architecture)
 
@@ -133,6 +137,10 @@ def config_from_gguf(metadata: Mapping[str, object], vocab_size: int, tied: bool
     values["windows"] = windows_from_gguf(get, family, values)
     if values["positions"] == "rotary":
         values |= rope_from_gguf(get, family, values)
+    if family.is_mixture:
+        values["experts"], values["experts_chosen"] = get("expert_count"), get("expert_used_count")
+        values["intermediate_size"] = get("expert_feed_forward_length", values["intermediate_size"])
+        values.setdefault("renormalise_experts", True)
     end = metadata.get("tokenizer.ggml.eos_token_id")
     return family, _build(family, values, vocab_size, _ids(end))
 

@@ -19,8 +19,9 @@ Array = npt.NDArray[Any]
 
 
 def _short(role: str) -> str:
-    """The role without its layer."""
-    return role.split(".", 2)[2] if role.startswith("layers.") else role
+    """The role without its layer and its expert."""
+    short = role.split(".", 2)[2] if role.startswith("layers.") else role
+    return short.split(".", 2)[2] if short.startswith("expert.") else short
 
 
 def expected_shape(config: ModelConfig, role: str, rows: Rows = "all") -> Shape:
@@ -42,7 +43,7 @@ def expected_shape(config: ModelConfig, role: str, rows: Rows = "all") -> Shape:
         "attention_post_norm": (hidden,), "mlp_post_norm": (hidden,),
         "q": (heads, hidden), "k": (kv_heads, hidden), "v": (kv_heads, hidden), "o": (hidden, heads),
         "q_norm": (config.head_dim if alone else heads,), "k_norm": (config.head_dim if alone else kv_heads,),
-        "sinks": (config.num_heads,),
+        "sinks": (config.num_heads,), "router": (config.experts, hidden),
         "gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner),
     }  # fmt: skip
     shape = shapes[name.removesuffix(".bias")]
@@ -54,7 +55,10 @@ def in_place(config: ModelConfig, role: str, source: Source, array: Array) -> Ar
 
     Also one of block-quantised rows (bytes), if `only_rows_change` says so.
     """
-    name = _short(role).removesuffix(".bias")
+    name, bias = _short(role).removesuffix(".bias"), role.endswith(".bias")
+    if source.stacked:
+        number = int(role.rpartition("expert.")[2].partition(".")[0])
+        array = array.reshape(config.experts, -1, *array.shape[1:] if array.ndim == 2 and not bias else ())[number]
     if source.transposed and array.ndim == 2:
         array = array.T
     array = _own_rows(config, source, array)
@@ -76,6 +80,8 @@ def _own_rows(config: ModelConfig, source: Source, array: Array) -> Array:
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     if source.rows == "all":
         return array
+    if source.alternating:
+        return array[0::2] if source.rows == "gate" else array[1::2]
     if source.rows in ("gate", "up"):
         return array[: config.intermediate_size] if source.rows == "gate" else array[config.intermediate_size :]
     if source.by_head:

@@ -12,12 +12,13 @@ Names = Mapping[str, "Source"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a role lies in a file: a tensor's name ("{layer}" is filled in), and what must be done to it.
+    """Where a role lies in a file: a tensor's name ("{layer}", "{expert}" are filled in), and what must be done to it.
 
     rows: the part of a fused matrix: of q, k, v, or of gate, up. by_head: a fused q, k, v lies KV head by KV head, each
     with its queries, its key and its value. transposed: stored as (inputs, outputs). interleaved: rotary pairs are
     neighbours (2i, 2i + 1); rows are reordered to halves (i, i + half). offset: added to a vector (Gemma's norms
-    multiply by 1 + w).
+    multiply by 1 + w). stacked: all experts one after the other, a role being one of them. alternating: gate and up
+    lie row by row in turns.
     """
 
     name: str
@@ -26,6 +27,8 @@ class Source:
     transposed: bool = False
     interleaved: bool = False
     offset: float = 0.0
+    stacked: bool = False
+    alternating: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,11 @@ class Family:
     gguf_fields: Mapping[str, str] = field(default_factory=dict)
     gguf_by_layers: Mapping[int, Mapping[str, object]] = field(default_factory=dict)
 
+    @property
+    def is_mixture(self) -> bool:
+        """Whether its MLP is a mixture of experts."""
+        return "router" in self.hf
+
 
 def with_biases(sources: Names) -> dict[str, Source]:
     """Each "X.weight" also as its "X.bias", to be taken if the file has it."""
@@ -81,6 +89,16 @@ def with_biases(sources: Names) -> dict[str, Source]:
         if source.name.endswith(".weight") and role not in ("embed", "positions", "head") and not source.offset
     }
     return {**sources, **biases}
+
+
+def experts(router: str, gate: Source, up: Source, down: Source) -> dict[str, Source]:
+    """A mixture of experts in place of gate, up and down."""
+    return {
+        "router": Source(router),
+        "expert.{expert}.gate": gate,
+        "expert.{expert}.up": up,
+        "expert.{expert}.down": down,
+    }
 
 
 def fused(name: str, by_head: bool = False, transposed: bool = False) -> dict[str, Source]:
