@@ -22,10 +22,17 @@ NO_GGUF = {
     "gemma2": "the format has no word for the scale of the scores",
     "falcon-grouped": "kvist does not run it from a GGUF file",
     "gpt_neox-serial": "one GPT-NeoX will do",
+    "qwen3_moe": "the format means shares among the chosen",
+    "gpt_oss": "its files are of the type MXFP4",
 }
 """Tiny models that are no GGUF files, and why."""
 
-ARCHITECTURES = {"mistral": "llama", "gpt_bigcode": "starcoder", "gpt_neox": "gptneox"}
+ARCHITECTURES = {
+    "mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe", "gpt_bigcode": "starcoder", "gpt_neox": "gptneox",
+}  # fmt: skip
+EXPERTS = {
+    "w1": "gate", "w3": "up", "w2": "down", "gate_proj": "gate", "up_proj": "up", "down_proj": "down",
+}  # fmt: skip
 LAYER_NORM = ("gpt2", "gpt_bigcode", "gpt_neox", "falcon", "stablelm", "starcoder2")
 SANDWICH = ("gemma2", "gemma3", "olmo2")
 
@@ -36,7 +43,8 @@ GGUF_NAMES = {
     "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "transformer.wte": "token_embd",
     "transformer.wpe": "position_embd", "transformer.ln_f": "output_norm", "ln_1": "attn_norm", "attn.c_attn": "attn_qkv",
     "attn.c_proj": "attn_output", "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
-    "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up", "self_attn.q_norm": "attn_q_norm",
+    "self_attn.qkv_proj": "attn_qkv", "block_sparse_moe.gate": "ffn_gate_inp",
+    "mlp.gate": "ffn_gate_inp", "mlp.gate_up_proj": "ffn_up", "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm", "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm", "gpt_neox.embed_in": "token_embd", "embed_out": "output",
     "gpt_neox.final_layer_norm": "output_norm", "attention.query_key_value": "attn_qkv", "attention.dense": "attn_output",
@@ -50,6 +58,7 @@ def gguf_tensors(tiny: Tiny, weights: Tensors | None = None) -> Tensors:
     (outputs, inputs), a fused matrix as all q, all k, all v, and Gemma's norms with the 1 added.
     """
     made: Tensors = {}
+    stacks: dict[str, list[npt.NDArray[np.float32]]] = {}
     for name, array in (tensors(tiny) if weights is None else weights).items():
         stem, _, kind = name.rpartition(".")
         layer = ""
@@ -57,6 +66,9 @@ def gguf_tensors(tiny: Tiny, weights: Tensors | None = None) -> Tensors:
             if stem.startswith(prefix):
                 number, _, stem = stem.removeprefix(prefix).partition(".")
                 layer = f"blk.{number}."
+        if ".experts." in stem:  # they come in order
+            stacks.setdefault(f"{layer}ffn_{EXPERTS[stem.rpartition('.')[2]]}_exps.weight", []).append(array)
+            continue
         for part, heads in (("q_proj", tiny.heads), ("k_proj", tiny.kv_heads)):
             if stem.endswith(part) and ARCHITECTURES.get(tiny.family, tiny.family) == "llama":
                 array = array.reshape(heads, 2, tiny.head_dim // 2, -1).swapaxes(1, 2).reshape(array.shape)
@@ -74,6 +86,7 @@ def gguf_tensors(tiny: Tiny, weights: Tensors | None = None) -> Tensors:
             else GGUF_NAMES[stem]
         )
         made[f"{layer}{name}.{kind}"] = np.ascontiguousarray(array)
+    made |= {name: np.stack(arrays) for name, arrays in stacks.items()}
     for name in ("short", "long"):
         if tiny.rope_scaling and f"{name}_factor" in tiny.rope_scaling:
             made[f"rope_factors_{name}.weight"] = np.array(tiny.rope_scaling[f"{name}_factor"], np.float32)
@@ -151,6 +164,10 @@ def write_gguf(
         writer.add_layer_norm_rms_eps(raw["rms_norm_eps"])
     if tiny.family not in ("gpt2", "gpt_bigcode"):
         _add_rotary(writer, tiny, raw)
+    if tiny.family in ("mixtral", "qwen3_moe"):
+        writer.add_expert_count(raw.get("num_local_experts", raw.get("num_experts")))
+        writer.add_expert_used_count(raw["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(tiny.inner)
     _add_own(writer, raw)
     vocab, merges = tokens(tiny)
     writer.add_tokenizer_model("gpt2")
@@ -163,7 +180,7 @@ def write_gguf(
     writer.add_chat_template(TEMPLATE)
     for name, array in gguf_tensors(tiny, weights).items():
         own = (others or {}).get(name.split(".")[-2], kind)
-        held = gguf.GGMLQuantizationType[own if array.ndim == 2 else "F32"]
+        held = gguf.GGMLQuantizationType[own if array.ndim > 1 and "gate_inp" not in name else "F32"]
         writer.add_tensor(name, blocks.held_as(array, held), raw_dtype=held)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -39,14 +39,49 @@ def test_a_gguf_file_is_its_folder_in_every_bit(name: str, backend: CpuBackend, 
     assert same_bits(logits_of(file, backend, prompt(tiny)), logits_of(folder, backend, prompt(tiny)))
 
 
-def test_gemma2_in_a_gguf_file_is_its_folder_in_every_bit(backend: CpuBackend, tmp_path: Path) -> None:
-    """With the scale that the format means: one over the square root of the head size."""
-    tiny = MODELS["gemma2"]
-    tiny = replace(tiny, extra={**tiny.extra, "query_pre_attn_scalar": tiny.head_dim})
+@pytest.mark.parametrize(
+    ("name", "meant"), [("gemma2", {"query_pre_attn_scalar": 32}), ("qwen3_moe", {"norm_topk_prob": True})]
+)
+def test_what_the_format_leaves_out_is_as_it_means_it(
+    name: str, meant: dict[str, Any], backend: CpuBackend, tmp_path: Path
+) -> None:
+    """Scores by the square root of the head size; shares among the chosen experts."""
+    tiny = replace(MODELS[name], extra={**MODELS[name].extra, **meant})
     folder = load_model(write_folder(tiny, tmp_path / "folder"), backend, "f32")
     file = load_model(write_gguf(tiny, tmp_path / "tiny.gguf"), backend, "f32")
     assert same_bits(logits_of(file, backend, prompt(tiny)), logits_of(folder, backend, prompt(tiny)))
-    assert file.config == replace(folder.config, query_scalar=None, norm_eps=file.config.norm_eps)
+    found = replace(file.config, query_scalar=folder.config.query_scalar, norm_eps=folder.config.norm_eps)
+    assert replace(found, rope_theta=folder.config.rope_theta) == folder.config
+
+
+@pytest.mark.parametrize("weights", ["packed", "f16", "f32"])
+def test_packed_experts_have_the_bits_of_float32_ones(weights: str, backend: CpuBackend, tmp_path: Path) -> None:
+    tiny = replace(MODELS["mixtral"], inner=64)
+    path = write_gguf(tiny, tmp_path / "tiny.gguf", "Q8_0")
+    model = load_model(path, backend, weights)
+    assert weights != "packed" or model.matrices["layers.0.expert.3.down"].dtype == "q8_0"
+    found = logits_of(model, backend, prompt(tiny))
+    expected = logits_of(load_model(path, backend, "f32"), backend, prompt(tiny))
+    assert same_bits(found, expected) or (weights == "f16" and np.abs(found - expected).max() < 0.1)
+
+
+def test_experts_whose_parts_have_different_types(backend: CpuBackend, tmp_path: Path) -> None:
+    tiny = replace(MODELS["mixtral"], inner=64)
+    path = write_gguf(tiny, tmp_path / "tiny.gguf", "Q8_0", others={"ffn_up_exps": "Q4_0"})
+    with pytest.raises(UnsupportedModelError, match=r"gate of type q8_0 and an up of type q4_0.* give --weights f16"):
+        load_model(path, backend)
+    load_model(path, backend, "f16")
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_experts_quantised_when_they_are_loaded(name: str, backend: CpuBackend, tmp_path: Path) -> None:
+    tiny = replace(MODELS[name], inner=64)
+    folder = write_folder(tiny, tmp_path)
+    model = load_model(folder, backend, "int8")
+    assert {model.matrices[f"layers.0.{role}"].dtype for role in ("expert.1.gate", "expert.1.down")} == {"q8_0"}
+    assert model.matrices["layers.0.router"].dtype == "f32"
+    found, expected = (logits_of(m, backend, prompt(tiny, 20)) for m in (model, load_model(folder, backend, "f32")))
+    assert np.abs(found - expected).mean() < 0.3
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -83,6 +118,7 @@ def test_windows_are_read_as_each_family_says_them() -> None:
     listed = ["full_attention", "sliding_attention", "full_attention", "full_attention"]
     assert windows("gemma3", layer_types=listed) == (None, 24, None, None)
     assert windows("gemma3", layer_types=["full_attention"] * 4) == ()
+    assert windows("gpt_oss") == (24, None, 24, None)
     assert windows("llama", sliding_window=24) == ()  # transformers, too, has none in this architecture
 
 
@@ -122,6 +158,10 @@ SU = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] *
         ("falcon-grouped", {"num_ln_in_parallel_attn": 1}, "does not run this variant of falcon"),
         ("gpt_bigcode", {"multi_query": False}, "multi_query = False"),
         ("stablelm", {"qk_layernorm": True}, "qk_layernorm = True"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step = 2"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ("gpt_oss", {"swiglu_alpha": 1.5}, "swiglu_alpha = 1.5"),
+        ("gpt_oss", {"quantization_config": {"quant_method": "mxfp4"}}, "has a quantization_config"),
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
         ("gemma2", {"hidden_activation": "relu"}, "activation 'relu'"),
         ("mistral", {"layer_types": ["chunked_attention"] * 3}, "layer_types .* are not supported"),
@@ -144,6 +184,11 @@ def test_variants_with_other_arithmetic_are_refused(name: str, changes: dict[str
     ("name", "changes", "cause"),
     [
         ("mistral", {"sliding_window": -1}, "sliding_window = -1"),
+        ("mixtral", {"num_local_experts": -4}, "-4 experts"),
+        ("mixtral", {"num_local_experts": 1 << 40}, "experts, 2 of them for a row"),
+        ("mixtral", {"num_experts_per_tok": 5}, "4 experts, 5 of them for a row"),
+        ("mixtral", {"num_experts_per_tok": 0}, "4 experts, 0 of them"),
+        ("qwen3_moe", {"norm_topk_prob": "no"}, "renormalise_experts = 'no'"),
         ("mistral", {"sliding_window": "wide"}, "sliding_window = 'wide'"),
         ("mistral", {"layer_types": ["sliding_attention"] * 2}, "describes 2 layers and has 3"),
         ("mistral", {"layer_types": ["sliding_attention"] * 3, "sliding_window": None}, "gives them no window"),
@@ -202,7 +247,7 @@ def test_the_first_row_that_fits_counts() -> None:
     assert family_of(raw).name == family_of({**raw, "new_decoder_architecture": False}).name == "falcon"
     assert family_of({**raw, "new_decoder_architecture": True}).name == "falcon-grouped"
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
-    architectures = [family.gguf_architecture for family in FAMILIES if family.gguf_architecture]
+    architectures = [(family.gguf_architecture, family.is_mixture) for family in FAMILIES if family.gguf_architecture]
     assert len(set(architectures)) == len(architectures)
 
 

@@ -191,10 +191,9 @@ class Expert:
 class Experts:
     """out = residual + sum of share * down(activation(gate x) * up x) over a row's `chosen` experts (Shazeer 2017).
 
-    logits: the router's, of which the largest choose (of equal ones the first); a share is the softmax over all of
-    them, or over the chosen ones (`renormalise`). The sum is in the order of the shares, the largest first. clamp:
-    instead of the activation, g / (1 + e^(-1.702 g)) * (up + 1) with the gate at most, and up within, this limit
-    (gpt-oss).
+    logits: the router's; the largest choose, of equal ones the first. A share is the softmax over all of them, or over
+    the chosen (`renormalise`). The sum goes by share, the largest first. clamp (gpt-oss): instead of the activation,
+    g / (1 + e^(-1.702 g)) * (up + 1), the gate at most, and up within, this limit.
     """
 
     x: Buffer

@@ -102,7 +102,7 @@ class ModelConfig:
         few = is_whole(self.experts, 0, 1 << 12) and is_whole(self.experts_chosen, min(self.experts, 1), self.experts)
         if not few:
             raise ModelFileError(
-                f"the model's config gives {self.experts!r:.40} experts and {self.experts_chosen!r:.40} of them for a row"
+                f"the model's config gives {self.experts!r:.40} experts, {self.experts_chosen!r:.40} of them for a row"
             )
         for name in ("tie_embeddings", "parallel", "shared_norm", "renormalise_experts"):
             if not isinstance(getattr(self, name), bool):

@@ -113,17 +113,19 @@ class _Writer:
 
     def _experts(self, at: str, m: Buffer) -> list[Op]:
         config, logits = self._config, Buffer("router", padded(self._config.experts))
-        layer = []
-        for e in range(config.experts):
-            roles = [f"{at}expert.{e}.{name}" for name in ("gate", "up", "down")]
-            biases = [self._vectors.get(f"{role}.bias") for role in roles]
-            layer.append(Expert(*(self._matrices[role] for role in roles), *biases))
+        roles = [f"{at}expert.{e}." for e in range(config.experts)]
+        matrices, bias = self._matrices, self._vectors.get
+        layer = tuple(
+            Expert(
+                matrices[role + "gate"], matrices[role + "up"], matrices[role + "down"], bias(role + "gate.bias"),
+                bias(role + "up.bias"), bias(role + "down.bias"),
+            )
+            for role in roles
+        )  # fmt: skip
         chosen, renormalise = config.experts_chosen, config.renormalise_experts
         return [
             self._linear(at + "router", m, logits),
-            Experts(
-                m, logits, self._x, self._x, tuple(layer), chosen, renormalise, config.activation, config.expert_clamp
-            ),
+            Experts(m, logits, self._x, self._x, layer, chosen, renormalise, config.activation, config.expert_clamp),
         ]
 
     def _added(self, role: str, source: Buffer, norm: str) -> list[Op]:

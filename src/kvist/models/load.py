@@ -89,6 +89,7 @@ def load_model(path: Path, backend: Backend, weights: str = "auto", progress: Pr
             if role not in matrices
         }
         matrices.setdefault("head", matrices["embed"])
+        _check_experts(file, config, matrices)
         _check_finite(matrices, vectors, found, backend)
         return Model(config, matrices, vectors, _divisors(file, config), target, metadata)
     finally:
@@ -172,6 +173,17 @@ def _check_all_known(file: TensorFile, config: ModelConfig, sources: Mapping[str
             f"{file.path.name} has tensors that kvist has no use for in a model of family {config.family}, such as "
             f"{rest[0]:.80} ({len(rest)} in all): it is a variant that kvist does not run"
         )
+
+
+def _check_experts(file: TensorFile, config: ModelConfig, matrices: Mapping[str, Weight]) -> None:
+    """An expert's gate and up run side by side, as one type."""
+    for layer in range(config.num_layers if config.experts else 0):
+        gate, up = (matrices[f"layers.{layer}.expert.0.{name}"].dtype for name in ("gate", "up"))
+        if gate != up:
+            raise UnsupportedModelError(
+                f"{file.path.name}: the experts of layer {layer} have a gate of type {gate} and an up of type {up}, "
+                "which kvist does not run packed: give --weights f16"
+            )
 
 
 def _pattern(name: str) -> str:

@@ -36,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _unsupported(found: object) -> UnsupportedModelError:
-    known = ", ".join(architecture for family in FAMILIES for architecture in family.architectures)
+    known = ", ".join(dict.fromkeys(architecture for family in FAMILIES for architecture in family.architectures))
     return UnsupportedModelError(f"architecture {found!r:.80} is not supported: kvist runs {known}")
 
 
@@ -99,8 +99,10 @@ def config_from_hf(raw: Mapping[str, Any], vocab_size: int) -> tuple[Family, Mod
 def config_from_gguf(metadata: Mapping[str, object], vocab_size: int, tied: bool) -> tuple[Family, ModelConfig]:
     """A GGUF file's metadata as fields; the keys are the same for every architecture but for their prefix."""
     architecture = metadata.get("general.architecture")
-    mixture = bool(metadata.get(f"{architecture}.expert_count"))
-    known = [family for family in FAMILIES if architecture and family.gguf_architecture == architecture]
+    if not isinstance(architecture, str) or not architecture:
+        raise _unsupported(architecture)
+    mixture = isinstance(count := metadata.get(f"{architecture}.expert_count"), int) and count > 0
+    known = [family for family in FAMILIES if family.gguf_architecture == architecture]
     family = next((family for family in known if family.is_mixture == mixture), None)
     if family is None:
         raise _unsupported(architecture)

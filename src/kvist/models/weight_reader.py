@@ -93,12 +93,8 @@ class WeightReader:
 
     def _finish(self, role: str, source: Source, weight: Weight) -> Weight:
         weight = Weight(in_place(self._config, role, source, cast(Array, weight.data)), weight.dtype)
-        if (
-            self._target == "int8"
-            and role != "positions"
-            and not role.endswith(".router")
-            and weight.columns % BLOCK_TYPES["q8_0"][0] == 0
-        ):
+        quantised = self._target == "int8" and role != "positions" and not role.endswith(".router")
+        if quantised and weight.columns % BLOCK_TYPES["q8_0"][0] == 0:
             return Weight(quantize_q8_0(codec(weight.dtype).decode(weight.data)), "q8_0")
         return weight
 
