@@ -11,6 +11,7 @@ import pytest
 from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES, MODEL_TENSORS, TENSOR_NAMES
 
 from kvist.errors import ModelFileError, UnsupportedModelError
+from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.backend import CpuBackend
 from kvist.kernels.program import Attend
 from kvist.kernels.reference import ReferenceBackend
@@ -21,7 +22,7 @@ from kvist.models.load import load_model
 from kvist.models.read_config import config_from_hf, family_of
 from kvist.models.rotary import frequencies, local_rotary_tables, rotary_tables
 from ops import same_bits
-from steps import logits_of
+from steps import logits_of, runner
 from tiny import MODELS, Tiny, config, tensors, write_folder, write_gguf
 from tiny_gguf import NO_GGUF
 
@@ -128,6 +129,21 @@ def test_layers_with_a_window_are_told_so_in_the_program(backend: CpuBackend, tm
     program = build_program(model.config, model.matrices, model.vectors, *tables)
     assert [op.window for op in program.ops if isinstance(op, Attend)] == [24, 24, None, 24]
     assert local_rotary_tables(load_model(write_folder(MODELS["mistral"], tmp_path), backend).config, 64) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "private"),
+    [("llama", 6), ("gpt_neox", 3), ("falcon", 0), ("stablelm-parallel", 0), ("olmo2", 0), ("gemma2", 8)],
+)
+def test_no_thread_norms_for_itself_what_may_have_changed(
+    name: str, private: int, backend: CpuBackend, tmp_path: Path
+) -> None:
+    """Side by side with attention, the MLP reads a norm of the residual stream after attention was added to it."""
+    model = load_model(write_folder(MODELS[name], tmp_path), backend, "f32")
+    with runner(model, backend) as (run, _):
+        table = run.executable._step  # type: ignore[attr-defined]
+        norms = table[np.isin(table[:, abi.CODE], (abi.RMS_NORM, abi.LAYER_NORM))]
+        assert norms[:-1, abi.ARG + 10].sum() == private  # the last is the final one
 
 
 def test_lengths_that_rotary_scalings_go_by() -> None:

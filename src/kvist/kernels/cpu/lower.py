@@ -158,16 +158,27 @@ class Lowering:
 
     @cached_property
     def _private(self) -> set[Buffer]:
-        """Buffers that threads may each norm rows into a part of: there is room, and only matmuls read them."""
+        """Buffers that threads may each norm rows into a part of: there is room, and only matmuls read them.
+
+        And none after what was normed has changed: no thread waits for the others' norms, so one that comes late would
+        norm something else.
+        """
         normed = {op.out for op in self.program.ops if isinstance(op, Norm)} - {self.program.logits}
+        sources: dict[Buffer, Buffer] = {}  # what each was normed from
+        changed: set[Buffer] = set()  # those whose source was written since
         for op in self.program.ops:
+            reads, writes = buffers_of(op)
             if isinstance(op, Matmul):
                 normed -= {op.out} | ({op.residual} if op.residual else set())
-            elif not isinstance(op, Norm):
-                reads, writes = buffers_of(op)
-                normed -= {*reads, *writes}
+            elif isinstance(op, Norm):
+                normed -= set(reads)
             else:
-                normed -= {op.x} | ({op.residual} if op.residual else set())
+                normed -= {*reads, *writes}
+            normed -= changed & set(reads)
+            changed |= {out for out, source in sources.items() if source in writes}
+            if isinstance(op, Norm):
+                sources[op.out] = op.x
+                changed.discard(op.out)
         return {b for b in normed if len(self.buffers[b.name]) >= abi.PRIVATE_ROWS * self.threads}
 
     def _matmul(self, op: Matmul) -> Row:
