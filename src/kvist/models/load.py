@@ -28,7 +28,7 @@ from kvist.models.weights import GgufFile, TensorFile, open_model
 
 NO_WEIGHTS = (
     ".inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "rope_freqs.weight",
-    "rope_factors_long.weight", "rope_factors_short.weight",
+    "rope_factors_long.weight", "rope_factors_short.weight", ".attn_rot_embd.weight",
 )  # fmt: skip
 """Tensors of old files that hold masks and angles, and those that are read by their own name."""
 

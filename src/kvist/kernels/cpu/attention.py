@@ -81,6 +81,7 @@ def make_attend_tile(dtype: str) -> Any:
         # rows from `whole` to `clear` see the whole tile
         whole = min(stop, max(skip, (begin + TILE - 1 - position) * group))
         clear = min(stop, max(whole, (begin + window - position) * group))
+        edges = whole - skip + stop - clear  # rows before and after them, which see a part
         v, qs, ps = 16 * dims * itemsize, q + skip * dims * 4, p + skip * 256
         if stop - skip > FEW_ROWS:
             k_copy, v_copy = copy, copy + TILE * dims * 4
@@ -90,12 +91,12 @@ def make_attend_tile(dtype: str) -> Any:
                 qs, stop - skip, dims, k_copy, k_copy + size, k_copy + 2 * size, k_copy + 3 * size, ps, 0, 0, 0, 0
             )
             soften(p, skip, stop, group, position, begin, row_max, row_sum, acc, dims, window, cap)
-            for r in range(skip, stop):
-                if r < whole or r >= clear:
-                    end_slot = position + r // group + 1 - begin
-                    low = max(0, end_slot - window)
-                    pr, vr, n = p + r * 256 + low * 4, v_copy + low * dims * 4, min(TILE, end_slot) - low
-                    weigh_many(pr, 1, vr, n, acc + r * dims * 4, dims, 0)
+            for r in range(skip, skip + edges):
+                r += 0 if r < whole else clear - whole
+                end_slot = position + r // group + 1 - begin
+                low = max(0, end_slot - window)
+                pr, vr, n = p + r * 256 + low * 4, v_copy + low * dims * 4, min(TILE, end_slot) - low
+                weigh_many(pr, 1, vr, n, acc + r * dims * 4, dims, 0)
             weigh_many(p + whole * 256, clear - whole, v_copy, TILE, acc + whole * dims * 4, dims, 0)
             return
         n0, n1, n2, n3 = b0, b1, b2, b3
@@ -106,15 +107,15 @@ def make_attend_tile(dtype: str) -> Any:
             n3 = block_at(pages, begin + TILE + 48, page_size, page_bytes, head, block_bytes)
         score_few(qs, stop - skip, dims, b0, b1, b2, b3, ps, n0, n1, n2, n3)
         soften(p, skip, stop, group, position, begin, row_max, row_sum, acc, dims, window, cap)
-        for r in range(skip, stop):
-            if r < whole or r >= clear:
-                end_slot = position + r // group + 1 - begin
-                low, valid = max(0, end_slot - window), min(TILE, end_slot)
-                pr, ar = p + r * 256, acc + r * dims * 4
-                weigh_part(pr, b0 + v, low, valid, ar, dims, n0 + v)
-                weigh_part(pr + 64, b1 + v, low - 16, valid - 16, ar, dims, n1 + v)
-                weigh_part(pr + 128, b2 + v, low - 32, valid - 32, ar, dims, n2 + v)
-                weigh_part(pr + 192, b3 + v, low - 48, valid - 48, ar, dims, n3 + v)
+        for r in range(skip, skip + edges):
+            r += 0 if r < whole else clear - whole
+            end_slot = position + r // group + 1 - begin
+            low, valid = max(0, end_slot - window), min(TILE, end_slot)
+            pr, ar = p + r * 256, acc + r * dims * 4
+            weigh_part(pr, b0 + v, low, valid, ar, dims, n0 + v)
+            weigh_part(pr + 64, b1 + v, low - 16, valid - 16, ar, dims, n1 + v)
+            weigh_part(pr + 128, b2 + v, low - 32, valid - 32, ar, dims, n2 + v)
+            weigh_part(pr + 192, b3 + v, low - 48, valid - 48, ar, dims, n3 + v)
         pw, aw = p + whole * 256, acc + whole * dims * 4
         weigh_few(pw, clear - whole, b0 + v, 16, aw, dims, n0 + v)
         weigh_few(pw + 64, clear - whole, b1 + v, 16, aw, dims, n1 + v)

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from kvist.models.families.llama import LLAMA, QWEN3
 from kvist.models.families.table import (
-    ATTENTION,
     FIELDS,
     GGUF,
     GGUF_QUERY_KEY_NORMS,
@@ -96,7 +95,7 @@ GPT_OSS = Family(
         "rope_theta": 150000.0,
     },
     hf={
-        **with_biases({**_AROUND, **ATTENTION, "router": Source("model.layers.{layer}.mlp.router.weight")}),
+        **with_biases({**_AROUND, "router": Source("model.layers.{layer}.mlp.router.weight")}),
         "sinks": Source("model.layers.{layer}.self_attn.sinks"),
         "expert.{expert}.gate": _GATE,
         "expert.{expert}.up": replace(_GATE, rows="up"),

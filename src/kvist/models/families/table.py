@@ -126,18 +126,15 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 }
 """Keys as Llama's config.json has them, and most since."""
 
-ATTENTION: Names = {
-    "q": Source("model.layers.{layer}.self_attn.q_proj.weight"),
-    "k": Source("model.layers.{layer}.self_attn.k_proj.weight"),
-    "v": Source("model.layers.{layer}.self_attn.v_proj.weight"),
-    "o": Source("model.layers.{layer}.self_attn.o_proj.weight"),
-}
 NAMES: Names = {
     "embed": Source("model.embed_tokens.weight"),
     "final_norm": Source("model.norm.weight"),
     "head": Source("lm_head.weight"),
     "attention_norm": Source("model.layers.{layer}.input_layernorm.weight"),
-    **ATTENTION,
+    "q": Source("model.layers.{layer}.self_attn.q_proj.weight"),
+    "k": Source("model.layers.{layer}.self_attn.k_proj.weight"),
+    "v": Source("model.layers.{layer}.self_attn.v_proj.weight"),
+    "o": Source("model.layers.{layer}.self_attn.o_proj.weight"),
     "mlp_norm": Source("model.layers.{layer}.post_attention_layernorm.weight"),
     "gate": Source("model.layers.{layer}.mlp.gate_proj.weight"),
     "up": Source("model.layers.{layer}.mlp.up_proj.weight"),
