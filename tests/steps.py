@@ -16,7 +16,7 @@ from kvist.engine.runner import Runner
 from kvist.kernels.program import Backend, Limits
 from kvist.models.decoder import build_program
 from kvist.models.load import Model
-from kvist.models.rotary import rotary_tables
+from kvist.models.rotary import local_rotary_tables, rotary_tables
 
 Logits = npt.NDArray[np.float32]
 
@@ -28,7 +28,8 @@ def runner(
     """A runner with pages for `positions` tokens of one sequence (and one page to spare)."""
     config = model.config
     rotary = rotary_tables(config, min(positions, config.max_positions), model.rope_divisors)
-    program = build_program(config, model.matrices, model.vectors, rotary)
+    local = local_rotary_tables(config, min(positions, config.max_positions))
+    program = build_program(config, model.matrices, model.vectors, rotary, local)
     layers = tuple(LayerSpec(config.num_kv_heads, config.stored_head_dim) for _ in range(config.num_layers))
     layout = PageLayout(layers, page_size, codec(kv))
     manager = CacheManager(layout, layout.pages_for(positions) + 1, identity=b"test")

@@ -27,7 +27,7 @@ from kvist.kernels.program import Backend, Limits
 from kvist.models.config import ModelConfig
 from kvist.models.decoder import build_program
 from kvist.models.load import Model
-from kvist.models.rotary import rotary_tables
+from kvist.models.rotary import frequencies, local_rotary_tables, rotary_tables
 
 PREFAULT_BYTES = 1 << 30
 NUMERIC_VERSION = b"1"  # of the kernels' arithmetic: raise it whenever a change may change a bit
@@ -132,12 +132,17 @@ def _running(
     """A model's pages and what runs steps over them, with logits of `drafts` more rows a sequence."""
     caching = config.enable_prefix_caching and config.enable_cache
     manager = CacheManager(
-        _layout(model, config), sizes.num_pages, identity=identity(model), enable_prefix_caching=caching, events=events
+        _layout(model, config),
+        sizes.num_pages,
+        identity=identity(model, sizes.max_model_len),
+        enable_prefix_caching=caching,
+        events=events,
     )
     if config.prefault:
         manager.pool.prefault(PREFAULT_BYTES)
     rotary = rotary_tables(model.config, sizes.max_model_len, model.rope_divisors)
-    program = build_program(model.config, model.matrices, model.vectors, rotary)
+    local = local_rotary_tables(model.config, sizes.max_model_len)
+    program = build_program(model.config, model.matrices, model.vectors, rotary, local)
     limits = Limits(
         rows=config.max_num_batched_tokens,
         sampled=min(config.max_num_seqs * (1 + drafts), config.max_num_batched_tokens),
@@ -156,13 +161,16 @@ def _check_draft(model: Model, draft: Model) -> None:
         )
 
 
-def identity(model: Model) -> bytes:
+def identity(model: Model, longest: int) -> bytes:
     """What a page's numbers depend on besides tokens and layout, as far as one process can tell models apart.
+
+    longest: the longest sequence that is run, which some rotary embeddings go by (see `RopeScaling`).
 
     Pages that leave the process need the digest of the weights themselves; within it a manager belongs to one loaded
     model.
     """
-    return hashlib.sha256(repr((model.config, model.weights)).encode() + NUMERIC_VERSION).digest()
+    angles = frequencies(model.config, longest).tobytes() if model.config.rotary_dim else b""
+    return hashlib.sha256(repr((model.config, model.weights)).encode() + angles + NUMERIC_VERSION).digest()
 
 
 def available_memory() -> int:

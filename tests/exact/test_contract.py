@@ -31,7 +31,7 @@ FEW = (1, 17, 64, 150)
 GENERATED = 32
 
 
-@pytest.fixture(scope="module", params=["llama", "llama-odd", "gpt2", "llama packed"])
+@pytest.fixture(scope="module", params=["llama", "llama-odd", "gpt2", "gpt_oss", "llama packed"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, backend: CpuBackend) -> Model:
     name, _, packed = request.param.partition(" ")
     longer = replace(tiny.MODELS[name], positions=512)

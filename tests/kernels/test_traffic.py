@@ -39,7 +39,13 @@ def test_sizes_of_a_step() -> None:
     pages = np.zeros(4, np.int32)
     rows = np.zeros(7, np.int32)
     batch = BatchMetadata(rows, rows, rows, rows[:2], [SequenceRows(0, 1, 40, pages), SequenceRows(1, 6, 10, pages)])
-    assert StepSize.of(batch, 2) == StepSize(rows=7, sampled=2, positions=41 + 16, seen=41 + sum(range(11, 17)))
+    size = StepSize.of(batch, 2)
+    assert size == StepSize(7, 2, 41 + 16, 41 + sum(range(11, 17)), ((40, 1), (10, 6)))
+    for window in (1, 3, 13, 16, 41, 100):
+        spans = [[range(max(0, t - window + 1), t + 1) for t in rows] for rows in ([40], range(10, 16))]
+        positions = sum(len(set().union(*(set(span) for span in row))) for row in spans)
+        assert size.within(window) == (positions, sum(len(span) for row in spans for span in row))
+    assert size.within(None) == (size.positions, size.seen)
 
 
 def test_a_matmul() -> None:

@@ -214,7 +214,7 @@ def test_shards(backend: CpuBackend, tmp_path: Path) -> None:
 def refused(backend: CpuBackend, path: Path, kind: type[KvistError], cause: str) -> None:
     with pytest.raises(kind, match=cause) as caught:
         load_model(path, backend)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
 @pytest.mark.parametrize(
@@ -312,10 +312,12 @@ def test_other_mistakes(backend: CpuBackend, tmp_path: Path) -> None:
 def test_damaged_rope_divisors(
     backend: CpuBackend, tmp_path: Path, divisors: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tiny
+    import tiny_gguf
 
     made = gguf_tensors(MODELS["llama"])
-    monkeypatch.setattr(tiny, "gguf_tensors", lambda *_: {**made, "rope_freqs.weight": divisors.astype(np.float32)})
+    monkeypatch.setattr(
+        tiny_gguf, "gguf_tensors", lambda *_: {**made, "rope_freqs.weight": divisors.astype(np.float32)}
+    )
     refused(
         backend, write_gguf(MODELS["llama"], tmp_path / "tiny.gguf"), ModelFileError, r"rope_freqs\.weight is damaged"
     )

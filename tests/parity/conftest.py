@@ -29,7 +29,11 @@ def load(transformers: Any) -> Callable[..., Any]:
     def load(path: Path) -> Any:
         where = {"gguf_file": path.name} if path.is_file() else {}
         folder = path.parent if path.is_file() else path
-        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **where).eval()
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, **where
+        )
+        assert not any(info.values()), f"weights that transformers misses or does not know: {info}"
+        return model.eval()
 
     return load
 

@@ -31,6 +31,7 @@ from kvist.kernels.program import (
     WeightType,
 )
 from kvist.memory import aligned_size, map_memory
+from kvist.models.config import padded
 from kvist.models.load import Model
 from kvist.models.rotary import rotary_tables
 
@@ -145,7 +146,7 @@ def row_cases(model: Model, held: Codec, rows: Sequence[int] = QUERY_ROWS) -> It
     """What works row by row: norms, rotary embedding with the store to the pages, activations."""
     config, dims = model.config, model.config.stored_head_dim
     x, h = Buffer("x", model.matrices["layers.0.q"].columns), Buffer("h", model.matrices["layers.0.q"].columns)
-    inner = model.matrices["layers.0.up"].rows
+    inner = padded(config.intermediate_size)
     gate, up, out = Buffer("gate", inner), Buffer("up", inner), Buffer("out", inner)
     q, k, v = (Buffer(n, c * dims) for n, c in zip("qkv", (config.num_heads, *[config.num_kv_heads] * 2), strict=True))
     ones = np.ones(x.width, np.float32)

@@ -100,9 +100,10 @@ class Embed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Norm:
-    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm over the first `width` numbers.
+    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm over `width` numbers; out = residual + that, where there is one.
 
-    Into a sampled buffer it gathers the sampled rows.
+    Into a sampled buffer it gathers the sampled rows. groups: a row is so many parts of equal length (heads), each
+    normed alone with the same weight. residual may be out itself.
     """
 
     kind: Literal["rms", "layer"]
@@ -112,6 +113,8 @@ class Norm:
     bias: Floats | None
     eps: float
     width: int
+    residual: Buffer | None = None
+    groups: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,15 +141,19 @@ class RotaryStore:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attend:
-    """out = softmax(scale * q K^T) V over positions 0..t of the row's sequence.
+    """out = softmax(scale * q K^T) V over positions 0..t of the row's sequence, or t - window + 1..t.
 
-    K and V are read from the pages of `layer`.
+    K and V are read from the pages of `layer`. softcap: scores s become cap * tanh(s / cap) (Gemma 2). sinks: a score
+    of each query head, float32 (heads,), that takes part in the softmax and weighs no value (gpt-oss).
     """
 
     q: Buffer
     out: Buffer
     layer: int
     scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,7 +166,48 @@ class Gate:
     activation: Activation
 
 
-Op = Embed | Norm | Matmul | RotaryStore | Attend | Gate
+@dataclass(frozen=True, slots=True, eq=False)
+class Cap:
+    """out = cap * tanh(x / cap): numbers stay between -cap and cap. x and out are sampled, and may be one buffer."""
+
+    x: Buffer
+    out: Buffer
+    cap: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expert:
+    """One expert of a layer: the weights of an MLP."""
+
+    gate: Weight
+    up: Weight
+    down: Weight
+    gate_bias: Floats | None = None
+    up_bias: Floats | None = None
+    down_bias: Floats | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Experts:
+    """out = residual + sum of share * down(activation(gate x) * up x) over a row's `chosen` experts (Shazeer 2017).
+
+    logits: the router's; the largest choose, of equal ones the first. A share is the softmax over all of them, or over
+    the chosen (`renormalise`). The sum goes by share, the largest first. clamp (gpt-oss): instead of the activation,
+    g / (1 + e^(-1.702 g)) * (up + 1), the gate at most, and up within, this limit.
+    """
+
+    x: Buffer
+    logits: Buffer
+    residual: Buffer
+    out: Buffer
+    experts: tuple[Expert, ...]
+    chosen: int
+    renormalise: bool
+    activation: Activation
+    clamp: float | None = None
+
+
+Op = Embed | Norm | Matmul | RotaryStore | Attend | Gate | Cap | Experts
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,7 +19,9 @@ from kvist.kernels.program import (
     Activation,
     Attend,
     BatchMetadata,
+    Cap,
     Embed,
+    Experts,
     Floats,
     Gate,
     Limits,
@@ -81,7 +83,8 @@ class ReferenceExecutable:
                     buffers[op.out.name] = out + widen(op.positions)[batch.positions] if op.positions else out
                 case Norm():
                     x = buffers[op.x.name]
-                    buffers[op.out.name] = _norm(op, x[batch.sampled_rows] if op.out.sampled else x)
+                    out = _norm(op, x[batch.sampled_rows] if op.out.sampled else x)
+                    buffers[op.out.name] = out if op.residual is None else out + buffers[op.residual.name]
                 case Matmul():
                     out = buffers[op.x.name] @ widen(op.weight).T
                     out = out if op.bias is None else out + op.bias[: op.weight.rows]
@@ -98,6 +101,10 @@ class ReferenceExecutable:
                 case Gate():
                     out = activation(op.activation, buffers[op.x.name])
                     buffers[op.out.name] = out if op.up is None else out * buffers[op.up.name]
+                case Experts():
+                    buffers[op.out.name] = _experts(op, buffers)
+                case Cap():
+                    buffers[op.out.name] = op.cap * np.tanh(buffers[op.x.name] / op.cap)
         logits = buffers[self._program.logits.name].astype(np.float32)
         self._likeliest = np.where(np.isfinite(logits).all(-1), logits.argmax(-1), -1)
         return logits
@@ -135,24 +142,53 @@ class ReferenceExecutable:
             K = np.concatenate([k for k, _ in read])[:length].astype(np.float64)
             V = np.concatenate([v for _, v in read])[:length].astype(np.float64)
             for r in range(sequence.count):
-                seen = sequence.position + r + 1
+                end = sequence.position + r + 1
+                seen = slice(max(0, end - op.window) if op.window else 0, end)
                 for head in range(kv_head * group, (kv_head + 1) * group):
-                    scores = K[:seen] @ rows[r, head] * op.scale
-                    p = np.exp(scores - scores.max())
-                    out[r, head] = p @ V[:seen] / p.sum()
+                    scores = K[seen] @ rows[r, head] * op.scale
+                    scores = scores if op.softcap is None else op.softcap * np.tanh(scores / op.softcap)
+                    top = scores.max() if op.sinks is None else max(scores.max(), op.sinks[head])
+                    p = np.exp(scores - top)
+                    rest = 0.0 if op.sinks is None else np.exp(op.sinks[head] - top)
+                    out[r, head] = p @ V[seen] / (p.sum() + rest)
         return out.reshape(sequence.count, -1)
 
 
 def _norm(op: Norm, x: Array) -> Array:
-    """RMSNorm: x / sqrt(mean(x^2) + eps) * w. LayerNorm: (x - mean) / sqrt(var + eps) * w + b. Over the true width."""
+    """RMSNorm: x / sqrt(mean(x^2) + eps) * w. LayerNorm: (x - mean) / sqrt(var + eps) * w + b. Over the true width.
+
+    The zeros that pad a row, or each head of it, add nothing to the sum of squares.
+    """
+    if op.kind == "rms":
+        parts = x.reshape(len(x), op.groups, -1)
+        square = (parts * parts).sum(2, keepdims=True) / op.width
+        return np.asarray((parts / np.sqrt(square + op.eps) * op.weight).reshape(x.shape))
     out = np.zeros_like(x)
     x, weight = x[:, : op.width], op.weight[: op.width]
-    if op.kind == "rms":
-        out[:, : op.width] = x / np.sqrt((x * x).mean(1, keepdims=True) + op.eps) * weight
-    else:
-        x = x - x.mean(1, keepdims=True)
-        out[:, : op.width] = x / np.sqrt((x * x).mean(1, keepdims=True) + op.eps) * weight
-        out[:, : op.width] += 0 if op.bias is None else op.bias[: op.width]
+    x = x - x.mean(1, keepdims=True)
+    out[:, : op.width] = x / np.sqrt((x * x).mean(1, keepdims=True) + op.eps) * weight
+    out[:, : op.width] += 0 if op.bias is None else op.bias[: op.width]
+    return out
+
+
+def _experts(op: Experts, buffers: dict[str, Array]) -> Array:
+    """Row by row, expert by expert."""
+    out = buffers[op.residual.name].copy()
+    for row, (x, scores) in enumerate(zip(buffers[op.x.name], buffers[op.logits.name], strict=True)):
+        scores = scores[: len(op.experts)]
+        chosen = np.argsort(-scores, kind="stable")[: op.chosen]
+        shares = np.exp(scores - scores.max())
+        shares /= (shares[chosen] if op.renormalise else shares).sum()
+        for i in chosen:
+            e = op.experts[i]
+            gate = widen(e.gate) @ x + (0 if e.gate_bias is None else e.gate_bias)
+            up = widen(e.up) @ x + (0 if e.up_bias is None else e.up_bias)
+            if op.clamp is None:
+                inner = activation(op.activation, gate) * up
+            else:
+                gate, up = np.minimum(gate, op.clamp), np.clip(up, -op.clamp, op.clamp)
+                inner = gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
+            out[row] += shares[i] * (widen(e.down) @ inner + (0 if e.down_bias is None else e.down_bias))
     return out
 
 

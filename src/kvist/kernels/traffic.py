@@ -15,7 +15,9 @@ from kvist.kernels.program import (
     Attend,
     BatchMetadata,
     Buffer,
+    Cap,
     Embed,
+    Experts,
     Gate,
     Matmul,
     Norm,
@@ -68,13 +70,15 @@ class Traffic:
 class StepSize:
     """How large a step is.
 
-    positions: K and V positions that its sequences see, each once; seen: the same for every row, summed.
+    positions: K and V positions that its sequences see, each once; seen: the same for every row, summed. sequences:
+    (position, count) of each.
     """
 
     rows: int
     sampled: int
     positions: int
     seen: int
+    sequences: tuple[tuple[int, int], ...] = ()
 
     @staticmethod
     def of(batch: BatchMetadata, sampled: int) -> StepSize:
@@ -85,7 +89,19 @@ class StepSize:
             sampled,
             sum(s.position + s.count for s in sequences),
             sum(s.count * s.position + s.count * (s.count + 1) // 2 for s in sequences),
+            tuple((s.position, s.count) for s in sequences),
         )
+
+    def within(self, window: int | None) -> tuple[int, int]:
+        """positions and seen where a row sees the last `window` positions only, its own included."""
+        if window is None:
+            return self.positions, self.seen
+        positions = sum(min(position + count, window + count - 1) for position, count in self.sequences)
+        seen = 0
+        for position, count in self.sequences:
+            short = min(count, max(0, window - position))  # rows that see all there is
+            seen += short * position + short * (short + 1) // 2 + (count - short) * window
+        return positions, seen
 
 
 def traffic_of(ops: Sequence[Op], size: StepSize, program: Program, layout: PageLayout) -> Traffic:
@@ -120,13 +136,17 @@ def buffers_of(op: Op) -> tuple[list[Buffer], list[Buffer]]:
         case Embed():
             return [], [op.out]
         case Norm():
-            return [op.x], [op.out]
+            return [op.x] + ([op.residual] if op.residual else []), [op.out]
         case Matmul():
             return [op.x] + ([op.residual] if op.residual else []), [op.out]
         case RotaryStore():
             return [op.q, op.k, op.v], [op.q, op.k] if op.rotary else []
         case Attend():
             return [op.q], [op.out]
+        case Cap():
+            return [op.x], [op.out]
+        case Experts():
+            return [op.x, op.logits, op.residual], [op.out]
         case Gate():
             return [op.x] + ([op.up] if op.up else []), [op.out]
 
@@ -139,7 +159,8 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layout: Pa
             return Traffic(weights=rows * each, operations=rows * op.out.width * (2 if op.positions else 1))
         case Norm():
             vectors = op.weight.nbytes + (0 if op.bias is None else op.bias.nbytes)
-            return Traffic(weights=vectors if rows else 0, operations=rows * op.width * NORM_OPS[op.kind])
+            each = op.width * op.groups * (NORM_OPS[op.kind] + (1 if op.residual else 0))
+            return Traffic(weights=vectors if rows else 0, operations=rows * each)
         case Matmul():
             held = op.weight.data.nbytes + (0 if op.bias is None else op.bias.nbytes)
             return Traffic(weights=held if rows else 0, operations=2 * rows * op.weight.rows * op.weight.columns)
@@ -150,10 +171,18 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layout: Pa
                 operations=rows * heads * half * 6,
             )  # fmt: skip
         case Attend():
+            positions, seen = size.within(op.window)
             return Traffic(
-                pages_read=size.positions * _slot_bytes(layout, op.layer),
-                operations=4 * program.num_heads * program.head_dim * size.seen,
+                pages_read=positions * _slot_bytes(layout, op.layer),
+                operations=program.num_heads * seen * (4 * program.head_dim + (3 if op.softcap else 0)),
             )
+        case Experts():
+            first, used = op.experts[0], min(len(op.experts), rows * op.chosen)  # experts that may all be met
+            held = sum(w.data.nbytes for w in (first.gate, first.up, first.down))
+            numbers = sum(w.rows * w.columns for w in (first.gate, first.up, first.down))
+            return Traffic(weights=used * held, operations=2 * rows * op.chosen * numbers)
+        case Cap():
+            return Traffic(operations=3 * rows * op.out.width)
         case Gate():
             return Traffic(operations=rows * op.out.width * (ACTIVATION_OPS[op.activation] + (1 if op.up else 0)))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from kvist.errors import ModelFileError
 from kvist.kernels.program import Activation
+from kvist.models.rope_scaling import RopeScaling, is_number, is_whole
 
 LANES = 16
 WEIGHT_TYPES = ("auto", "packed", "f32", "f16", "bf16", "int8")  # what weights can be held in
@@ -17,49 +19,19 @@ def padded(width: int) -> int:
     return -(-width // LANES) * LANES
 
 
-def _is_whole(value: object, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_number(value: object, low: float, high: float) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-
-
-@dataclass(frozen=True, slots=True)
-class RopeScaling:
-    """How rotary frequencies are stretched beyond the trained length.
-
-    linear: by a factor. llama3: smoothed by wavelength.
-    """
-
-    kind: Literal["linear", "llama3"]
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_positions: int = 8192
-
-    def __post_init__(self) -> None:
-        """Refuse what is no stretching."""
-        for name in ("factor", "low_freq_factor", "high_freq_factor"):
-            if not _is_number(getattr(self, name), 2**-10, 2**20):
-                raise ModelFileError(
-                    f"the model's config gives a rope {name} of {getattr(self, name)!r:.40}: "
-                    "expected 0.001 to 1,000,000"
-                )
-        if not self.low_freq_factor < self.high_freq_factor:
-            raise ModelFileError(
-                f"the model's config gives a rope low_freq_factor of {self.low_freq_factor}, "
-                f"not below {self.high_freq_factor}"
-            )
-        if not _is_whole(self.original_positions, 1, 1 << 31):
-            raise ModelFileError(
-                f"the model's config gives a rope original_max_position_embeddings of {self.original_positions!r:.40}"
-            )
-
-
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A decoder-only transformer. Sizes in numbers, not bytes; `max_positions` is the trained context."""
+    """A decoder-only transformer. Sizes in numbers, not bytes; `max_positions` is the trained context.
+
+    parallel: attention and MLP read the same residual stream and are both added to it (GPT-J); shared_norm: through one
+    norm. pre_norms: attention and MLP read normed rows; post_norms: what they give is normed before it is added.
+    query_key_norm: q and k are normed, each head alone or the whole row. windows: of each layer, the positions a row
+    sees, its own included (None: all); () means all layers see all. local_rope_theta: layers with a window have rotary
+    angles of this base, unscaled. query_scalar: scores are divided by its square root (None: by the head size's).
+    scaled_embedding: by the square root of the hidden size. attention_softcap, sinks: see `kernels.program.Attend`;
+    logits_softcap: see `Cap`. experts: the MLP is a mixture of so many (0: it is none), `experts_chosen` for a row;
+    renormalise_experts, expert_clamp: see `Experts`.
+    """
 
     family: str
     vocab_size: int
@@ -78,7 +50,23 @@ class ModelConfig:
     rotary_dim: int = 0
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    local_rope_theta: float | None = None
     tie_embeddings: bool = False
+    scaled_embedding: bool = False
+    parallel: bool = False
+    shared_norm: bool = False
+    pre_norms: bool = True
+    post_norms: bool = False
+    query_key_norm: Literal["none", "heads", "row"] = "none"
+    windows: tuple[int | None, ...] = ()
+    query_scalar: float | None = None
+    attention_softcap: float | None = None
+    logits_softcap: float | None = None
+    sinks: bool = False
+    experts: int = 0
+    experts_chosen: int = 0
+    renormalise_experts: bool = False
+    expert_clamp: float | None = None
     eos_ids: tuple[int, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -95,7 +83,7 @@ class ModelConfig:
         }
         for name, limit in bounds.items():
             value = getattr(self, name)
-            if not _is_whole(value, 1, limit):
+            if not is_whole(value, 1, limit):
                 raise ModelFileError(
                     f"the model's config gives {name} = {value!r:.40}: expected a whole number from 1 to {limit}"
                 )
@@ -103,23 +91,54 @@ class ModelConfig:
             raise ModelFileError(
                 f"the model's config gives {self.num_heads} heads and {self.num_kv_heads} KV heads: they do not divide"
             )
-        if not _is_whole(self.rotary_dim, 0, self.head_dim) or self.rotary_dim % 2:
+        if not is_whole(self.rotary_dim, 0, self.head_dim) or self.rotary_dim % 2:
             raise ModelFileError(
                 f"the model's config gives a rotary size of {self.rotary_dim!r:.40} for heads of {self.head_dim}"
             )
-        if not _is_number(self.norm_eps, 1e-30, 1):
+        if not is_number(self.norm_eps, 1e-30, 1):
             raise ModelFileError(f"the model's config gives a norm epsilon of {self.norm_eps!r:.40}")
-        if not _is_number(self.rope_theta, 1, 1e15):
+        if not is_number(self.rope_theta, 1, 1e15):
             raise ModelFileError(f"the model's config gives a rope base of {self.rope_theta!r:.40}")
-        if not isinstance(self.tie_embeddings, bool):
+        few = is_whole(self.experts, 0, 1 << 12) and is_whole(self.experts_chosen, min(self.experts, 1), self.experts)
+        if not few:
             raise ModelFileError(
-                f"the model's config gives tie_embeddings = {self.tie_embeddings!r:.40}: expected true or false"
+                f"the model's config gives {self.experts!r:.40} experts, {self.experts_chosen!r:.40} of them for a row"
             )
+        for name in ("tie_embeddings", "parallel", "shared_norm", "renormalise_experts"):
+            if not isinstance(getattr(self, name), bool):
+                raise ModelFileError(
+                    f"the model's config gives {name} = {getattr(self, name)!r:.40}: expected true or false"
+                )
+        for name in ("local_rope_theta", "query_scalar", "attention_softcap", "logits_softcap", "expert_clamp"):
+            value = getattr(self, name)
+            if value is not None and not is_number(value, 1 if name == "local_rope_theta" else 1e-3, 1e15):
+                raise ModelFileError(f"the model's config gives {name} = {value!r:.40}: no such number can be meant")
+        if self.windows and len(self.windows) != self.num_layers:
+            raise ModelFileError(f"the model's config describes {len(self.windows)} layers and has {self.num_layers}")
+        for window in self.windows:
+            if window is not None and not is_whole(window, 1, 1 << 31):
+                raise ModelFileError(f"the model's config gives a sliding window of {window!r:.40}")
+        if self.rope_scaling is not None:
+            self.rope_scaling.check(self.rotary_dim)
 
     @property
     def stored_head_dim(self) -> int:
         """A head's size in buffers and pages."""
         return padded(self.head_dim)
+
+    def window(self, layer: int) -> int | None:
+        """How many positions a row of this layer sees, its own included; None: all."""
+        return self.windows[layer] if self.windows else None
+
+    @property
+    def embed_scale(self) -> float:
+        """What embeddings are multiplied by."""
+        return math.sqrt(self.hidden_size) if self.scaled_embedding else 1.0
+
+    @property
+    def attention_scale(self) -> float:
+        """What scores are multiplied by."""
+        return 1 / math.sqrt(self.head_dim if self.query_scalar is None else self.query_scalar)
 
     @property
     def group(self) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from kvist.kernels.program import (
     Attend,
     Buffer,
+    Cap,
     Embed,
+    Expert,
+    Experts,
     Floats,
     Gate,
     Matmul,
@@ -25,56 +27,129 @@ Matrices = Mapping[str, Weight]
 Vectors = Mapping[str, Floats]
 
 
-def build_program(config: ModelConfig, matrices: Matrices, vectors: Vectors, rotary: Rotary | None) -> Program:
+def build_program(
+    config: ModelConfig, matrices: Matrices, vectors: Vectors, rotary: Rotary | None, local: Rotary | None = None
+) -> Program:
     """Write the step of a model as a program.
 
     Embed; per layer attention and MLP, each added to the residual stream; norm and head on sampled rows.
 
     matrices and vectors are named by role: "embed", "layers.0.q", "layers.0.q.bias", ... (see `families`); biases may
-    be absent.
+    be absent. local: rotary angles of the layers with a window, where they have their own.
     """
-    hidden, inner = padded(config.hidden_size), padded(config.intermediate_size)
-    heads = config.num_heads * config.stored_head_dim
-    kv_heads = config.num_kv_heads * config.stored_head_dim
-    x, h = Buffer("x", hidden), Buffer("h", hidden)
-    q, k, v, a = Buffer("q", heads), Buffer("k", kv_heads), Buffer("v", kv_heads), Buffer("attention", heads)
-    gate, up = Buffer("gate", inner), Buffer("up", inner)
-    last, logits = Buffer("last", hidden, sampled=True), Buffer("logits", padded(config.vocab_size), sampled=True)
+    return _Writer(config, matrices, vectors, rotary, local).program()
 
-    def norm(role: str, source: Buffer, out: Buffer) -> Norm:
-        return Norm(
-            config.norm, source, out, vectors[role], vectors.get(f"{role}.bias"), config.norm_eps, config.hidden_size
-        )
 
-    def linear(role: str, source: Buffer, out: Buffer, residual: Buffer | None = None) -> Matmul:
-        return Matmul(source, matrices[role], out, vectors.get(f"{role}.bias"), residual)
+class _Writer:
+    """Writes the ops of one model. `x` is the residual stream, `h` what attention reads, `m` what the MLP reads."""
 
-    ops: list[Op] = [Embed(matrices["embed"], x, positions=matrices.get("positions"))]
-    for layer in range(config.num_layers):
-        at = f"layers.{layer}."
+    def __init__(
+        self, config: ModelConfig, matrices: Matrices, vectors: Vectors, rotary: Rotary | None, local: Rotary | None
+    ) -> None:
+        self._config, self._matrices, self._vectors = config, matrices, vectors
+        self._rotary, self._local = rotary, local
+        hidden, inner = padded(config.hidden_size), padded(config.intermediate_size)
+        heads = config.num_heads * config.stored_head_dim
+        kv_heads = config.num_kv_heads * config.stored_head_dim
+        self._x, self._h, self._m = Buffer("x", hidden), Buffer("h", hidden), Buffer("m", hidden)
+        self._q, self._k, self._v = Buffer("q", heads), Buffer("k", kv_heads), Buffer("v", kv_heads)
+        self._a, self._gate, self._up = Buffer("attention", heads), Buffer("gate", inner), Buffer("up", inner)
+
+    def program(self) -> Program:
+        """All of it."""
+        config, matrices = self._config, self._matrices
+        last = Buffer("last", self._x.width, sampled=True)
+        logits = Buffer("logits", padded(config.vocab_size), sampled=True)
+        ops: list[Op] = [Embed(matrices["embed"], self._x, config.embed_scale, matrices.get("positions"))]
+        for layer in range(config.num_layers):
+            ops += self._layer(layer)
+        head = len(ops)
+        ops += [self._norm("final_norm", self._x, last), Matmul(last, matrices["head"], logits)]
+        if config.logits_softcap is not None:
+            ops.append(Cap(logits, logits, config.logits_softcap))
+        return Program(
+            tuple(ops), head, config.num_heads, config.num_kv_heads, config.stored_head_dim, config.num_layers,
+            config.vocab_size,
+        )  # fmt: skip
+
+    def _layer(self, layer: int) -> list[Op]:
+        config, at, x = self._config, f"layers.{layer}.", self._x
+        h = self._h if config.pre_norms else x
+        m = self._m if config.parallel and not config.shared_norm else h
+        before = [self._norm(at + "attention_norm", x, h)] if config.pre_norms else []
+        between = [self._norm(at + "mlp_norm", x, m)] if config.pre_norms and not config.shared_norm else []
+        if config.parallel:  # both norms read x before anything is added to it
+            before, between = before + between, []
+        return [*before, *self._attention(layer, h), *between, *self._mlp(at, m)]
+
+    def _attention(self, layer: int, h: Buffer) -> list[Op]:
+        config, at, window = self._config, f"layers.{layer}.", self._config.window(layer)
+        q, k, v, a = self._q, self._k, self._v, self._a
+        ops: list[Op] = [self._linear(at + "q", h, q), self._linear(at + "k", h, k), self._linear(at + "v", h, v)]
+        if config.query_key_norm != "none":
+            heads = config.query_key_norm == "heads"
+            ops += [
+                self._norm(at + "q_norm", q, q, config.num_heads, heads),
+                self._norm(at + "k_norm", k, k, config.num_kv_heads, heads),
+            ]
+        rotary = self._rotary if window is None or self._local is None else self._local
+        sinks = self._vectors[at + "sinks"] if config.sinks else None
         ops += [
-            norm(at + "attention_norm", x, h),
-            linear(at + "q", h, q),
-            linear(at + "k", h, k),
-            linear(at + "v", h, v),
             RotaryStore(q, k, v, layer, rotary),
-            Attend(q, a, layer, 1 / math.sqrt(config.head_dim)),
-            linear(at + "o", a, x, residual=x),
-            norm(at + "mlp_norm", x, h),
+            Attend(q, a, layer, config.attention_scale, window, config.attention_softcap, sinks),
         ]
-        if config.gated:
-            ops += [linear(at + "gate", h, gate), linear(at + "up", h, up), Gate(gate, up, gate, config.activation)]
+        return ops + self._added(at + "o", a, at + "attention_post_norm")
+
+    def _mlp(self, at: str, m: Buffer) -> list[Op]:
+        gate, up = self._gate, self._up
+        if self._config.experts:
+            return self._experts(at, m)
+        if self._config.gated:
+            ops: list[Op] = [self._linear(at + "gate", m, gate), self._linear(at + "up", m, up)]
+            ops.append(Gate(gate, up, gate, self._config.activation))
         else:
-            ops += [linear(at + "up", h, gate), Gate(gate, None, gate, config.activation)]
-        ops.append(linear(at + "down", gate, x, residual=x))
-    head = len(ops)
-    ops += [norm("final_norm", x, last), Matmul(last, matrices["head"], logits)]
-    return Program(
-        tuple(ops),
-        head,
-        config.num_heads,
-        config.num_kv_heads,
-        config.stored_head_dim,
-        config.num_layers,
-        config.vocab_size,
-    )
+            ops = [self._linear(at + "up", m, gate), Gate(gate, None, gate, self._config.activation)]
+        return ops + self._added(at + "down", gate, at + "mlp_post_norm")
+
+    def _experts(self, at: str, m: Buffer) -> list[Op]:
+        config, logits = self._config, Buffer("router", padded(self._config.experts))
+        roles = [f"{at}expert.{e}." for e in range(config.experts)]
+        matrices, bias = self._matrices, self._vectors.get
+        layer = tuple(
+            Expert(
+                matrices[role + "gate"], matrices[role + "up"], matrices[role + "down"], bias(role + "gate.bias"),
+                bias(role + "up.bias"), bias(role + "down.bias"),
+            )
+            for role in roles
+        )  # fmt: skip
+        chosen, renormalise = config.experts_chosen, config.renormalise_experts
+        return [
+            self._linear(at + "router", m, logits),
+            Experts(m, logits, self._x, self._x, layer, chosen, renormalise, config.activation, config.expert_clamp),
+        ]
+
+    def _added(self, role: str, source: Buffer, norm: str) -> list[Op]:
+        """What a matmul gives, normed or not, added to the residual stream."""
+        if not self._config.post_norms:
+            return [self._linear(role, source, self._x, residual=self._x)]
+        return [self._linear(role, source, self._m), self._norm(norm, self._m, self._x, residual=self._x)]
+
+    def _linear(self, role: str, source: Buffer, out: Buffer, residual: Buffer | None = None) -> Matmul:
+        return Matmul(source, self._matrices[role], out, self._vectors.get(f"{role}.bias"), residual)
+
+    def _norm(
+        self,
+        role: str,
+        source: Buffer,
+        out: Buffer,
+        heads: int = 0,
+        alone: bool = False,
+        residual: Buffer | None = None,
+    ) -> Norm:
+        """heads: the row is so many heads (0: the residual stream); alone: each is normed by itself."""
+        config = self._config
+        width = config.hidden_size if not heads else config.head_dim * (1 if alone else heads)
+        return Norm(
+            config.norm, source, out, self._vectors[role], self._vectors.get(f"{role}.bias"), config.norm_eps, width,
+            residual, heads if alone else 1,
+        )  # fmt: skip

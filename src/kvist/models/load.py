@@ -6,22 +6,34 @@ Everything else (another type, transposed, interleaved, of odd width) becomes an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
 from kvist.cache.codec import codec
-from kvist.errors import ModelFileError, unknown_name
+from kvist.errors import ModelFileError, UnsupportedModelError, unknown_name
 from kvist.kernels.program import BLOCK_TYPES, Backend, Floats, FloatType, Weight, WeightType
 from kvist.models.config import WEIGHT_TYPES, ModelConfig
 from kvist.models.families import Source
 from kvist.models.read_config import config_from_gguf, config_from_hf, family_of, read_json
+from kvist.models.read_rope import longrope_from_gguf
 from kvist.models.shapes import Shape, expected_shape, in_place
 from kvist.models.weight_reader import HELD_AS, Progress, WeightReader, resolve_type
 from kvist.models.weights import GgufFile, TensorFile, open_model
+
+NO_WEIGHTS = (
+    ".inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "rope_freqs.weight",
+    "rope_factors_long.weight", "rope_factors_short.weight", ".attn_rot_embd.weight",
+)  # fmt: skip
+"""Tensors of old files that hold masks and angles, and those that are read by their own name."""
+
+TIED = ("lm_head.weight", "embed_out.weight")
+"""Heads that a file may hold a second time beside the embedding."""
 
 
 @dataclass(eq=False)
@@ -64,6 +76,7 @@ def load_model(path: Path, backend: Backend, weights: str = "auto", progress: Pr
     try:
         config, sources, metadata = _describe(file, path)
         found = _locate(file, config, sources)
+        _check_all_known(file, config, sources)
         types = {file.info(name).dtype for role, (name, _) in found.items() if len(expected_shape(config, role)) == 2}
         target = resolve_type(weights, types)
         backend.prepare(cast("set[WeightType]", types | ({target} & set(HELD_AS))))
@@ -76,6 +89,7 @@ def load_model(path: Path, backend: Backend, weights: str = "auto", progress: Pr
             if role not in matrices
         }
         matrices.setdefault("head", matrices["embed"])
+        _check_experts(file, config, matrices)
         _check_finite(matrices, vectors, found, backend)
         return Model(config, matrices, vectors, _divisors(file, config), target, metadata)
     finally:
@@ -87,13 +101,21 @@ def _describe(file: TensorFile, path: Path) -> tuple[ModelConfig, Mapping[str, S
     if isinstance(file, GgufFile):
         tied = "output.weight" not in file.names()
         family, config = config_from_gguf(file.metadata, _rows_of(file, "token_embd.weight"), tied)
-        return config, family.gguf, file.metadata
+        if "rope_factors_long.weight" in file.names():
+            short, long = (_as_float32(file, f"rope_factors_{kind}.weight").tolist() for kind in ("short", "long"))
+            config = replace(config, rope_scaling=longrope_from_gguf(file.metadata, short, long))
+        return config, _needed(config, family.gguf), file.metadata
     raw = read_json((path if path.is_dir() else path.parent) / "config.json")
     family = family_of(raw)
     family, config = config_from_hf(raw, _rows_of(file, family.hf["embed"].name))
-    if config.tie_embeddings:
-        return config, {role: source for role, source in family.hf.items() if role != "head"}, None
-    return config, family.hf, None
+    return config, _needed(config, family.hf), None
+
+
+def _needed(config: ModelConfig, sources: Mapping[str, Source]) -> Mapping[str, Source]:
+    """The roles that this model has, of all of its family's."""
+    missing = {"head"} if config.tie_embeddings else set()
+    missing |= {"mlp_norm", "mlp_norm.bias"} if config.shared_norm else set()
+    return {role: source for role, source in sources.items() if role not in missing}
 
 
 def _named(file: TensorFile, name: str) -> str | None:
@@ -121,9 +143,10 @@ def _locate(file: TensorFile, config: ModelConfig, sources: Mapping[str, Source]
     found: dict[str, tuple[str, Source]] = {}
     for short, source in sources.items():
         layers = range(config.num_layers) if "{layer}" in source.name else [None]
-        for layer in layers:
-            role = short if layer is None else f"layers.{layer}.{short}"
-            full = source.name.format(layer=layer)
+        experts = range(config.experts) if "{expert}" in short else [None]
+        for layer, expert in product(layers, experts):
+            role = (short if layer is None else f"layers.{layer}.{short}").format(expert=expert)
+            full = source.name.format(layer=layer, expert=expert)
             name = full if full in present else full.partition(".")[2]
             if name not in present:
                 if short.endswith(".bias") or (short == "head" and config.tie_embeddings):
@@ -136,9 +159,42 @@ def _locate(file: TensorFile, config: ModelConfig, sources: Mapping[str, Source]
     return found
 
 
+def _check_all_known(file: TensorFile, config: ModelConfig, sources: Mapping[str, Source]) -> None:
+    """Refuse a file with a weight that no role names: without it the model would be another one, in silence.
+
+    Layers beyond those the config counts are left alone.
+    """
+    known = {source.name for source in sources.values()}
+    known |= {name.partition(".")[2] for name in known}  # as `_named`
+    rest = [name for name in file.names() if _pattern(name) not in known]
+    rest = [name for name in rest if not name.endswith((*NO_WEIGHTS, *(TIED if config.tie_embeddings else ())))]
+    if rest:
+        raise UnsupportedModelError(
+            f"{file.path.name} has tensors that kvist has no use for in a model of family {config.family}, such as "
+            f"{rest[0]:.80} ({len(rest)} in all): it is a variant that kvist does not run"
+        )
+
+
+def _check_experts(file: TensorFile, config: ModelConfig, matrices: Mapping[str, Weight]) -> None:
+    """An expert's gate and up run side by side, as one type."""
+    for layer in range(config.num_layers if config.experts else 0):
+        gate, up = (matrices[f"layers.{layer}.expert.0.{name}"].dtype for name in ("gate", "up"))
+        if gate != up:
+            raise UnsupportedModelError(
+                f"{file.path.name}: the experts of layer {layer} have a gate of type {gate} and an up of type {up}, "
+                "which kvist does not run packed: give --weights f16"
+            )
+
+
+def _pattern(name: str) -> str:
+    """A tensor's name as a family's table has it."""
+    return re.sub(r"\.\d+\.", ".{expert}.", re.sub(r"\.\d+\.", ".{layer}.", name, count=1), count=1)
+
+
 def _check_shape(file: TensorFile, config: ModelConfig, role: str, name: str, source: Source) -> None:
-    shape: Shape = expected_shape(config, role, fused=source.rows != "all")
+    shape: Shape = expected_shape(config, role, source.rows)
     shape = shape[::-1] if source.transposed else shape
+    shape = (config.experts, *shape) if source.stacked else shape
     given = file.info(name).shape
     if given != shape:
         raise ModelFileError(f"{file.path.name}: tensor {name} is {given}, the config says {shape}: get the file again")

@@ -59,7 +59,8 @@ class WeightReader:
         jobs: list[tuple[Weight, Weight]] = []
         room = self._room([key for key in tensors if self._converts(*key)])
         for done, key in enumerate(tensors, start=1):
-            source = Weight(self._file.raw(key[0]), cast(WeightType, self._file.info(key[0]).dtype))
+            raw = self._file.raw(key[0])
+            source = Weight(raw.reshape(-1, raw.shape[-1]), cast(WeightType, self._file.info(key[0]).dtype))
             read[key] = room.get(key, source)
             if key in room:
                 jobs.append((source, room[key]))
@@ -92,11 +93,17 @@ class WeightReader:
 
     def _finish(self, role: str, source: Source, weight: Weight) -> Weight:
         weight = Weight(in_place(self._config, role, source, cast(Array, weight.data)), weight.dtype)
-        if self._target == "int8" and role != "positions" and weight.columns % BLOCK_TYPES["q8_0"][0] == 0:
+        quantised = self._target == "int8" and role != "positions" and not role.endswith(".router")
+        if quantised and weight.columns % BLOCK_TYPES["q8_0"][0] == 0:
             return Weight(quantize_q8_0(codec(weight.dtype).decode(weight.data)), "q8_0")
         return weight
 
+    def _matrix(self, name: str) -> tuple[int, int]:
+        """Rows and columns; stacked matrices are one."""
+        info = self._file.info(name)
+        return info.rows, info.cols
+
     def _room(self, keys: list[tuple[str, WeightType]]) -> dict[tuple[str, WeightType], Weight]:
         """Matrices to convert into, side by side in one block of large memory, in the order they are read in a step."""
-        made = allocate({key: (self._file.info(key[0]).shape, HELD_AS[key[1]]) for key in keys})
+        made = allocate({key: (self._matrix(key[0]), HELD_AS[key[1]]) for key in keys})
         return {key: Weight(array, key[1]) for key, array in made.items()}

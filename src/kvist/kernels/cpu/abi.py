@@ -13,7 +13,8 @@ CODE, WAIT_FROM, WAIT_TO = 0, 1, 2
 UNIT = 3  # address of the compiled unit that runs it; 0: the loop itself does
 ARG = 4  # the first argument
 
-PLAN, EMBED, RMS_NORM, LAYER_NORM, MATMUL, ROTARY_STORE, ATTEND, MERGE, GATE, LIKELIEST = range(1, 11)
+PLAN, EMBED, RMS_NORM, LAYER_NORM, MATMUL, ROTARY_STORE, ATTEND, MERGE, GATE, LIKELIEST, CAP = range(1, 12)
+CHOOSE, PLACE, GATHER, EXPERTS, COMBINE = range(12, 17)  # of a mixture of experts
 READ, FMA_PEAK, CONVERT, FIND_NONFINITE = range(20, 24)
 
 # --- the context ----------------------------------------------------------------------------------------------------
@@ -61,6 +62,7 @@ SEQ_ROW, SEQ_TOKENS, SEQ_POSITION, SEQ_PAGES = range(
 ITEM_SLOTS = 8
 ITEM_ROW, ITEM_TOKENS, ITEM_POSITION, ITEM_PAGES, ITEM_FROM, ITEM_TO, ITEM_PARTIAL = range(7)
 
+EVERYTHING = 1 << 40  # the window of a row that sees all positions
 TILE = 64  # positions of a tile, at multiples of 64
 SPLIT = 512  # positions of a split, at multiples of 512; partial results of splits are folded in order
 TILE_ROWS = 96  # query rows (tokens x heads of a group) that an item aims at
@@ -73,4 +75,5 @@ PRIVATE_ROWS = 2  # up to so many rows each thread norms for itself, into rows o
 # --- pieces of work -------------------------------------------------------------------------------------------------
 ROWS_A_PIECE = 4  # rows of an op that works row by row
 CONVERT_ROWS = 64  # weight rows
+EXPERT_ROWS = 32  # weight rows of one expert
 SEARCH_BLOCKS = 1 << 13  # blocks of weights

@@ -6,6 +6,10 @@ results of the splits are folded in order. Cuts lie at absolute positions, so a 
 nothing else: not on the page size, the chunk it was computed in, the rows beside it, or on how many threads shared
 the splits.
 
+A row with a *window* sees the positions t - window + 1..t. Its first split is the one its window begins in, and tiles
+that no row of an item sees are not touched; in the tile that holds a window's edge, as in the one that holds t, rows
+are weighed one by one.
+
 An *item* is a tile of query rows (some tokens x the query heads of one KV head, so K and V are read once for the
 group) and either all its splits, folded at once, or one split, left as a partial result that `merge` folds later.
 
@@ -22,6 +26,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.kernels.cpu import abi
+from kvist.kernels.cpu.attention_extras import cap_scores, hide_before, join_sink
 from kvist.kernels.cpu.attention_plan import ITEM_BYTES
 from kvist.kernels.cpu.attention_row import LOWEST, finish, fold, softmax_row
 from kvist.kernels.cpu.attention_rows import make_copy_tile, make_score_rows, make_weigh_rows
@@ -48,58 +53,78 @@ def make_attend_tile(dtype: str) -> Any:
     score_many, weigh_many = make_score_rows("f32", False), make_weigh_rows("f32", False)
 
     @jit
+    def weigh_part(p: int, rows: int, v: int, low: int, valid: int, acc: int, dims: int, following: int) -> None:
+        """Rows over the slots low..valid-1 of a block, as far as they lie in it."""
+        low, valid = max(0, low), min(16, valid)
+        if low < valid:
+            offset = low * dims * itemsize
+            weigh_few(p + low * 4, rows, v + offset, valid - low, acc, dims, following + offset)
+
+    @jit
     def attend_tile(
         tile: int, end: int, rows: int, group: int, position: int, dims: int, pages: int, page_size: int,
         page_bytes: int, head: int, q: int, p: int, copy: int, acc: int, row_max: int, row_sum: int,
+        window: int, cap: float, next_pages: int, next_begin: int, next_live: int, next_head: int,
     ) -> None:  # fmt: skip
         block_bytes = 2 * 16 * dims * itemsize
         begin = tile * TILE
         last = position + (rows - 1) // group  # the newest position any row sees
         live = min(TILE, last + 1 - begin)  # slots that hold something
         skip = max(0, begin - position) * group  # rows whose position is before the tile
-        # blocks past `live` may not exist: their scores are masked, so any address will do
-        b0 = block_at(pages, begin, page_size, page_bytes, head, block_bytes)
-        b1 = block_at(pages, begin + 16, page_size, page_bytes, head, block_bytes) if live > 16 else b0
-        b2 = block_at(pages, begin + 32, page_size, page_bytes, head, block_bytes) if live > 32 else b0
-        b3 = block_at(pages, begin + 48, page_size, page_bytes, head, block_bytes) if live > 48 else b0
-        # rows from here on see the whole tile
-        whole = min(rows, max(skip, (begin + TILE - 1 - position) * group))
+        stop = min(rows, (begin + TILE - 1 + window - position) * group)  # rows whose window begins after it
+        # blocks past `live`, or before every window, may not exist: their scores are masked, any address will do
+        old, new = max(0, position - window + 1 - begin) // 16, (live - 1) // 16
+        b0 = block_at(pages, begin + old * 16, page_size, page_bytes, head, block_bytes)
+        b1 = block_at(pages, begin + 16, page_size, page_bytes, head, block_bytes) if old < 1 <= new else b0
+        b2 = block_at(pages, begin + 32, page_size, page_bytes, head, block_bytes) if old < 2 <= new else b0
+        b3 = block_at(pages, begin + 48, page_size, page_bytes, head, block_bytes) if old < 3 <= new else b0
+        # rows from `whole` to `clear` see the whole tile
+        whole = min(stop, max(skip, (begin + TILE - 1 - position) * group))
+        clear = min(stop, max(whole, (begin + window - position) * group))
+        edges = whole - skip + stop - clear  # rows before and after them, which see a part
         v, qs, ps = 16 * dims * itemsize, q + skip * dims * 4, p + skip * 256
-        if rows - skip > FEW_ROWS:
+        if stop - skip > FEW_ROWS:
             k_copy, v_copy = copy, copy + TILE * dims * 4
             size = dims * 64
             copy_tile(b0, b1, b2, b3, dims, k_copy, v_copy)
             score_many(
-                qs, rows - skip, dims, k_copy, k_copy + size, k_copy + 2 * size, k_copy + 3 * size, ps, 0, 0, 0, 0
+                qs, stop - skip, dims, k_copy, k_copy + size, k_copy + 2 * size, k_copy + 3 * size, ps, 0, 0, 0, 0
             )
-            soften(p, skip, rows, group, position, begin, row_max, row_sum, acc, dims)
-            for r in range(skip, whole, group):  # the heads of a token see the same slots
-                weigh_many(p + r * 256, group, v_copy, position + r // group + 1 - begin, acc + r * dims * 4, dims, 0)
-            weigh_many(p + whole * 256, rows - whole, v_copy, TILE, acc + whole * dims * 4, dims, 0)
+            soften(p, skip, stop, group, position, begin, row_max, row_sum, acc, dims, window, cap)
+            for r in range(skip, skip + edges, group):  # the heads of a token see the same slots
+                r += 0 if r < whole else clear - whole
+                end_slot = position + r // group + 1 - begin
+                low = max(0, end_slot - window)
+                pr, vr, n = p + r * 256 + low * 4, v_copy + low * dims * 4, min(TILE, end_slot) - low
+                weigh_many(pr, group, vr, n, acc + r * dims * 4, dims, 0)
+            weigh_many(p + whole * 256, clear - whole, v_copy, TILE, acc + whole * dims * 4, dims, 0)
             return
-        n0, n1, n2, n3 = b0, b1, b2, b3
-        if tile + 1 < end and begin + 2 * TILE <= last + 1:
-            n0 = block_at(pages, begin + TILE, page_size, page_bytes, head, block_bytes)
-            n1 = block_at(pages, begin + TILE + 16, page_size, page_bytes, head, block_bytes)
-            n2 = block_at(pages, begin + TILE + 32, page_size, page_bytes, head, block_bytes)
-            n3 = block_at(pages, begin + TILE + 48, page_size, page_bytes, head, block_bytes)
-        score_few(qs, rows - skip, dims, b0, b1, b2, b3, ps, n0, n1, n2, n3)
-        soften(p, skip, rows, group, position, begin, row_max, row_sum, acc, dims)
-        for r in range(skip, whole, group):  # the heads of a token see the same slots
-            valid = position + r // group + 1 - begin
+        if tile + 1 < end:
+            next_pages, next_begin, next_live, next_head = pages, begin + TILE, last + 1 - begin - TILE, head
+        n0 = block_at(next_pages, next_begin, page_size, page_bytes, next_head, block_bytes)
+        n1, n2, n3 = n0, n0, n0
+        if next_live > 16:
+            n1 = block_at(next_pages, next_begin + 16, page_size, page_bytes, next_head, block_bytes)
+        if next_live > 32:
+            n2 = block_at(next_pages, next_begin + 32, page_size, page_bytes, next_head, block_bytes)
+        if next_live > 48:
+            n3 = block_at(next_pages, next_begin + 48, page_size, page_bytes, next_head, block_bytes)
+        score_few(qs, stop - skip, dims, b0, b1, b2, b3, ps, n0, n1, n2, n3)
+        soften(p, skip, stop, group, position, begin, row_max, row_sum, acc, dims, window, cap)
+        for r in range(skip, skip + edges, group):  # the heads of a token see the same slots
+            r += 0 if r < whole else clear - whole
+            end_slot = position + r // group + 1 - begin
+            low, valid = max(0, end_slot - window), min(TILE, end_slot)
             pr, ar = p + r * 256, acc + r * dims * 4
-            weigh_few(pr, group, b0 + v, min(16, valid), ar, dims, n0 + v)
-            if valid > 16:
-                weigh_few(pr + 64, group, b1 + v, min(16, valid - 16), ar, dims, n1 + v)
-            if valid > 32:
-                weigh_few(pr + 128, group, b2 + v, min(16, valid - 32), ar, dims, n2 + v)
-            if valid > 48:
-                weigh_few(pr + 192, group, b3 + v, valid - 48, ar, dims, n3 + v)
+            weigh_part(pr, group, b0 + v, low, valid, ar, dims, n0 + v)
+            weigh_part(pr + 64, group, b1 + v, low - 16, valid - 16, ar, dims, n1 + v)
+            weigh_part(pr + 128, group, b2 + v, low - 32, valid - 32, ar, dims, n2 + v)
+            weigh_part(pr + 192, group, b3 + v, low - 48, valid - 48, ar, dims, n3 + v)
         pw, aw = p + whole * 256, acc + whole * dims * 4
-        weigh_few(pw, rows - whole, b0 + v, 16, aw, dims, n0 + v)
-        weigh_few(pw + 64, rows - whole, b1 + v, 16, aw, dims, n1 + v)
-        weigh_few(pw + 128, rows - whole, b2 + v, 16, aw, dims, n2 + v)
-        weigh_few(pw + 192, rows - whole, b3 + v, 16, aw, dims, n3 + v)
+        weigh_few(pw, clear - whole, b0 + v, 16, aw, dims, n0 + v)
+        weigh_few(pw + 64, clear - whole, b1 + v, 16, aw, dims, n1 + v)
+        weigh_few(pw + 128, clear - whole, b2 + v, 16, aw, dims, n2 + v)
+        weigh_few(pw + 192, clear - whole, b3 + v, 16, aw, dims, n3 + v)
 
     return attend_tile
 
@@ -116,12 +141,41 @@ def clear(rows: int, dims: int, acc: int, row_max: int, row_sum: int) -> None:
 
 @jit
 def soften(
-    p: int, skip: int, rows: int, group: int, position: int, begin: int, row_max: int, row_sum: int, acc: int, dims: int
-) -> None:
-    """The softmax of a tile for rows `skip` to `rows`."""
-    for r in range(skip, rows):
-        valid = min(TILE, position + r // group + 1 - begin)
-        softmax_row(p + r * 256, valid, row_max + r * 4, row_sum + r * 4, acc + r * dims * 4, dims)
+    p: int, skip: int, stop: int, group: int, position: int, begin: int, row_max: int, row_sum: int, acc: int,
+    dims: int, window: int, cap: float,
+) -> None:  # fmt: skip
+    """The softmax of a tile for rows `skip` to `stop`."""
+    for r in range(skip, stop):
+        end_slot = position + r // group + 1 - begin
+        if cap > 0.0:
+            cap_scores(p + r * 256, cap)
+        if end_slot > window:
+            hide_before(p + r * 256, end_slot - window)
+        softmax_row(p + r * 256, min(TILE, end_slot), row_max + r * 4, row_sum + r * 4, acc + r * dims * 4, dims)
+
+
+@jit
+def first_split(position: int, window: int) -> int:
+    """The split in which what a row sees begins."""
+    return max(0, position - window + 1) // SPLIT
+
+
+@jit
+def first_tile(item: int, window: int) -> tuple[int, int]:
+    """Where an item's first tile begins, and how many positions there are from there on."""
+    position = slot(item, abi.ITEM_POSITION)
+    begin = max(slot(item, abi.ITEM_FROM) * SPLIT, max(0, position - window + 1) // TILE * TILE)
+    return begin, position + slot(item, abi.ITEM_TOKENS) - begin
+
+
+@jit
+def scale_rows(source: int, stride: int, rows: int, group: int, dims: int, scale: Any, q: int) -> None:
+    """Copy the query rows of an item, a token's heads together, times the scale of its scores."""
+    for r in range(rows):
+        for d in range(0, dims * 4, 64):
+            store_f32(
+                q + r * dims * 4 + d, mul(load_f32(source + r // group * stride + r % group * dims * 4 + d), scale)
+            )
 
 
 def make_attend(dtype: str) -> Any:
@@ -133,12 +187,13 @@ def make_attend(dtype: str) -> Any:
         group, kv_heads = slot(ctx, abi.GROUP), slot(ctx, abi.KV_HEADS)
         query, q_stride, out = arg(op, 0), arg(op, 1), arg(op, 2)
         dims, layer_offset, factor = arg(op, 3), arg(op, 4), arg_f32(op, 5)
+        window, cap, sinks = arg(op, 6), arg_f32(op, 7), arg(op, 8)
         item = slot(ctx, abi.ITEM_TABLE) + (piece // kv_heads) * ITEM_BYTES
         kv_head = piece % kv_heads
         row, tokens = slot(item, abi.ITEM_ROW), slot(item, abi.ITEM_TOKENS)
         position, pages = slot(item, abi.ITEM_POSITION), slot(item, abi.ITEM_PAGES)
-        first_split, last_split = slot(item, abi.ITEM_FROM), slot(item, abi.ITEM_TO)
-        partial = slot(item, abi.ITEM_PARTIAL)
+        begin_split = max(slot(item, abi.ITEM_FROM), first_split(position, window))
+        last_split, partial = slot(item, abi.ITEM_TO), slot(item, abi.ITEM_PARTIAL)
         page_size, page_bytes = slot(ctx, abi.PAGE_SIZE), slot(ctx, abi.PAGE_BYTES)
         head = slot(ctx, abi.POOL) + layer_offset + kv_head * page_size * dims * 2 * itemsize
         rows = tokens * group
@@ -157,35 +212,35 @@ def make_attend(dtype: str) -> Any:
             row_max = acc + rows * dims * 4
             row_sum = row_max + rows * 4
         head_offset = kv_head * group * dims * 4
-        scale = splat(factor)
-        for r in range(rows):
-            source = query + (row + r // group) * q_stride + head_offset + (r % group) * dims * 4
-            for d in range(0, dims, 16):
-                store_f32(q + (r * dims + d) * 4, mul(load_f32(source + d * 4), scale))
-        last = position + tokens - 1
-        for split in range(first_split, last_split):
+        # the piece that probably follows: its first tile is asked for during this one's last
+        after = piece + 1 if piece + 1 < slot(ctx, abi.ITEMS) * kv_heads else piece
+        follower = slot(ctx, abi.ITEM_TABLE) + (after // kv_heads) * ITEM_BYTES
+        next_head = head + (after % kv_heads - kv_head) * page_size * dims * 2 * itemsize
+        next_begin, next_live = first_tile(follower, window)
+        scale_rows(query + row * q_stride + head_offset, q_stride, rows, group, dims, splat(factor), q)
+        last, oldest = position + tokens - 1, max(0, position - window + 1)
+        for split in range(begin_split, last_split):
             clear(rows, dims, acc, row_max, row_sum)
             end = min((split + 1) * (SPLIT // TILE), last // TILE + 1)
-            for tile in range(split * (SPLIT // TILE), end):
+            for tile in range(max(split * (SPLIT // TILE), oldest // TILE), end):
                 attend_tile(
                     tile, end, rows, group, position, dims, pages, page_size, page_bytes, head, q, p, copy, acc,
-                    row_max, row_sum,
+                    row_max, row_sum, window, cap, slot(follower, abi.ITEM_PAGES), next_begin, next_live, next_head,
                 )  # fmt: skip
             if partial < 0:
                 skip = max(0, split * SPLIT - position) * group
                 for r in range(skip, rows):
-                    fold(
-                        total + r * dims * 4,
-                        total_max + r * 4,
-                        total_sum + r * 4,
-                        acc + r * dims * 4,
-                        row_max + r * 4,
-                        row_sum + r * 4,
-                        dims,
-                        split == 0,
-                    )
+                    begins = first_split(position + r // group, window)
+                    if split >= begins:
+                        fold(
+                            total + r * dims * 4, total_max + r * 4, total_sum + r * 4, acc + r * dims * 4,
+                            row_max + r * 4, row_sum + r * 4, dims, split == begins,
+                        )  # fmt: skip
         if partial < 0:
             for r in range(rows):
+                if sinks != 0:
+                    sink = sinks + (kv_head * group + r % group) * 4
+                    join_sink(sink, total + r * dims * 4, total_max + r * 4, total_sum + r * 4, dims)
                 target = out + (row + r // group) * q_stride + head_offset + (r % group) * dims * 4
                 finish(target, total + r * dims * 4, total_sum + r * 4, dims)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvist.kernels.cpu import abi
+from kvist.kernels.cpu.attention_extras import join_sink
 from kvist.kernels.cpu.attention_plan import ITEM_BYTES
 from kvist.kernels.cpu.attention_row import finish, fold
 from kvist.kernels.cpu.math import jit
@@ -15,7 +16,7 @@ SPLIT = abi.SPLIT
 def merge(ctx: int, op: int, piece: int, tid: int) -> None:
     """Fold the partial results of one (sequence, KV head), in order of their splits, and write its rows."""
     group, kv_heads = slot(ctx, abi.GROUP), slot(ctx, abi.KV_HEADS)
-    stride, out, dims = arg(op, 1), arg(op, 2), arg(op, 3)
+    stride, out, dims, window, sinks = arg(op, 1), arg(op, 2), arg(op, 3), arg(op, 6), arg(op, 8)
     item = slot(ctx, abi.MERGE_TABLE) + (piece // kv_heads) * ITEM_BYTES
     kv_head = piece % kv_heads
     row, tokens = slot(item, abi.ITEM_ROW), slot(item, abi.ITEM_TOKENS)
@@ -26,9 +27,15 @@ def merge(ctx: int, op: int, piece: int, tid: int) -> None:
     total = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
     total_max = total + dims * 4
     for r in range(rows):
-        for split in range(min(splits, (position + r // group) // SPLIT + 1)):
+        at = position + r // group
+        begin = max(0, at - window + 1) // SPLIT
+        for split in range(begin, min(splits, at // SPLIT + 1)):
             part = start + split * rows * kv_heads * row_bytes
             row_max = part + rows * dims * 4 + r * 4
-            fold(total, total_max, total_max + 4, part + r * dims * 4, row_max, row_max + rows * 4, dims, split == 0)
+            fold(
+                total, total_max, total_max + 4, part + r * dims * 4, row_max, row_max + rows * 4, dims, split == begin
+            )
+        if sinks != 0:
+            join_sink(sinks + (kv_head * group + r % group) * 4, total, total_max, total_max + 4, dims)
         target = out + (row + r // group) * stride + kv_head * group * dims * 4 + (r % group) * dims * 4
         finish(target, total, total_max + 4, dims)

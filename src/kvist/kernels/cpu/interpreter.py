@@ -13,8 +13,9 @@ from kvist.kernels.cpu.attention_merge import merge
 from kvist.kernels.cpu.attention_plan import plan
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.matmul import ask_ahead, matmul_pieces
-from kvist.kernels.cpu.pointwise import gate, layer_norm, likeliest, make_rotary_store, rms_norm, row_pieces
+from kvist.kernels.cpu.pointwise import cap, gate, layer_norm, likeliest, make_rotary_store, rms_norm, row_pieces
 from kvist.kernels.cpu.roofline import fma_peak, read_all
+from kvist.kernels.cpu.routing import choose, combine, gather, place
 from kvist.kernels.cpu.scalar import arg, get_i64, let_others_run, nanoseconds, peek, put_i64, slot, take
 from kvist.kernels.cpu.unit_call import call_unit
 
@@ -33,9 +34,11 @@ def pieces_of(code: int, ctx: int, op: int) -> int:
         return slot(ctx, abi.ITEMS) * slot(ctx, abi.KV_HEADS)
     if code == abi.MERGE:
         return slot(ctx, abi.MERGES) * slot(ctx, abi.KV_HEADS)
-    if code == abi.PLAN:
+    if code == abi.PLAN or code == abi.PLACE:
         return 1
-    if code == abi.LIKELIEST:
+    if code == abi.EXPERTS:
+        return arg(op, 14) * ((arg(op, 2) + abi.EXPERT_ROWS - 1) // abi.EXPERT_ROWS)
+    if code == abi.LIKELIEST or code == abi.CAP:
         return slot(ctx, abi.SAMPLED)
     if code == abi.READ or code == abi.FMA_PEAK:
         return arg(op, 1)
@@ -79,6 +82,12 @@ def run_rows(code: int, ctx: int, op: int, piece: int) -> None:
             norm(code, ctx, op, row, row)
         elif code == abi.GATE:
             gate(ctx, op, row)
+        elif code == abi.CHOOSE:
+            choose(op, row)
+        elif code == abi.GATHER:
+            gather(op, row)
+        elif code == abi.COMBINE:
+            combine(op, row)
         else:
             rotary_store(ctx, op, row)
 
@@ -104,8 +113,12 @@ def run_piece(code: int, ctx: int, op: int, piece: int, tid: int) -> None:
         merge(ctx, op, piece, tid)
     elif code == abi.PLAN:
         plan(ctx)
+    elif code == abi.PLACE:
+        place(ctx, op)
     elif code == abi.LIKELIEST:
         likeliest(op, piece)
+    elif code == abi.CAP:
+        cap(op, piece)
     elif code == abi.READ:
         read_all(op, piece, slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES))
     elif code == abi.FMA_PEAK:

@@ -6,7 +6,6 @@ with. Ops that share nothing (q, k and v of a layer) run side by side.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,28 +15,27 @@ import numpy.typing as npt
 
 from kvist.cache.layout import PageLayout
 from kvist.kernels.cpu import abi
+from kvist.kernels.cpu.lower_experts import ExpertMemory, lower_experts
 from kvist.kernels.cpu.profile import Origins
-from kvist.kernels.program import Attend, Buffer, Embed, Floats, Gate, Matmul, Norm, Op, Program, RotaryStore, Weight
+from kvist.kernels.cpu.row import Row, bits
+from kvist.kernels.program import (
+    Attend,
+    Buffer,
+    Cap,
+    Embed,
+    Experts,
+    Floats,
+    Gate,
+    Matmul,
+    Norm,
+    Op,
+    Program,
+    RotaryStore,
+    Weight,
+)
 from kvist.kernels.traffic import buffers_of
 
 Table = npt.NDArray[np.int64]
-
-
-def bits(number: float) -> int:
-    """A float32's bits as an integer slot."""
-    return int(struct.unpack("<i", struct.pack("<f", number))[0])
-
-
-@dataclass
-class _Row:
-    """One op of the table, with the names of what it reads and writes."""
-
-    code: int
-    arguments: list[int]
-    reads: set[str]
-    writes: set[str]
-    unit: str | None = None
-    ops: tuple[Op, ...] = ()  # the program's ops that it stands for
 
 
 @dataclass
@@ -58,7 +56,7 @@ class Lowering:
 
     def table(self, ops: Sequence[Op]) -> tuple[Table, Origins]:
         """The rows of `ops`, preceded by the plan of the step's attention if they attend; what each stands for."""
-        rows = [_Row(abi.PLAN, [], set(), {"items"})] if any(isinstance(op, Attend) for op in ops) else []
+        rows = [Row(abi.PLAN, [], set(), {"items"})] if any(isinstance(op, Attend) for op in ops) else []
         i = 0
         while i < len(ops):
             together = _fused(ops[i : i + 3])
@@ -70,7 +68,7 @@ class Lowering:
                 rows += [first, *others]
             i += len(together)
         last = ops[-1] if ops else None
-        if isinstance(last, Matmul) and last.out.sampled:
+        if isinstance(last, Matmul | Cap) and last.out.sampled:
             rows.append(self._likeliest())
         table = np.zeros((len(rows), abi.OP_SLOTS), np.int64)
         synced = 0
@@ -97,38 +95,18 @@ class Lowering:
         assert weight.columns % 16 == 0
         return self._address(weight.data)
 
-    def _rows(self, op: Op) -> list[_Row]:
+    def _rows(self, op: Op) -> list[Row]:
         match op:
             case Embed():
                 learned = self._weight(op.positions) if op.positions else 0
                 assert op.positions is None or (op.positions.dtype, op.positions.columns) == ("f32", op.table.columns)
                 arguments = [
-                    self._weight(op.table),
-                    op.table.columns,
-                    bits(op.scale),
-                    learned,
-                    self._at(op.out),
-                    self._stride(op.out),
-                    op.table.row_bytes,
-                ]
-                return [_Row(abi.EMBED, arguments, set(), {op.out.name}, f"weights_{op.table.dtype}")]
+                    self._weight(op.table), op.table.columns, bits(op.scale), learned, self._at(op.out),
+                    self._stride(op.out), op.table.row_bytes,
+                ]  # fmt: skip
+                return [Row(abi.EMBED, arguments, set(), {op.out.name}, f"weights_{op.table.dtype}")]
             case Norm():
-                bias = self.zeros if op.bias is None else op.bias
-                arguments = [
-                    self._at(op.x),
-                    self._stride(op.x),
-                    self._at(op.out),
-                    self._stride(op.out),
-                    self._address(op.weight),
-                    self._address(bias),
-                    op.out.width,
-                    op.width,
-                    bits(op.eps),
-                    int(op.out.sampled),
-                    int(op.out in self._private),
-                ]
-                code = abi.RMS_NORM if op.kind == "rms" else abi.LAYER_NORM
-                return [_Row(code, arguments, {op.x.name}, {op.out.name})]
+                return [self._norm(op)]
             case Matmul():
                 return [self._matmul(op)]
             case RotaryStore():
@@ -138,16 +116,29 @@ class Lowering:
             case Gate():
                 up = self._at(op.up) if op.up else 0
                 arguments = [
-                    self._at(op.x),
-                    up,
-                    self._at(op.out),
-                    self._stride(op.x),
-                    op.x.width,
+                    self._at(op.x), up, self._at(op.out), self._stride(op.x), op.x.width,
                     abi.ACTIVATIONS.index(op.activation),
-                ]
-                return [_Row(abi.GATE, arguments, {op.x.name} | ({op.up.name} if op.up else set()), {op.out.name})]
+                ]  # fmt: skip
+                return [Row(abi.GATE, arguments, {op.x.name} | ({op.up.name} if op.up else set()), {op.out.name})]
+            case Experts():
+                return lower_experts(op, self._expert_memory, self._at, self._stride, self._address)
+            case Cap():
+                arguments = [self._at(op.x), self._stride(op.x), self._at(op.out), self._stride(op.out), op.out.width]
+                return [Row(abi.CAP, [*arguments, bits(op.cap)], {op.x.name}, {op.out.name})]
 
-    def _activated(self, op: Matmul, together: Sequence[Op]) -> _Row:
+    def _norm(self, op: Norm) -> Row:
+        assert op.kind == "rms" or (op.groups == 1 and op.residual is None)
+        bias = self.zeros if op.bias is None else op.bias
+        residual, stride = (self._at(op.residual), self._stride(op.residual)) if op.residual else (0, 0)
+        arguments = [
+            self._at(op.x), self._stride(op.x), self._at(op.out), self._stride(op.out), self._address(op.weight),
+            self._address(bias), op.out.width // op.groups, op.width, bits(op.eps), int(op.out.sampled),
+            int(op.out in self._private), op.groups, residual, stride,
+        ]  # fmt: skip
+        code = abi.RMS_NORM if op.kind == "rms" else abi.LAYER_NORM
+        return Row(code, arguments, {buffer.name for buffer in buffers_of(op)[0]}, {op.out.name})
+
+    def _activated(self, op: Matmul, together: Sequence[Op]) -> Row:
         """A matmul with the activation that follows it, and perhaps the up matmul that it gates."""
         row, gate = self._matmul(op), together[-1]
         assert isinstance(gate, Gate)
@@ -161,96 +152,83 @@ class Lowering:
         return row
 
     @cached_property
+    def _expert_memory(self) -> ExpertMemory:
+        ops = [op for op in self.program.ops if isinstance(op, Experts)]
+        return ExpertMemory(ops, len(self.buffers[ops[0].x.name]), self._address)
+
+    @cached_property
     def _private(self) -> set[Buffer]:
-        """Buffers that threads may each norm rows into a part of: there is room, and only matmuls read them."""
+        """Buffers that threads may each norm rows into a part of: there is room, and only matmuls read them.
+
+        And none after what was normed has changed: no thread waits for the others' norms, so one that comes late would
+        norm something else.
+        """
         normed = {op.out for op in self.program.ops if isinstance(op, Norm)} - {self.program.logits}
+        sources: dict[Buffer, Buffer] = {}  # what each was normed from
+        changed: set[Buffer] = set()  # those whose source was written since
         for op in self.program.ops:
+            reads, writes = buffers_of(op)
             if isinstance(op, Matmul):
                 normed -= {op.out} | ({op.residual} if op.residual else set())
-            elif not isinstance(op, Norm):
-                reads, writes = buffers_of(op)
-                normed -= {*reads, *writes}
+            elif isinstance(op, Norm):
+                normed -= set(reads)
             else:
-                normed -= {op.x}
+                normed -= {*reads, *writes}
+            normed -= changed & set(reads)
+            changed |= {out for out, source in sources.items() if source in writes}
+            if isinstance(op, Norm):
+                sources[op.out] = op.x
+                changed.discard(op.out)
         return {b for b in normed if len(self.buffers[b.name]) >= abi.PRIVATE_ROWS * self.threads}
 
-    def _matmul(self, op: Matmul) -> _Row:
+    def _matmul(self, op: Matmul) -> Row:
         bias = self.zeros if op.bias is None else op.bias
         residual, stride = self._address(self.zeros), 0
         if op.residual is not None:
             residual, stride = self._at(op.residual), self._stride(op.residual)
         arguments = [
-            self._weight(op.weight),
-            self._at(op.x),
-            op.weight.rows,
-            op.weight.columns,
-            self._address(bias),
-            residual,
-            stride,
-            self._at(op.out),
-            self._stride(op.out),
-            int(op.out.sampled),
-            self._stride(op.x),
-            op.weight.row_bytes,
-            *(0, 0, 0, -1),  # up weights, their bias and out, activation
+            self._weight(op.weight), self._at(op.x), op.weight.rows, op.weight.columns, self._address(bias),
+            residual, stride, self._at(op.out), self._stride(op.out), int(op.out.sampled), self._stride(op.x),
+            op.weight.row_bytes, *(0, 0, 0, -1),  # up weights, their bias and out, activation
             int(op.x in self._private),
-        ]
+        ]  # fmt: skip
         reads = {op.x.name} | ({op.residual.name} if op.residual else set())
-        return _Row(abi.MATMUL, arguments, reads, {op.out.name}, f"weights_{op.weight.dtype}")
+        return Row(abi.MATMUL, arguments, reads, {op.out.name}, f"weights_{op.weight.dtype}")
 
-    def _likeliest(self) -> _Row:
+    def _likeliest(self) -> Row:
         """The largest logit of each row: the last thing a step does."""
         logits, vocab = self.program.logits, self.program.vocab_size
         arguments = [self._at(logits), self._stride(logits), vocab, self._address(self.likeliest)]
-        return _Row(abi.LIKELIEST, arguments, {logits.name}, {"likeliest"})
+        return Row(abi.LIKELIEST, arguments, {logits.name}, {"likeliest"})
 
-    def _rotary_store(self, op: RotaryStore) -> _Row:
+    def _rotary_store(self, op: RotaryStore) -> Row:
         half = op.rotary.half if op.rotary else 0
         cos = self._address(op.rotary.cos) if op.rotary else 0
         sin = self._address(op.rotary.sin) if op.rotary else 0
         program = self.program
         arguments = [
-            self._at(op.q),
-            self._at(op.k),
-            self._at(op.v),
-            self._stride(op.q),
-            self._stride(op.k),
-            self._stride(op.v),
-            program.num_heads,
-            program.num_kv_heads,
-            program.head_dim,
-            half,
-            cos,
-            sin,
-            self.layout.layer_offset(op.layer),
-            abi.DTYPES.index(self.layout.codec.name),
-        ]
+            self._at(op.q), self._at(op.k), self._at(op.v), self._stride(op.q), self._stride(op.k), self._stride(op.v),
+            program.num_heads, program.num_kv_heads, program.head_dim, half, cos, sin,
+            self.layout.layer_offset(op.layer), abi.DTYPES.index(self.layout.codec.name),
+        ]  # fmt: skip
         touched = {op.q.name, op.k.name}
-        return _Row(abi.ROTARY_STORE, arguments, touched | {op.v.name}, touched | {f"pages {op.layer}"})
+        return Row(abi.ROTARY_STORE, arguments, touched | {op.v.name}, touched | {f"pages {op.layer}"})
 
-    def _attend(self, op: Attend) -> list[_Row]:
+    def _attend(self, op: Attend) -> list[Row]:
+        sinks = 0 if op.sinks is None else self._address(op.sinks)
         arguments = [
-            self._at(op.q),
-            self._stride(op.q),
-            self._at(op.out),
-            self.program.head_dim,
-            self.layout.layer_offset(op.layer),
-            bits(op.scale),
-        ]
-        written = {op.out.name, "partials"}
+            self._at(op.q), self._stride(op.q), self._at(op.out), self.program.head_dim,
+            self.layout.layer_offset(op.layer), bits(op.scale), op.window or abi.EVERYTHING,
+            bits(op.softcap or 0.0), sinks,
+        ]  # fmt: skip
+        read, written = {op.q.name, f"pages {op.layer}", "items"}, {op.out.name, "partials"}
         return [
-            _Row(
-                abi.ATTEND,
-                arguments,
-                {op.q.name, f"pages {op.layer}", "items"},
-                written,
-                f"attend_{self.layout.codec.name}",
-            ),
-            _Row(abi.MERGE, arguments, {"partials", "items"}, {op.out.name}),
+            Row(abi.ATTEND, arguments, read, written, f"attend_{self.layout.codec.name}"),
+            Row(abi.MERGE, arguments, {"partials", "items"}, {op.out.name}),
         ]
 
 
-def _conflict(earlier: _Row, later: _Row) -> bool:
+def _conflict(earlier: Row, later: Row) -> bool:
     """Whether `later` must see `earlier` done."""
     return bool(earlier.writes & (later.reads | later.writes) or earlier.reads & later.writes)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.math import activate, jit
+from kvist.kernels.cpu.math import activate, jit, tanh
 from kvist.kernels.cpu.matmul import sampled_row
 from kvist.kernels.cpu.scalar import arg, arg_f32, get_f32, get_i32, put_f32, put_i64, slot
 from kvist.kernels.cpu.vector import (
@@ -38,26 +38,37 @@ def row_pieces(rows: int) -> int:
 
 @jit
 def rms_norm(ctx: int, op: int, row: int, place: int) -> None:
-    """out[place] = x[row] / sqrt(mean(x^2) + eps) * weight.
+    """out[place] = x[row] / sqrt(mean(x^2) + eps) * weight (+ residual[row]), for each of the row's groups.
 
-    Arguments: x, stride, out, stride, weight, bias, width, true width, eps, sampled, private (see `interpreter`).
+    Arguments: x, stride, out, stride, weight, bias, width of a group, its true width, eps, sampled, private (see
+    `interpreter`), groups, residual (0: none), its stride.
     """
     source = sampled_row(ctx, row) if arg(op, 9) else row
     x, out = arg(op, 0) + source * arg(op, 1), arg(op, 2) + place * arg(op, 3)
     weight, width, count, eps = arg(op, 4), arg(op, 6), arg(op, 7), arg_f32(op, 8)
-    total = splat(0.0)
-    for d in range(0, width, 16):
-        v = load_f32(x + d * 4)
-        total = fma(v, v, total)
-    mean = div(splat(reduce_add(total)), splat(count))
-    factor = div(splat(1.0), sqrt(add(mean, splat(eps))))
-    for d in range(0, width, 16):
-        store_f32(out + d * 4, mul(mul(load_f32(x + d * 4), factor), load_f32(weight + d * 4)))
+    residual = arg(op, 12)
+    if residual != 0:
+        residual += source * arg(op, 13)
+    for start in range(0, arg(op, 11) * width * 4, width * 4):
+        total = splat(0.0)
+        for d in range(0, width, 16):
+            v = load_f32(x + start + d * 4)
+            total = fma(v, v, total)
+        mean = div(splat(reduce_add(total)), splat(count))
+        factor = div(splat(1.0), sqrt(add(mean, splat(eps))))
+        if residual != 0:
+            for d in range(0, width, 16):
+                v = mul(mul(load_f32(x + start + d * 4), factor), load_f32(weight + d * 4))
+                store_f32(out + start + d * 4, add(load_f32(residual + start + d * 4), v))
+        else:
+            for d in range(0, width, 16):
+                v = mul(mul(load_f32(x + start + d * 4), factor), load_f32(weight + d * 4))
+                store_f32(out + start + d * 4, v)
 
 
 @jit
 def layer_norm(ctx: int, op: int, row: int, place: int) -> None:
-    """out[place] = (x[row] - mean) / sqrt(var + eps) * weight + bias; arguments as rms_norm.
+    """out[place] = (x[row] - mean) / sqrt(var + eps) * weight + bias; arguments as rms_norm, one group, no residual.
 
     Lanes past the true width are left out of var.
     """
@@ -153,6 +164,14 @@ def gate(ctx: int, op: int, row: int) -> None:
     else:
         for d in range(0, width, 16):
             store_f32(out + d * 4, activate(kind, load_f32(a + d * 4)))
+
+
+@jit
+def cap(op: int, row: int) -> None:
+    """out = cap * tanh(x / cap). Arguments: x, stride, out, stride, width, cap."""
+    x, out, limit = arg(op, 0) + row * arg(op, 1), arg(op, 2) + row * arg(op, 3), splat(arg_f32(op, 5))
+    for d in range(0, arg(op, 4), 16):
+        store_f32(out + d * 4, mul(limit, tanh(div(load_f32(x + d * 4), limit))))
 
 
 @jit

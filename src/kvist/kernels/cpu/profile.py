@@ -14,7 +14,20 @@ import numpy.typing as npt
 
 from kvist.cache.layout import PageLayout
 from kvist.kernels.cpu import abi
-from kvist.kernels.program import Attend, BatchMetadata, Embed, Gate, Matmul, Norm, Op, Program, RotaryStore, Weight
+from kvist.kernels.program import (
+    Attend,
+    BatchMetadata,
+    Cap,
+    Embed,
+    Experts,
+    Gate,
+    Matmul,
+    Norm,
+    Op,
+    Program,
+    RotaryStore,
+    Weight,
+)
 from kvist.kernels.traffic import StepSize, Traffic, traffic_of
 
 Origins = list[tuple[Op, ...]]
@@ -23,7 +36,8 @@ Origins = list[tuple[Op, ...]]
 KINDS = {
     abi.PLAN: "plan", abi.EMBED: "embed", abi.RMS_NORM: "norm", abi.LAYER_NORM: "norm", abi.MATMUL: "matmul",
     abi.ROTARY_STORE: "rotary_store", abi.ATTEND: "attend", abi.MERGE: "merge", abi.GATE: "gate",
-    abi.LIKELIEST: "likeliest",
+    abi.LIKELIEST: "likeliest", abi.CAP: "cap", abi.CHOOSE: "choose",
+    abi.PLACE: "place", abi.GATHER: "gather", abi.EXPERTS: "experts", abi.COMBINE: "combine",
 }  # fmt: skip
 
 
@@ -101,5 +115,5 @@ def _name(op: Op, role: Callable[[Weight], str | None]) -> str:
             return op.kind
         case Gate():
             return op.activation
-        case RotaryStore() | Attend():
+        case RotaryStore() | Attend() | Cap() | Experts():
             return ""

@@ -85,6 +85,18 @@ def put_i64(typingctx: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
+def put_i32(typingctx: Any, address: Any, value: Any) -> Any:
+    """Store the lower half of an int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = context.cast(builder, args[1], signature.args[1], types.int64)
+        builder.store(builder.trunc(value, ir.IntType(32)), pointer(builder, args[0], ir.IntType(32)), align=4)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, value), codegen
+
+
+@intrinsic
 def put_f32(typingctx: Any, address: Any, value: Any) -> Any:
     """Store a float32."""
 

@@ -1,0 +1,43 @@
+"""What some families do to scores: soft caps, a window's lower edge, sinks. One query row at a time.
+
+None of it knows more than the row's own position, so it keeps the contract: a row's bits depend on its position alone.
+"""
+
+from __future__ import annotations
+
+from kvist.kernels.cpu.attention_row import LOWEST
+from kvist.kernels.cpu.math import exp, jit, tanh
+from kvist.kernels.cpu.scalar import get_f32, put_f32
+from kvist.kernels.cpu.vector import div, first, fma, keep_first, maximum, mul, splat, sub
+from kvist.kernels.cpu.vector_memory import load_f32, store_f32
+
+
+@jit
+def cap_scores(p: int, cap: float) -> None:
+    """A tile's scores s become cap * tanh(s / cap), in place."""
+    limit = splat(cap)
+    for i in range(0, 256, 64):
+        store_f32(p + i, mul(limit, tanh(div(load_f32(p + i), limit))))
+
+
+@jit
+def hide_before(p: int, low: int) -> None:
+    """Slots 0..low-1 of a tile's scores become lower than any: the row's window begins at `low`.
+
+    Their weights come out as e**-87.3 at most, too little to change the sum of a row that has a weight of 1; nothing
+    reads their values.
+    """
+    lowest = splat(LOWEST)
+    for i in range(4):
+        store_f32(p + i * 64, keep_first(lowest, low - i * 16, load_f32(p + i * 64)))
+
+
+@jit
+def join_sink(sink: int, total: int, total_max: int, total_sum: int, dims: int) -> None:
+    """Let the score at address `sink` take part in a row's softmax; no value goes with it."""
+    old, new = splat(get_f32(total_max)), splat(get_f32(sink))
+    top = maximum(old, new)
+    a, b = exp(sub(old, top)), exp(sub(new, top))
+    put_f32(total_sum, first(fma(splat(get_f32(total_sum)), a, b)))
+    for d in range(0, dims, 16):
+        store_f32(total + d * 4, mul(load_f32(total + d * 4), a))
