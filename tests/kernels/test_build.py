@@ -40,8 +40,9 @@ def helper(monkeypatch: pytest.MonkeyPatch) -> Helper:
 
 
 def test_there_is_a_unit_for_every_type() -> None:
+    held = ("f32", "f16", "bf16", *BLOCK_TYPES)
     assert set(UNITS) == {
-        "run", *(f"attend_{t}" for t in ("f32", "f16", "bf16")), *(f"weights_{t}" for t in ("f32", "f16", "bf16", *BLOCK_TYPES)),
+        "run", *(f"attend_{t}" for t in held[:3]), *(f"weights_{t}" for t in held), *(f"experts_{t}" for t in held),
     }  # fmt: skip
 
 
