@@ -1,0 +1,139 @@
+"""Which tokens may be drawn, and how likely each is.
+
+A token's *weight* is exp(logit / temperature) as float32, computed for each token by itself. Where the largest
+logit / temperature is not within +-MILD, the largest logit is subtracted first, so that no weight is infinite and the
+largest is not 0. Likelier means a larger weight, and of equal weights the lower id. Sums of weights are taken in one
+fixed order: within blocks in float32, of blocks and of kept tokens in float64.
+
+`top_k`, `top_p` and `min_p` each keep the first so many of that order, and `typical_p` (Meister et al. 2023) those
+whose information is nearest to the entropy of what is left.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from kvist.engine.params import SamplingParams
+from kvist.engine.sampling.blocks import Ids, at_least, block_ids, block_sums, body, largest, ranked
+from kvist.kernels.program import Floats
+
+Weights = npt.NDArray[np.float64]
+MILD = 40.0  # exp(40) of every token of a million is finite together, and exp(-40) is far from vanishing
+NEXT_LEVEL = 16.0  # the next look for a nucleus goes down to tokens so many times less likely
+
+
+def weights_of(logits: Floats, top: float, temperature: float, out: Floats) -> Floats:
+    """Weights of logits in `out`; top: the largest logit of the whole row."""
+    if abs(top / temperature) > MILD:
+        np.subtract(logits, np.float32(top), out=out)
+        np.multiply(out, np.float32(1.0 / temperature), out=out)
+        return np.exp(out, out=out)
+    if temperature == 1.0:
+        return np.exp(logits, out=out)
+    np.multiply(logits, np.float32(1.0 / temperature), out=out)
+    return np.exp(out, out=out)
+
+
+def draw(logits: Floats, top: float, params: SamplingParams, number: float, scratch: Floats) -> int:
+    """The token that a number in [0, 1) picks from logits (vocab,). scratch: room for as many weights."""
+    if not params.filters:
+        return _draw_from_all(weights_of(logits, top, params.temperature, scratch), number)
+    ids, weights = candidates(logits, top, params, scratch)
+    return int(ids[_place(weights.cumsum(), number)])
+
+
+def candidates(logits: Floats, top: float, params: SamplingParams, scratch: Floats) -> tuple[Ids, Weights]:
+    """Tokens that may be drawn, the likeliest first, and their (not normalised) weights; at least one."""
+    total: float | None = None  # of the weights that top_p counts, where not all of them are at hand
+    if 0 < params.top_k < len(logits):
+        ids, weights = _in_order(logits, largest(logits, params.top_k), top, params.temperature)
+    elif params.top_p < 1.0:
+        whole = weights_of(logits, top, params.temperature, scratch)
+        ids, total = _likeliest_part(whole, params.top_p)
+        weights = whole[ids]
+    elif params.min_p > 0.0:
+        floor = top + params.temperature * math.log(params.min_p)
+        near = at_least(logits, floor - 1e-4 * (1.0 + abs(floor)), body(logits).max(axis=0))  # a few too many
+        ids, weights = _in_order(logits, near, top, params.temperature)
+    else:
+        whole = weights_of(logits, top, params.temperature, scratch)
+        ids = _typical_part(whole, params.typical_p)
+        return ids, whole[ids].astype(np.float64)
+    kept = weights.astype(np.float64)
+    count = int(np.count_nonzero(kept))
+    if params.top_p < 1.0:
+        sums = kept.cumsum()
+        count = min(count, int(np.searchsorted(sums, params.top_p * (sums[-1] if total is None else total))) + 1)
+    if params.min_p > 0.0:
+        count = min(count, int(np.count_nonzero(kept >= params.min_p * kept[0])))
+    ids, kept = ids[:count], kept[:count]
+    if params.typical_p < 1.0:
+        typical = _typical(kept, params.typical_p)
+        ids, kept = ids[typical], kept[typical]
+    return ids, kept
+
+
+def _in_order(logits: Floats, ids: Ids, top: float, temperature: float) -> tuple[Ids, Floats]:
+    """Some tokens, the likeliest first, and their weights."""
+    ids = np.sort(ids)
+    weights = weights_of(logits[ids], top, temperature, np.empty(len(ids), np.float32))
+    order = ranked(weights, np.arange(len(ids)))
+    return ids[order], weights[order]
+
+
+def _draw_from_all(weights: Floats, number: float) -> int:
+    """Draw from all tokens: first a block, then one of its tokens."""
+    sums = block_sums(weights).astype(np.float64).cumsum()
+    block = _place(sums, number)
+    ids = block_ids(block, len(weights))
+    below = sums[block - 1] if block else 0.0
+    within = (_target(sums, number) - below) / (sums[block] - below)
+    return int(ids[_place(weights[ids].astype(np.float64).cumsum(), float(within))])
+
+
+def _target(sums: Weights, number: float) -> float:
+    """The number as a place in (0 .. the last sum), always below it."""
+    total = float(sums[-1])
+    return min(number * total, math.nextafter(total, 0.0))
+
+
+def _place(sums: Weights, number: float) -> int:
+    """Which of the summands a number in [0, 1) falls on; never one that is 0."""
+    return int(sums.searchsorted(_target(sums, number), side="right"))
+
+
+def _likeliest_part(weights: Floats, share: float) -> tuple[Ids, float]:
+    """The likeliest tokens, in order, that together have more than `share` of the total, and the total.
+
+    Somewhat more than needed, but far from all: ever less likely tokens are looked at until there are enough.
+    """
+    sums = block_sums(weights)
+    total = float(sums.astype(np.float64).sum())
+    level, least = (1.0 - share) / 250.0, (1.0 - share) / (4.0 * len(weights))
+    slack = np.float32(1.0 + 1e-4)  # a block's rounded sum may be below its largest weight
+    bounds = sums * slack
+    while level > least:
+        ids = at_least(weights, np.float32(level * total), bounds)
+        if weights[ids].astype(np.float64).sum() >= share * total * (1.0 + 1e-6):
+            return ranked(weights, ids), total
+        level /= NEXT_LEVEL
+    return ranked(weights, np.arange(len(weights))), total
+
+
+def _typical(weights: Weights, share: float) -> Ids:
+    """Which of the weights are typical, in their order: the nearest to the entropy that together have this share."""
+    chances = weights / weights.sum()
+    information = -np.log(chances)
+    distance = np.abs(information - (chances * information).sum())
+    order = np.argsort(distance, kind="stable")
+    count = int(np.searchsorted(np.cumsum(chances[order]), share)) + 1
+    return np.sort(order[:count])
+
+
+def _typical_part(weights: Floats, share: float) -> Ids:
+    """The typical tokens of a whole vocabulary, the likeliest first."""
+    ids = np.flatnonzero(weights)
+    return ranked(weights, ids[_typical(weights[ids].astype(np.float64), share)])
