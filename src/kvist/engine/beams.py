@@ -11,8 +11,8 @@ A beam's log-probabilities are float64 sums, candidates stand in order of that s
 token's place with its parent: nothing is left to chance. Beams of a request advance together: one that is through
 early (the step's budget was spent, or another was preempted) pauses with its candidates.
 
-An answer's score is its log-probability / length ** length_penalty, its length that of the generated tokens with the end
-token. When to stop follows the beam search of transformers (Wolf et al. 2020), with its three kinds of early stopping.
+An answer's score is its log-probability / length ** length_penalty, its length that of the generated tokens, the end
+token included. When to stop follows the beam search of transformers (Wolf et al. 2020), with its three kinds of early stopping.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class BeamSearch:
     def _finish(self, step: _Step, length: int) -> None:
         tokens = (*step.parent.tokens[self._prompt_length :], step.token)
         reason: FinishReason = "stop" if step.token in self._ends else "length"
-        score = step.cumulative / length**self.params.length_penalty
+        score: float = step.cumulative / length**self.params.length_penalty
         self.finished.append(Hypothesis(tokens, step.cumulative, score, reason))
         self.metrics.generated_tokens += 1
 
@@ -131,7 +131,7 @@ class BeamSearch:
             return True
         penalty = self.params.length_penalty
         longest = self.params.early_stopping == "never" and penalty > 0.0
-        reachable = best / (self.params.max_tokens if longest else length) ** penalty
+        reachable: float = best / (self.params.max_tokens if longest else length) ** penalty
         return reachable <= self.finished[-1].score
 
     def _replace(self, going: list[_Step], manager: CacheManager, scheduler: Scheduler) -> None:

@@ -127,12 +127,14 @@ class Engine:
             self.manager.check_integrity()
         return outputs
 
-    def stream(self, prompt: Tokens[int], params: SamplingParams, *, salt: bytes = b"") -> Iterator[TokenOutput]:
+    def stream(
+        self, prompt: Tokens[int], params: SamplingParams, *, salt: bytes = b"", watching: Watching | None = None
+    ) -> Iterator[TokenOutput]:
         """Submit one request and yield its outputs as they come; leaving the loop cancels it.
 
         Other requests run along. Several streams may be open: each keeps what a step gave it until it is asked.
         """
-        name = self.submit(prompt, params, salt=salt)
+        name = self.submit(prompt, params, salt=salt, watching=watching)
         inbox = self._inboxes[name] = deque()
         try:
             while name in self.answers.requests or inbox:

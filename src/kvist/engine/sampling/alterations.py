@@ -49,7 +49,9 @@ class Alterations:
         slot = self._slots.setdefault(token, len(self._slots))
         if slot == len(self._seen):
             room = np.zeros(slot + 16, np.int64)
-            self._seen, self._times = (np.concatenate([old, room.astype(old.dtype)]) for old in (self._seen, self._times))
+            self._seen, self._times = (
+                np.concatenate([old, room.astype(old.dtype)]) for old in (self._seen, self._times)
+            )
         self._seen[slot] = token
         self._times[slot] += 1
 

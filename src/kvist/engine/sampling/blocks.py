@@ -3,7 +3,7 @@
 A row of n numbers is read as 64 lines of n // 64, and a *block* is a column of that::
 
     i        0      1      2    ...  W-1          W = n // 64
-             W     W+1    W+2   ... 2W-1          block b = { b, b + W, b + 2W, ... }; the rest, fewer than 64, is `tail`
+             W     W+1    W+2   ... 2W-1          block b = { b, b + W, b + 2W, ... }; what is left over is the tail
             ...
 
 so that a maximum or a sum of all blocks is one pass over lines, sixteen columns at a time, and a number above a

@@ -116,7 +116,7 @@ def _likeliest_part(weights: Floats, share: float) -> tuple[Ids, float]:
     slack = np.float32(1.0 + 1e-4)  # a block's rounded sum may be below its largest weight
     bounds = sums * slack
     while level > least:
-        ids = at_least(weights, np.float32(level * total), bounds)
+        ids = at_least(weights, level * total, bounds)
         if weights[ids].astype(np.float64).sum() >= share * total * (1.0 + 1e-6):
             return ranked(weights, ids), total
         level /= NEXT_LEVEL
