@@ -12,7 +12,8 @@ token's place with its parent: nothing is left to chance. Beams of a request adv
 early (the step's budget was spent, or another was preempted) pauses with its candidates.
 
 An answer's score is its log-probability / length ** length_penalty, its length that of the generated tokens, the end
-token included. When to stop follows the beam search of transformers (Wolf et al. 2020), with its three kinds of early stopping.
+token included. When to stop follows the beam search of transformers (Wolf et al. 2020), its three kinds of early
+stopping included.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def draw(logits: Floats, top: float, params: SamplingParams, number: float, scra
 def candidates(logits: Floats, top: float, params: SamplingParams, scratch: Floats) -> tuple[Ids, Weights]:
     """Tokens that may be drawn, the likeliest first, and their (not normalised) weights; at least one."""
     total: float | None = None  # of the weights that top_p counts, where not all of them are at hand
-    if 0 < params.top_k < len(logits):
+    if params.top_k > 0:
         ids, weights = _in_order(logits, largest(logits, params.top_k), top, params.temperature)
     elif params.top_p < 1.0:
         whole = weights_of(logits, top, params.temperature, scratch)
