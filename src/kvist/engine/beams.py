@@ -67,6 +67,7 @@ class BeamSearch:
     ) -> None:
         self.request_id, self.params, self.metrics = name, params, metrics
         self._ends = ends
+        self._looked_at = params.beam_width * max(2, 1 + len(ends))  # so that enough are left if the best all end
         self._prompt_length, self._limit = len(prompt), len(prompt) + params.max_tokens
         self._salt = salt
         self.open = [self._sequence(list(prompt), 0.0)]
@@ -75,8 +76,7 @@ class BeamSearch:
 
     def note(self, beam: Sequence, logits: Floats) -> None:
         """Keep the candidates of a beam from its last row of logits (vocab,)."""
-        each = self.params.beam_width * max(2, 1 + len(self._ends))
-        self._found[beam] = likeliest_logprobs(logits, min(each, len(logits)))
+        self._found[beam] = likeliest_logprobs(logits, min(self._looked_at, len(logits)))
 
     @property
     def complete(self) -> bool:
@@ -110,12 +110,12 @@ class BeamSearch:
         """The best candidates of all beams, best first."""
         tables = [self._found[beam] for beam in self.open]
         sums = np.stack([beam.cumulative + logprobs for beam, (_, logprobs) in zip(self.open, tables, strict=True)])
-        count = sums.shape[1]  # of one beam, and to be kept of all
-        best = np.argsort(-sums.ravel(), kind="stable")[:count]
-        return [
-            _Step(self.open[i // count], int(tables[i // count][0][i % count]), float(sums.flat[i]))
-            for i in best.tolist()
-        ]
+        best = np.argsort(-sums.ravel(), kind="stable")[: self._looked_at]
+        steps = []
+        for i in best.tolist():
+            place, rank = divmod(i, sums.shape[1])
+            steps.append(_Step(self.open[place], int(tables[place][0][rank]), float(sums[place, rank])))
+        return steps
 
     def _finish(self, step: _Step, length: int) -> None:
         tokens = (*step.parent.tokens[self._prompt_length :], step.token)
