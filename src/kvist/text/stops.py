@@ -68,6 +68,6 @@ class AnswerText:
     def _certain(self, text: str) -> int:
         """Length of the part that cannot be the beginning of a stop string any more."""
         for at in range(max(0, len(text) - self._longest + 1), len(text)):
-            if any(stop.startswith(text[at:]) for stop in self._stops):
+            if any(len(stop) > len(text) - at and stop.startswith(text[at:]) for stop in self._stops):
                 return at
         return len(text)
