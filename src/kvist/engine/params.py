@@ -115,7 +115,7 @@ class SamplingParams:
             raise UsageError(f"stop_token_ids is {ids!r}: give a list of token ids")
         if len(ids) > MOST_STOP_TOKENS:
             raise UsageError(f"stop_token_ids has {len(ids)} entries: give at most {MOST_STOP_TOKENS}")
-        wrong = f"stop is {str(self.stop)[:40]!r}: give up to {MOST_STOPS} strings of 1 to {LONGEST_STOP} characters"
+        wrong = f"stop is {repr(self.stop)[:40]}: give up to {MOST_STOPS} strings of 1 to {LONGEST_STOP} characters"
         if self.stop is not None and not isinstance(self.stop, (str, Sequence)):
             raise UsageError(wrong)
         stops = self.stops
