@@ -48,7 +48,8 @@ def naive(logits: np.ndarray, params: SamplingParams) -> tuple[list[int], bool]:
     order = range(len(logits))
     if params.top_k > 0:
         order = sorted(order, key=lambda i: (-logits[i], i))[: params.top_k]
-    order = [i for i in sorted(order, key=lambda i: (-weights[i], i)) if weights[i] > 0]
+    few = params.top_k > 0 or (params.top_p == 1.0 and params.min_p > 0)
+    order = [i for i in sorted(order, key=lambda i: (-weights[i], -logits[i] * few, i)) if weights[i] > 0]
     close, whole = False, order
     if params.top_p < 1.0:
         order, close = prefix(order, weights, params.top_p * math.fsum(weights[whole]))
@@ -60,11 +61,10 @@ def naive(logits: np.ndarray, params: SamplingParams) -> tuple[list[int], bool]:
         entropy = -math.fsum(p * math.log(p) for p in chances.values())
         distance = {i: abs(-math.log(p) - entropy) for i, p in chances.items()}
         by_distance = sorted(order, key=lambda i: distance[i])
-        edges = [distance[a] - distance[b] for a, b in zip(by_distance[1:], by_distance, strict=False)]
-        unequal = [a != b for a, b in zip(by_distance[1:], by_distance, strict=False)]
-        close |= any(edge < 1e-9 for edge, both in zip(edges, unequal, strict=True) if both)
         found, near = prefix(by_distance, weights, params.typical_p * total)
-        order, close = [i for i in order if i in set(found)], close or near
+        at = len(found)
+        gap = distance[by_distance[at]] - distance[by_distance[at - 1]] if at < len(order) else 1.0
+        order, close = [i for i in order if i in set(found)], close or near or 0 < gap < 1e-4
     return order, close
 
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from kvist.engine.params import SamplingParams
 from kvist.engine.sampling.alterations import Alterations
+from kvist.engine.sampling.blocks import block_sums
 from kvist.engine.sampling.draws import uniform
-from kvist.engine.sampling.filters import draw
+from kvist.engine.sampling.filters import draw, draw_from_all, weights_of
 from kvist.errors import InternalError
 from kvist.kernels.program import Floats
 
@@ -59,4 +60,8 @@ class Sampler:
             return best
         if len(self._weights) != len(logits):
             self._weights = np.empty(len(logits), np.float32)
-        return draw(logits, float(logits[best]), params, uniform(row.seed, row.position), self._weights)
+        top, number = float(logits[best]), uniform(row.seed, row.position)
+        if params.filters:
+            return draw(logits, top, params, number, self._weights)
+        weights = weights_of(logits, top, params.temperature, self._weights)
+        return draw_from_all(weights, block_sums(weights).astype(np.float64).cumsum(), number)

@@ -64,7 +64,8 @@ def ranked(row: Floats, ids: Ids) -> Ids:
     keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64)  # ordered as the floats are
     keys = (-keys << 32) | ids
     keys.sort()
-    return keys & 0xFFFFFFFF
+    ordered: Ids = keys & 0xFFFFFFFF
+    return ordered
 
 
 def largest(row: Floats, count: int) -> Ids:

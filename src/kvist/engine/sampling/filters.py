@@ -2,8 +2,9 @@
 
 A token's *weight* is exp(logit / temperature) as float32, computed for each token by itself. Where the largest
 logit / temperature is not within +-MILD, the largest logit is subtracted first, so that no weight is infinite and the
-largest is not 0. Likelier means a larger weight, and of equal weights the lower id. Sums of weights are taken in one
-fixed order: within blocks in float32, of blocks and of kept tokens in float64.
+largest is not 0. Likelier means a larger weight; equal weights stand in the order of their logits where few tokens are
+looked at, else of their ids. Sums of weights are taken in one fixed order: within blocks in float32, of blocks and of
+kept tokens in float64.
 
 `top_k`, `top_p` and `min_p` each keep the first so many of that order, and `typical_p` (Meister et al. 2023) those
 whose information is nearest to the entropy of what is left.
@@ -22,7 +23,7 @@ from kvist.kernels.program import Floats
 
 Weights = npt.NDArray[np.float64]
 MILD = 40.0  # exp(40) of every token of a million is finite together, and exp(-40) is far from vanishing
-NEXT_LEVEL = 16.0  # the next look for a nucleus goes down to tokens so many times less likely
+NEXT_LEVEL = 32.0  # the next look for a nucleus goes down to tokens so many times less likely
 
 
 def weights_of(logits: Floats, top: float, temperature: float, out: Floats) -> Floats:
@@ -39,34 +40,35 @@ def weights_of(logits: Floats, top: float, temperature: float, out: Floats) -> F
 
 def draw(logits: Floats, top: float, params: SamplingParams, number: float, scratch: Floats) -> int:
     """The token that a number in [0, 1) picks from logits (vocab,). scratch: room for as many weights."""
-    if not params.filters:
-        return _draw_from_all(weights_of(logits, top, params.temperature, scratch), number)
     ids, weights = candidates(logits, top, params, scratch)
     return int(ids[_place(weights.cumsum(), number)])
 
 
 def candidates(logits: Floats, top: float, params: SamplingParams, scratch: Floats) -> tuple[Ids, Weights]:
-    """Tokens that may be drawn, the likeliest first, and their (not normalised) weights; at least one."""
+    """Tokens that may be drawn, the likeliest first, and their (not normalised) weights; at least one.
+
+    Only for params that have filters; top: the largest logit.
+    """
     total: float | None = None  # of the weights that top_p counts, where not all of them are at hand
     if params.top_k > 0:
-        ids, weights = _in_order(logits, largest(logits, params.top_k), top, params.temperature)
+        ids = largest(logits, params.top_k)
+        kept = _some_weights(logits, ids, top, params.temperature)
     elif params.top_p < 1.0:
         whole = weights_of(logits, top, params.temperature, scratch)
-        ids, total = _likeliest_part(whole, params.top_p)
-        weights = whole[ids]
+        ids, kept, total = _likeliest_part(whole, params.top_p)
     elif params.min_p > 0.0:
         floor = top + params.temperature * math.log(params.min_p)
         near = at_least(logits, floor - 1e-4 * (1.0 + abs(floor)), body(logits).max(axis=0))  # a few too many
-        ids, weights = _in_order(logits, near, top, params.temperature)
+        ids = ranked(logits, near)
+        kept = _some_weights(logits, ids, top, params.temperature)
     else:
         whole = weights_of(logits, top, params.temperature, scratch)
-        ids = _typical_part(whole, params.typical_p)
+        ids = ranked(logits, _typical_part(logits, whole, params))
         return ids, whole[ids].astype(np.float64)
-    kept = weights.astype(np.float64)
     count = int(np.count_nonzero(kept))
     if params.top_p < 1.0:
         sums = kept.cumsum()
-        count = min(count, int(np.searchsorted(sums, params.top_p * (sums[-1] if total is None else total))) + 1)
+        count = min(count, int(sums.searchsorted(params.top_p * (sums[-1] if total is None else total))) + 1)
     if params.min_p > 0.0:
         count = min(count, int(np.count_nonzero(kept >= params.min_p * kept[0])))
     ids, kept = ids[:count], kept[:count]
@@ -76,22 +78,18 @@ def candidates(logits: Floats, top: float, params: SamplingParams, scratch: Floa
     return ids, kept
 
 
-def _in_order(logits: Floats, ids: Ids, top: float, temperature: float) -> tuple[Ids, Floats]:
-    """Some tokens, the likeliest first, and their weights."""
-    ids = np.sort(ids)
-    weights = weights_of(logits[ids], top, temperature, np.empty(len(ids), np.float32))
-    order = ranked(weights, np.arange(len(ids)))
-    return ids[order], weights[order]
-
-
-def _draw_from_all(weights: Floats, number: float) -> int:
-    """Draw from all tokens: first a block, then one of its tokens."""
-    sums = block_sums(weights).astype(np.float64).cumsum()
+def draw_from_all(weights: Floats, sums: Weights, number: float) -> int:
+    """Draw from all tokens: first a block, then one of its tokens. sums: of blocks, each added to those before it."""
     block = _place(sums, number)
-    ids = block_ids(block, len(weights))
     below = sums[block - 1] if block else 0.0
     within = (_target(sums, number) - below) / (sums[block] - below)
+    ids = block_ids(block, len(weights))
     return int(ids[_place(weights[ids].astype(np.float64).cumsum(), float(within))])
+
+
+def _some_weights(logits: Floats, ids: Ids, top: float, temperature: float) -> Weights:
+    """Weights of some tokens."""
+    return weights_of(logits[ids], top, temperature, np.empty(len(ids), np.float32)).astype(np.float64)
 
 
 def _target(sums: Weights, number: float) -> float:
@@ -105,22 +103,30 @@ def _place(sums: Weights, number: float) -> int:
     return int(sums.searchsorted(_target(sums, number), side="right"))
 
 
-def _likeliest_part(weights: Floats, share: float) -> tuple[Ids, float]:
-    """The likeliest tokens, in order, that together have more than `share` of the total, and the total.
+def _likeliest_part(weights: Floats, share: float) -> tuple[Ids, Weights, float]:
+    """The likeliest tokens that together have more than `share` of the total, their weights, and the total.
 
     Somewhat more than needed, but far from all: ever less likely tokens are looked at until there are enough.
     """
-    sums = block_sums(weights)
-    total = float(sums.astype(np.float64).sum())
-    level, least = (1.0 - share) / 250.0, (1.0 - share) / (4.0 * len(weights))
-    slack = np.float32(1.0 + 1e-4)  # a block's rounded sum may be below its largest weight
-    bounds = sums * slack
+    total = float(block_sums(weights).astype(np.float64).sum())
+    level, least = (1.0 - share) / 1000.0, (1.0 - share) / (4.0 * len(weights))
     while level > least:
-        ids = at_least(weights, level * total, bounds)
-        if weights[ids].astype(np.float64).sum() >= share * total * (1.0 + 1e-6):
-            return ranked(weights, ids), total
+        ids = (weights >= level * total).nonzero()[0]
+        found = weights[ids]
+        if float(found.sum()) >= share * total * (1.0 + 1e-5):
+            return *_sorted(ids, found), total
         level /= NEXT_LEVEL
-    return ranked(weights, np.arange(len(weights))), total
+    return *_sorted(np.arange(len(weights)), weights), total
+
+
+def _sorted(ids: Ids, weights: Floats) -> tuple[Ids, Weights]:
+    """Tokens and their weights by weight, the largest first; of equals the lower id."""
+    keys: Ids = -weights.view(np.int32).astype(np.int64)  # bits of numbers from 0 are ordered as the numbers are
+    keys <<= 32
+    keys |= ids
+    keys.sort()
+    ordered: Ids = keys & 0xFFFFFFFF
+    return ordered, (-(keys >> 32)).astype(np.int32).view(np.float32).astype(np.float64)
 
 
 def _typical(weights: Weights, share: float) -> Ids:
@@ -133,7 +139,26 @@ def _typical(weights: Weights, share: float) -> Ids:
     return np.sort(order[:count])
 
 
-def _typical_part(weights: Floats, share: float) -> Ids:
-    """The typical tokens of a whole vocabulary, the likeliest first."""
-    ids = np.flatnonzero(weights)
-    return ranked(weights, ids[_typical(weights[ids].astype(np.float64), share)])
+def _typical_part(logits: Floats, weights: Floats, params: SamplingParams) -> Ids:
+    """The typical tokens of a whole vocabulary, in no order: only those near enough to the entropy are sorted.
+
+    A token's information is ln(total) - logit / temperature, and the entropy its mean, so their distance is that of
+    logit / temperature from its mean: no logarithm is needed.
+    """
+    total = float(block_sums(weights).astype(np.float64).sum())
+    possible = weights.nonzero()[0]  # what is infinitely unlikely has no distance
+    scaled = logits[possible] * np.float32(1.0 / params.temperature)
+    chances = weights[possible]
+    mean = float(block_sums(chances * scaled).astype(np.float64).sum()) / total
+    distance = np.abs(scaled - np.float32(mean))
+    wanted, reach = params.typical_p * total, 1.0
+    while True:
+        near = (distance <= reach).nonzero()[0]
+        if len(near) == len(possible) or float(chances[near].sum()) >= wanted * (1.0 + 1e-5):
+            break
+        reach *= 2.0
+    keys = distance[near].view(np.int32).astype(np.int64) << 32 | near  # of equal distances the lower id
+    keys.sort()
+    order: Ids = keys & 0xFFFFFFFF
+    count = int(chances[order].astype(np.float64).cumsum().searchsorted(wanted)) + 1
+    return possible[order[:count]]
