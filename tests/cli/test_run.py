@@ -71,7 +71,7 @@ def test_json(cli, tiny_model):
     done = cli("run", tiny_model, "the hen", "--json", "--ignore-eos", "--max-tokens", "5")
     answer = json.loads(done.stdout)
     assert done.stderr == ""
-    assert set(answer) == {"model", "text", "token_ids", "finish_reason", "metrics", "cache"}
+    assert set(answer) == {"model", "text", "token_ids", "finish_reason", "stop_reason", "logprobs", "metrics", "cache"}
     assert answer["finish_reason"] == "length" and len(answer["token_ids"]) == 5
     metrics = answer["metrics"]
     assert metrics["generated_tokens"] == 5 and metrics["cached_tokens"] == 0
