@@ -18,7 +18,7 @@ from kvist.engine.params import SamplingParams
 from kvist.engine.sampler import Row, Sampler
 from kvist.engine.sampling.blocks import at_least, block_ids, block_sums, body, largest, ranked
 from kvist.engine.sampling.draws import branch_seed, uniform
-from kvist.engine.sampling.filters import candidates, weights_of
+from kvist.engine.sampling.filters import candidates, draw_from_all, weights_of
 from kvist.errors import InternalError
 
 LOGITS = arrays(np.float32, st.integers(1, 400), elements=st.floats(-30, 30, width=32))
@@ -198,6 +198,22 @@ def test_a_weight_depends_on_its_logit_alone() -> None:
         for start, end in ((0, 1), (1, 18), (5, 2999), (17, 50), (2999, 3000)):
             part = weights_of(logits[start:end], top, temperature, np.empty(end - start, np.float32))
             assert np.array_equal(part, whole[start:end])
+
+
+@quick
+@given(logits=ANY_LOGITS, temperature=st.floats(0.05, 50), number=st.floats(0, 1, exclude_max=True))
+def test_a_draw_from_all_is_where_the_sum_of_weights_reaches_the_number(
+    logits: np.ndarray, temperature: float, number: float
+) -> None:
+    """In the order of blocks; the edges are as exact as sums of 64 float32 numbers."""
+    weights = weighed(logits, temperature)
+    in_float32 = weights.astype(np.float32)
+    token = draw_from_all(in_float32, block_sums(in_float32).astype(np.float64).cumsum(), number)
+    order = np.concatenate([block_ids(block, len(logits)) for block in range(len(logits) // 64 + 1)])
+    sums = np.cumsum(weights[order]) / weights.sum()
+    at = order.tolist().index(token)
+    assert weights[token] > 0
+    assert sums[at] - weights[token] / weights.sum() - 1e-5 <= number <= sums[at] + 1e-5
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-12, 1e-3, 100.0])
