@@ -14,7 +14,7 @@ import steps
 from drafts import NGRAM, MakeEngine, prompt
 from kvist.engine.engine import Engine
 from kvist.engine.params import BeamSearchParams, SamplingParams
-from kvist.errors import RequestError, UsageError
+from kvist.errors import InternalError, RequestError, UsageError
 from kvist.events import EventKind
 from kvist.kernels.cpu.backend import CpuBackend
 from kvist.models.load import Model
@@ -197,6 +197,46 @@ def test_a_search_is_refused_like_any_request(make_engine: MakeEngine) -> None:
     with pytest.raises(UsageError, match="mine"):
         engine.submit(prompt(5), SamplingParams(), request_id="mine")
     engine.cancel("mine")
+
+
+def test_equal_sums_stand_in_the_order_of_parent_then_token(make_engine: MakeEngine) -> None:
+    """Logits of a few values only: nearly all candidates are equal."""
+    engine = make_engine()
+    search = engine.submit_beams(prompt(4), BeamSearchParams(3, 3, ignore_eos=True))
+    row = np.zeros(300, np.float32)
+    row[[7, 250]] = 1.0
+    search.note(search.open[0], row)
+    assert not search.advance(engine.manager, engine.scheduler)
+    assert [beam.tokens[4:] for beam in search.open] == [[7], [250], [0]]
+    flat = np.zeros(300, np.float32)
+    flat[[3, 299]] = 2.0
+    for beam in search.open[::-1]:
+        search.note(beam, flat)
+    assert not search.advance(engine.manager, engine.scheduler)
+    assert [beam.tokens[4:] for beam in search.open] == [[7, 3], [7, 299], [250, 3]]
+    for beam in search.open:
+        search.note(beam, np.ones(300, np.float32))
+    assert search.advance(engine.manager, engine.scheduler)
+    assert [found.token_ids for found in search.finished] == [(7, 3, 0), (7, 3, 1), (7, 3, 2)]
+
+
+@pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 2}, {"max_num_batched_tokens": 3, "page_size": 64}])
+def test_a_beam_that_waits_for_others_keeps_its_pages(make_engine: MakeEngine, options: dict[str, int]) -> None:
+    engine = make_engine(pages=256, **options)
+    search = engine.submit_beams(prompt(20), BeamSearchParams(4, 10, ignore_eos=True))
+    while engine.has_work:
+        engine.step()
+    assert search.metrics.kv_projections == 20 + 4 * 9
+    assert engine.steps >= 10 + 9 * (4 // options.get("max_num_batched_tokens", 4) - 1)
+
+
+def test_logits_that_are_no_numbers_are_an_error(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    search = engine.submit_beams(prompt(4), BeamSearchParams(3, 3))
+    for bad in (np.nan, np.inf):
+        with pytest.raises(InternalError, match="NaN or infinite"):
+            search.note(search.open[0], np.array([0.0, bad, 1.0], np.float32))
+    engine.cancel(search.request_id)
 
 
 def test_metrics_and_events_of_a_search(make_engine: MakeEngine) -> None:

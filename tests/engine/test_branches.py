@@ -205,6 +205,16 @@ def test_min_tokens_holds_every_end_back(make_engine: MakeEngine) -> None:
         engine.submit(prompt(10), replace(free, stop_token_ids=list(range(300)), min_tokens=1))
 
 
+def test_the_models_own_end_is_no_stop_reason(make_engine: MakeEngine) -> None:
+    free = SamplingParams(temperature=0.0, max_tokens=20)
+    plain = tokens(run(make_engine(), [(prompt(10), free)])[0][0])
+    for own, given, reason in (([plain[3]], [], None), ([], [plain[3]], plain[3]), ([plain[3]], [plain[3]], plain[3])):
+        engine = make_engine()
+        engine.limits = replace(engine.limits, eos_ids=frozenset(own))
+        last = run(engine, [(prompt(10), replace(free, stop_token_ids=given))])[0][0][-1]
+        assert (last.token_id, last.finish_reason, last.stop_reason) == (plain[3], "stop", reason)
+
+
 def test_token_ids_that_the_model_does_not_have_are_refused(make_engine: MakeEngine) -> None:
     engine = make_engine()
     with pytest.raises(RequestError, match=r"logit_bias: token id 300 is not in this model's vocabulary of 300"):

@@ -9,10 +9,9 @@ import numpy as np
 
 from kvist.engine.params import SamplingParams
 from kvist.engine.sampling.alterations import Alterations
-from kvist.engine.sampling.blocks import block_sums
+from kvist.engine.sampling.blocks import block_sums, check_finite
 from kvist.engine.sampling.draws import uniform
 from kvist.engine.sampling.filters import draw, draw_from_all, weights_of
-from kvist.errors import InternalError
 from kvist.kernels.program import Floats
 
 
@@ -52,10 +51,7 @@ class Sampler:
             logits, best = row.alterations.apply(logits, row.ahead, self._altered), -1
         if best < 0:
             best = int(logits.argmax())
-            if not np.isfinite(logits[best]):  # argmax finds a NaN wherever it is
-                raise InternalError(
-                    "a logit is NaN or infinite: the numbers left float32's range; try a float32 cache and weights"
-                )
+            check_finite(float(logits[best]))  # argmax finds a NaN wherever it is
         if params.greedy:
             return best
         if len(self._weights) != len(logits):

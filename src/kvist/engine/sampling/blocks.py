@@ -12,14 +12,25 @@ threshold lies in a block whose maximum (or sum, of numbers from 0) is above it.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
+from kvist.errors import InternalError
 from kvist.kernels.program import Floats
 
 LINES = 64
 Ids = npt.NDArray[np.int64]
 FEW = 8  # while at most one of so many blocks is to be looked into, single blocks are gathered
+
+
+def check_finite(largest_logit: float) -> None:
+    """Refuse a row by its largest logit, which is NaN if one of them is."""
+    if not math.isfinite(largest_logit):
+        raise InternalError(
+            "a logit is NaN or infinite: the numbers left float32's range; try a float32 cache and weights"
+        )
 
 
 def body(row: Floats) -> Floats:

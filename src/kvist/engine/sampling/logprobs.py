@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvist.engine.params import TokenLogprob
-from kvist.engine.sampling.blocks import Ids, largest
+from kvist.engine.sampling.blocks import Ids, check_finite, largest
 from kvist.kernels.program import Floats
 
 
@@ -32,11 +32,13 @@ def token_logprobs(logits: Floats, token: int, count: int) -> tuple[TokenLogprob
 
 def likeliest_logprobs(logits: Floats, count: int) -> tuple[Ids, npt.NDArray[np.float64]]:
     """The `count` likeliest tokens, likeliest first, of equals the lower id; and their log-probabilities."""
+    norm = _norm(logits)
     ids = largest(logits, count)
-    return ids, logits[ids].astype(np.float64) - _norm(logits)
+    return ids, logits[ids].astype(np.float64) - norm
 
 
 def _norm(logits: Floats) -> float:
     """ln(sum of exp(logit)), so that a logit minus it is a log-probability."""
-    top = float(logits.max())
+    top = float(logits.max())  # NaN wherever there is one
+    check_finite(top)
     return top + math.log(float(np.exp(logits.astype(np.float64) - top).sum()))
