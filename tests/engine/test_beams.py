@@ -220,6 +220,22 @@ def test_equal_sums_stand_in_the_order_of_parent_then_token(make_engine: MakeEng
     assert [found.token_ids for found in search.finished] == [(7, 3, 0), (7, 3, 1), (7, 3, 2)]
 
 
+def test_many_equal_sums_stand_in_order(make_engine: MakeEngine) -> None:
+    """So many that a sort which is not stable would show."""
+    engine = make_engine()
+    search = engine.submit_beams(prompt(4), BeamSearchParams(40, 5, ignore_eos=True))
+    row = np.zeros(300, np.float32)
+    row[:20] = 1.0
+    best, rest = [(i,) for i in range(20)], [(i,) for i in range(20, 40)]
+    two = [(p, i) for p in (0, 1) for i in range(20)]
+    for expected in (best + rest, two, [(0, *last) for last in two]):
+        for beam in search.open:
+            search.note(beam, row)
+        assert not search.advance(engine.manager, engine.scheduler)
+        assert [tuple(beam.tokens[4:]) for beam in search.open] == expected
+    engine.cancel(search.request_id)
+
+
 @pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 2}, {"max_num_batched_tokens": 3, "page_size": 64}])
 def test_a_beam_that_waits_for_others_keeps_its_pages(make_engine: MakeEngine, options: dict[str, int]) -> None:
     engine = make_engine(pages=256, **options)

@@ -125,6 +125,25 @@ def test_branches_wait_where_too_many_would_run(make_engine: MakeEngine, seqs: i
     assert [found[i] for i in range(5)] == [tokens(alone(make_engine, prompt(30), DRAWN, i)) for i in range(5)]
 
 
+def test_branches_stand_where_their_request_arrived(make_engine: MakeEngine) -> None:
+    """Behind who came before and before who came after: the youngest is preempted first."""
+    engine = make_engine(max_num_seqs=6)
+    names = [
+        engine.submit(prompt(9, i), replace(DRAWN, n=n), request_id=name)
+        for i, (name, n) in enumerate([("a", 1), ("b", 3), ("c", 1)])
+    ]
+    engine.step()
+    assert [(s.request_id, s.index) for s in engine.scheduler.running] == [
+        ("a", 0),
+        ("b", 0),
+        ("b", 1),
+        ("b", 2),
+        ("c", 0),
+    ]
+    for name in names:
+        engine.cancel(name)
+
+
 def test_the_uncached_baseline_branches_too(make_engine: MakeEngine) -> None:
     params = replace(ALTERED, n=3, max_tokens=8)
     (found,) = run(make_engine(enable_cache=False), [(prompt(20), params)])
