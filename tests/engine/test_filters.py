@@ -224,6 +224,17 @@ def test_extreme_temperatures(temperature: float) -> None:
     assert found == ({1} if temperature < 1e-3 else {1, 3} if temperature == 1e-3 else {0, 1, 2, 3})
 
 
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.1}, {"typical_p": 0.9}])
+def test_extreme_logits(options: dict[str, Any]) -> None:
+    for temperature in (1e-5, 1.0, 100.0):
+        params = SamplingParams(temperature=temperature, **options)
+        large = np.array([-3e38, 3e38, 2.9e38, -3e38] + [0.0] * 70, np.float32)
+        assert {drawn(large, params, seed, 0) for seed in range(20)} == {1}
+        low = np.full(80, -3e38, np.float32)
+        low[[7, 70]] = -2e38
+        assert {drawn(low, params, seed, 0) for seed in range(40)} == {7, 70}
+
+
 def test_logits_that_are_minus_infinity_are_never_drawn() -> None:
     logits = np.array([-np.inf, 0.0, -np.inf, 0.0] * 40, np.float32)
     for options in ({}, {"top_p": 0.999999}, {"top_k": 150}, {"min_p": 1e-12}, {"typical_p": 0.999999}):

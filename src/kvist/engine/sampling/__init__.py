@@ -14,5 +14,7 @@ No batch, no history but the sequence's own, no order of requests. So a request 
 batch, after a preemption, and where its tokens were drafted.
 
 A vocabulary of 50,000 is read two or three times for each row and never sorted: `blocks` cuts it into columns of 64
-tokens, and whoever looks for the likeliest tokens looks into the few columns that can hold one.
+tokens, and whoever looks for the likeliest tokens looks into the few columns that can hold one. Rows are taken one
+after the other, each with operations over its whole vocabulary: a row of 192 KB stays in the processor's cache
+between its passes, which the 12 MB of 64 rows do not (drawing for all rows in one go was slower).
 """

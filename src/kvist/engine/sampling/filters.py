@@ -63,7 +63,7 @@ def candidates(logits: Floats, top: float, params: SamplingParams, scratch: Floa
         kept = _some_weights(logits, ids, top, params.temperature)
     else:
         whole = weights_of(logits, top, params.temperature, scratch)
-        ids = ranked(logits, _typical_part(logits, whole, params))
+        ids = ranked(logits, _typical_part(logits, top, whole, params))
         return ids, whole[ids].astype(np.float64)
     count = int(np.count_nonzero(kept))
     if params.top_p < 1.0:
@@ -139,15 +139,15 @@ def _typical(weights: Weights, share: float) -> Ids:
     return np.sort(order[:count])
 
 
-def _typical_part(logits: Floats, weights: Floats, params: SamplingParams) -> Ids:
+def _typical_part(logits: Floats, top: float, weights: Floats, params: SamplingParams) -> Ids:
     """The typical tokens of a whole vocabulary, in no order: only those near enough to the entropy are sorted.
 
-    A token's information is ln(total) - logit / temperature, and the entropy its mean, so their distance is that of
-    logit / temperature from its mean: no logarithm is needed.
+    A token's information is a constant - (logit - top) / temperature, and the entropy its mean, so their distance is
+    that of (logit - top) / temperature from its mean: no logarithm is needed.
     """
     total = float(block_sums(weights).astype(np.float64).sum())
     possible = weights.nonzero()[0]  # what is infinitely unlikely has no distance
-    scaled = logits[possible] * np.float32(1.0 / params.temperature)
+    scaled = (logits[possible] - np.float32(top)) * np.float32(1.0 / params.temperature)
     chances = weights[possible]
     mean = float(block_sums(chances * scaled).astype(np.float64).sum()) / total
     distance = np.abs(scaled - np.float32(mean))
