@@ -87,7 +87,7 @@ def test_bench_compares_answers_with_and_without_speculation(tmp_path: Path, mon
             "kvist.engine.sampler.Sampler.choose", lambda self, rows: [next(numbers) % 200 for _ in rows]
         )
         with pytest.raises(UsageError, match="differs from the one without"):
-            speculation.compare(llm, config, "speculation_repeat", repeats=1)
+            speculation.compare(llm, config, "speculation_other", repeats=1)
 
 
 def test_bench_counts_what_the_cache_saves(cli: Cli, tiny_model: str) -> None:

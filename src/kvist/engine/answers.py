@@ -81,10 +81,12 @@ class Answers:
                     branches = request.fork(sequence, self._manager, self._scheduler)
                     turns += [_Turn(branch, drafts, own, known) for branch in branches]
             row += wanted
-        chosen = iter(self._sampler.choose([row for turn in turns for row in _rows(turn)]))
+        known = [turn.sequence.takes_likeliest and -1 not in turn.likeliest for turn in turns]  # the loop found them
+        rows = [row for turn, found in zip(turns, known, strict=True) if not found for row in _rows(turn)]
+        chosen = iter(self._sampler.choose(rows) if rows else ())
         outputs: list[TokenOutput] = []
-        for turn in turns:
-            outputs += self._take_turn(turn, [next(chosen) for _ in turn.likeliest])
+        for turn, found in zip(turns, known, strict=True):
+            outputs += self._take_turn(turn, turn.likeliest if found else [next(chosen) for _ in turn.likeliest])
         for search in searches:
             outputs += self._advance(search)
         return outputs
@@ -151,6 +153,8 @@ class Answers:
         if self._events.listening:
             self._events.emit(EventKind.REQUEST_TOKEN, request=sequence.request_id, detail=token)
         reason, why = _ending(sequence, token)
+        if found is None and sequence.prompt_logprobs is None:
+            return TokenOutput(sequence.request_id, token, reason, metrics, sequence.index, why)
         return TokenOutput(
             sequence.request_id, token, reason, metrics, sequence.index, why,
             logprobs=None if params.logprobs is None else found,

@@ -60,6 +60,11 @@ class Sequence:
         return len(self.tokens) - self.prompt_length
 
     @property
+    def takes_likeliest(self) -> bool:
+        """Whether its next token is the one with the largest logit, as the model gave it."""
+        return self.alterations is None and self.params.greedy
+
+    @property
     def reads_prompt(self) -> bool:
         """Whether logits of its prompt are still wanted."""
         return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_length - 1
