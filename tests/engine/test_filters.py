@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 
 from kvist.engine.params import SamplingParams
 from kvist.engine.sampler import Row, Sampler
-from kvist.engine.sampling.blocks import at_least, block_ids, block_sums, body, largest, ranked
+from kvist.engine.sampling.blocks import at_least, block_slice, block_sums, body, largest, ranked
 from kvist.engine.sampling.draws import branch_seed, uniform
 from kvist.engine.sampling.filters import candidates, draw_from_all, weights_of
 from kvist.errors import InternalError
@@ -26,6 +26,10 @@ TIED = arrays(np.float32, st.integers(1, 400), elements=st.sampled_from([-3.0, -
 FAR = st.builds(lambda row, by: row + np.float32(by), LOGITS, st.sampled_from([-500.0, 300.0]))  # largest subtracted
 ANY_LOGITS = LOGITS | TIED | FAR
 quick = settings(max_examples=300, deadline=None, derandomize=True)
+
+
+def block_ids(block: int, size: int) -> np.ndarray:
+    return np.arange(size)[block_slice(block, size)]
 
 
 def drawn(logits: np.ndarray, params: SamplingParams, seed: int, position: int, likeliest: int = -1) -> int:

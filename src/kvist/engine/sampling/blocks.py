@@ -41,16 +41,17 @@ def body(row: Floats) -> Floats:
 
 def block_sums(row: Floats) -> Floats:
     """Sum of each block, float32 (W + 1,); the last is the tail's."""
-    sums = np.empty(len(row) // LINES + 1, np.float32)
+    width = len(row) // LINES
+    sums = np.empty(width + 1, np.float32)
     np.add.reduce(body(row), axis=0, out=sums[:-1])
-    sums[-1] = np.add.reduce(row[LINES * (len(sums) - 1) :])
+    sums[-1] = np.add.reduce(row[LINES * width :]) if len(row) > LINES * width else 0.0
     return sums
 
 
-def block_ids(block: int, size: int) -> Ids:
-    """Which numbers of a row of `size` a block holds; the block after the last is the tail."""
+def block_slice(block: int, size: int) -> slice:
+    """Where a block lies in a row of `size`; the block after the last is the tail."""
     width = size // LINES
-    return np.arange(LINES * width, size) if block == width else np.arange(block, LINES * width, width)
+    return slice(LINES * width, size, 1) if block == width else slice(block, LINES * width, width)
 
 
 def at_least(row: Floats, threshold: float, tops: Floats | None = None) -> Ids:
@@ -65,7 +66,8 @@ def at_least(row: Floats, threshold: float, tops: Floats | None = None) -> Ids:
             places = (body(row).take(wanted, axis=1) >= threshold).ravel().nonzero()[0]
             lines, columns = np.divmod(places, max(len(wanted), 1))
             first = LINES * width
-            return np.concatenate([lines * width + wanted[columns], first + (row[first:] >= threshold).nonzero()[0]])
+            ids: Ids = lines * width + wanted[columns]
+            return ids if first == len(row) else np.concatenate([ids, first + (row[first:] >= threshold).nonzero()[0]])
     return (row >= threshold).nonzero()[0]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvist.engine.params import SamplingParams
-from kvist.engine.sampling.blocks import Ids, at_least, block_ids, block_sums, body, largest, ranked
+from kvist.engine.sampling.blocks import Ids, at_least, block_slice, block_sums, body, largest, ranked
 from kvist.kernels.program import Floats
 
 Weights = npt.NDArray[np.float64]
@@ -80,11 +80,13 @@ def candidates(logits: Floats, top: float, params: SamplingParams, scratch: Floa
 
 def draw_from_all(weights: Floats, sums: Weights, number: float) -> int:
     """Draw from all tokens: first a block, then one of its tokens. sums: of blocks, each added to those before it."""
-    block = _place(sums, number)
-    below = sums[block - 1] if block else 0.0
-    within = (_target(sums, number) - below) / (sums[block] - below)
-    ids = block_ids(block, len(weights))
-    return int(ids[_place(weights[ids].astype(np.float64).cumsum(), float(within))])
+    target = _target(sums, number)
+    block = int(sums.searchsorted(target, side="right"))
+    below = float(sums[block - 1]) if block else 0.0
+    within = (target - below) / (float(sums[block]) - below)
+    where = block_slice(block, len(weights))
+    token: int = where.start + where.step * _place(weights[where].astype(np.float64).cumsum(), within)
+    return token
 
 
 def _some_weights(logits: Floats, ids: Ids, top: float, temperature: float) -> Weights:
@@ -93,7 +95,7 @@ def _some_weights(logits: Floats, ids: Ids, top: float, temperature: float) -> W
 
 
 def _target(sums: Weights, number: float) -> float:
-    """The number as a place in (0 .. the last sum), always below it."""
+    """The number as a place from 0 to the last sum, always below it."""
     total = float(sums[-1])
     return min(number * total, math.nextafter(total, 0.0))
 
