@@ -31,9 +31,13 @@ def blocks(language: str) -> list[str]:
 def test_public_names_are_these():
     assert kvist.__all__ == [
         "LLM",
+        "BeamSearchOutput",
+        "BeamSearchParams",
+        "BeamSearchSequence",
         "CompletionOutput",
         "EngineConfig",
         "KvistError",
+        "Logprob",
         "RequestMetrics",
         "RequestOutput",
         "SamplingParams",

@@ -19,16 +19,20 @@ from kvist.version import __version__
 
 if TYPE_CHECKING:
     from kvist.config import EngineConfig
-    from kvist.engine.params import RequestMetrics, SamplingParams
+    from kvist.engine.params import BeamSearchParams, RequestMetrics, SamplingParams
     from kvist.errors import KvistError
     from kvist.llm import LLM
-    from kvist.outputs import CompletionOutput, RequestOutput, TextChunk
+    from kvist.outputs import BeamSearchOutput, BeamSearchSequence, CompletionOutput, Logprob, RequestOutput, TextChunk
 
 _HOME = {
     "LLM": "kvist.llm",
+    "BeamSearchOutput": "kvist.outputs",
+    "BeamSearchParams": "kvist.engine.params",
+    "BeamSearchSequence": "kvist.outputs",
     "CompletionOutput": "kvist.outputs",
     "EngineConfig": "kvist.config",
     "KvistError": "kvist.errors",
+    "Logprob": "kvist.outputs",
     "RequestMetrics": "kvist.engine.params",
     "RequestOutput": "kvist.outputs",
     "SamplingParams": "kvist.engine.params",
@@ -37,9 +41,13 @@ _HOME = {
 
 __all__ = [
     "LLM",
+    "BeamSearchOutput",
+    "BeamSearchParams",
+    "BeamSearchSequence",
     "CompletionOutput",
     "EngineConfig",
     "KvistError",
+    "Logprob",
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",

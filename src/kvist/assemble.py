@@ -15,7 +15,8 @@ from kvist.cache.codec import codec
 from kvist.cache.layout import LayerSpec, PageLayout
 from kvist.cache.manager import CacheManager
 from kvist.config import EngineConfig
-from kvist.engine.engine import Engine, EngineLimits
+from kvist.engine.admission import EngineLimits
+from kvist.engine.engine import Engine
 from kvist.engine.runner import Runner
 from kvist.engine.speculative.draft import DraftProposer
 from kvist.engine.speculative.ngram import NgramProposer

@@ -15,16 +15,17 @@ import numpy as np
 from kvist.assemble import assemble
 from kvist.config import EngineConfig, usable_cores
 from kvist.engine.batch import Piece
-from kvist.engine.params import SamplingParams, TokenOutput
+from kvist.engine.beams import BeamSearch
+from kvist.engine.params import BeamSearchParams, SamplingParams
 from kvist.errors import CapacityError, RequestError, UsageError
 from kvist.events import EventChannel
+from kvist.fold import Fold, beams
 from kvist.kernels.cpu.backend import CpuBackend
 from kvist.kernels.program import Floats
 from kvist.models.hub import resolve
 from kvist.models.load import Model, load_model
-from kvist.outputs import CompletionOutput, RequestOutput, TextChunk
+from kvist.outputs import BeamSearchOutput, RequestOutput, TextChunk
 from kvist.text.chat import render
-from kvist.text.detokenizer import Detokenizer
 from kvist.text.gguf_tokenizer import tokenizer_from_gguf
 from kvist.text.hf_tokenizer import tokenizer_from_folder
 from kvist.text.tokenizer import Tokenizer
@@ -76,13 +77,12 @@ class LLM:
             raise UsageError(
                 f"{len(listed)} prompts and {len(each)} sampling_params: give one for all, or one for each"
             )
-        folds: dict[str, _Fold] = {}
+        folds: dict[str, Fold] = {}
         try:
             for prompt, one in zip(listed, each, strict=True):
                 ids = self._encode(prompt)
-                folds[self.engine.submit(ids, one)] = _Fold(
-                    self.tokenizer, prompt if isinstance(prompt, str) else None, ids
-                )
+                fold = Fold(self.tokenizer, one, prompt if isinstance(prompt, str) else None, ids)
+                folds[self.engine.submit(ids, one, watching=fold.watching)] = fold
             while any(fold.output is None for fold in folds.values()):
                 for token in self.engine.step():
                     if token.request_id in folds:
@@ -91,6 +91,21 @@ class LLM:
             for name in folds:
                 self.engine.cancel(name)
         return [fold.output for fold in folds.values() if fold.output is not None]
+
+    def beam_search(self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
+        """The likeliest answers to prompts (strings or lists of token ids), beam_width of each, the best first."""
+        every = [self._encode(prompt) for prompt in _listed(prompts)]
+        searches: list[BeamSearch] = []
+        try:
+            for ids in every:
+                searches.append(self.engine.submit_beams(ids, params))
+            running = {search.request_id for search in searches}
+            while running:
+                running -= {token.request_id for token in self.engine.step() if token.finish_reason is not None}
+        finally:
+            for search in searches:
+                self.engine.cancel(search.request_id)
+        return [beams(self.tokenizer, ids, search) for ids, search in zip(every, searches, strict=True)]
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[TextChunk]:
         """Answer one prompt, chunk by chunk. Leaving the loop stops the request and frees its pages."""
@@ -153,35 +168,13 @@ class LLM:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
 
     def _stream_ids(self, ids: Sequence[int], params: SamplingParams) -> Iterator[TextChunk]:
-        fold = _Fold(self.tokenizer, None, ids)
-        for token in self.engine.stream(ids, params):
+        if params.branches > params.n:
+            raise UsageError(
+                f"best_of {params.branches} of {params.n} is decided when all have ended: leave it out to stream"
+            )
+        fold = Fold(self.tokenizer, params, None, ids)
+        for token in self.engine.stream(ids, params, watching=fold.watching):
             yield fold.add(token)
-
-
-class _Fold:
-    """Turns one request's tokens into chunks of text, and in the end into its output."""
-
-    def __init__(self, tokenizer: Tokenizer, prompt: str | None, ids: Sequence[int]) -> None:
-        self.output: RequestOutput | None = None
-        self._detokenizer = Detokenizer(tokenizer, continues=True)
-        self._prompt, self._ids = prompt, ids
-        self._text: list[str] = []
-        self._tokens: list[int] = []
-
-    def add(self, token: TokenOutput) -> TextChunk:
-        """Take one token; the text that became certain. The token that ends an answer has no text."""
-        text = ""
-        if token.token_id is not None:
-            self._tokens.append(token.token_id)
-            if token.finish_reason != "stop":
-                text = self._detokenizer.add(token.token_id)
-        if token.finish_reason is not None:
-            text += self._detokenizer.finish()
-        self._text.append(text)
-        if token.finish_reason is not None:
-            completion = CompletionOutput(0, "".join(self._text), tuple(self._tokens), token.finish_reason)
-            self.output = RequestOutput(token.request_id, self._prompt, self._ids, (completion,), token.metrics)
-        return TextChunk(token.request_id, text, token.token_id, token.finish_reason, token.metrics)
 
 
 def load_draft(config: EngineConfig, backend: CpuBackend, report: Progress) -> Model | None:

@@ -71,7 +71,7 @@ def test_json(cli, tiny_model):
     done = cli("run", tiny_model, "the hen", "--json", "--ignore-eos", "--max-tokens", "5")
     answer = json.loads(done.stdout)
     assert done.stderr == ""
-    assert set(answer) == {"model", "text", "token_ids", "finish_reason", "metrics", "cache"}
+    assert set(answer) == {"model", "text", "token_ids", "finish_reason", "stop_reason", "logprobs", "metrics", "cache"}
     assert answer["finish_reason"] == "length" and len(answer["token_ids"]) == 5
     metrics = answer["metrics"]
     assert metrics["generated_tokens"] == 5 and metrics["cached_tokens"] == 0
@@ -109,6 +109,32 @@ def test_a_draft_model_and_what_came_of_it(cli, tiny_model):
     }  # fmt: skip
     none = json.loads(cli("run", tiny_model, "the hen", *flags, "--json").stdout)["metrics"]
     assert (none["drafted_tokens"], none["accepted_tokens"], none["acceptance_rate"]) == (0, 0, None)
+
+
+def test_sampling_flags_reach_the_answer(cli, tiny_model):
+    def answer(*flags):
+        given = ["--max-tokens", "30", "--ignore-eos", "--temperature", "1", "--seed", "4", "--raw", *flags]
+        return json.loads(cli("run", tiny_model, "the hen", *given, "--json").stdout)
+
+    plain = answer()
+    assert (plain["stop_reason"], plain["logprobs"]) == (None, None)
+    for flags in (
+        ["--typical-p", "0.2"],
+        ["--repetition-penalty", "3"],
+        ["--presence-penalty", "2"],
+        ["--frequency-penalty", "-2"],
+        ["--top-k", "2"],
+        ["--min-p", "0.9"],
+    ):
+        assert answer(*flags)["token_ids"] != plain["token_ids"], flags
+    stop = plain["text"][10:13]
+    stopped = answer("--stop", "never there", "--stop", stop)
+    assert stopped["text"] == plain["text"][: plain["text"].find(stop)]
+    assert (stopped["finish_reason"], stopped["stop_reason"]) == ("stop", stop)
+    found = answer("--logprobs", "2")
+    assert found["token_ids"] == plain["token_ids"]
+    assert [one[0]["token_id"] for one in found["logprobs"]] == plain["token_ids"]
+    assert set(found["logprobs"][0][0]) == {"token_id", "logprob", "rank", "decoded_token"}
 
 
 def test_speculation_that_cannot_be_meant(refused, tiny_model):

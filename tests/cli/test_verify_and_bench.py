@@ -83,9 +83,11 @@ def test_bench_compares_answers_with_and_without_speculation(tmp_path: Path, mon
             assert row.tokens_per_s is not None and row.tokens_per_s > 0
         assert found[0].drafted_tokens > 0
         numbers = itertools.count()  # answers that depend on who is asked first
-        monkeypatch.setattr("kvist.engine.engine.sample", lambda *given: next(numbers) % 200)
+        monkeypatch.setattr(
+            "kvist.engine.sampler.Sampler.choose", lambda self, rows: [next(numbers) % 200 for _ in rows]
+        )
         with pytest.raises(UsageError, match="differs from the one without"):
-            speculation.compare(llm, config, "speculation_repeat", repeats=1)
+            speculation.compare(llm, config, "speculation_other", repeats=1)
 
 
 def test_bench_counts_what_the_cache_saves(cli: Cli, tiny_model: str) -> None:

@@ -126,6 +126,7 @@ def scenario(name: str) -> Scenario:
         ("sequences", "batch of 2 = alone"),
         ("sequences", "batch of 16 = alone"),
         ("rows", "fork and roll back = fresh"),
+        ("sequences", "branches of one prompt = alone"),
         ("rows", "preempted and recomputed = undisturbed"),
         ("pages", "prefix hit = miss"),
         ("pages", "chunks of 7 = whole"),

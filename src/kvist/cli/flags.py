@@ -133,7 +133,8 @@ def whole_numbers(text: str, name: str) -> list[int]:
 
 _SPELLED = re.compile(
     r"(?<![\w/.-])(max_model_len|kv_cache_dtype|page_size|kv_cache_memory_bytes|max_num_seqs|max_num_batched_tokens|"
-    r"enable_prefix_caching|speculative_config|max_tokens|top_k|top_p|min_p|ignore_eos)(?![\w/.])"
+    r"enable_prefix_caching|speculative_config|max_tokens|min_tokens|top_k|top_p|min_p|typical_p|repetition_penalty|"
+    r"presence_penalty|frequency_penalty|ignore_eos)(?![\w/.])"
 )
 
 

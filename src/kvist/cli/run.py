@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvist.cli import flags
+from kvist.cli import flags, sampling
 from kvist.cli.terminal import Activity, note
 from kvist.engine.params import RequestMetrics, SamplingParams
 from kvist.errors import UsageError
@@ -35,22 +35,6 @@ Stats = Annotated[bool, typer.Option("--stats", help="Tell on standard error wha
 NoCache = Annotated[
     bool, typer.Option("--no-cache", help="The uncached baseline: compute all keys and values again at every step.")
 ]
-Temperature = Annotated[float, typer.Option("--temperature", help="0 is greedy.", rich_help_panel=flags.SAMPLING)]
-TopK = Annotated[
-    int, typer.Option("--top-k", help="The k likeliest tokens only; 0: all.", rich_help_panel=flags.SAMPLING)
-]
-TopP = Annotated[
-    float,
-    typer.Option(
-        "--top-p", help="The likeliest tokens that together have this probability.", rich_help_panel=flags.SAMPLING
-    ),
-]
-MinP = Annotated[
-    float,
-    typer.Option(
-        "--min-p", help="Tokens at least this likely, relative to the likeliest.", rich_help_panel=flags.SAMPLING
-    ),
-]
 
 
 def run(
@@ -63,11 +47,18 @@ def run(
     stats: Stats = False,
     json_: flags.Json = False,
     no_cache: NoCache = False,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
+    temperature: sampling.Temperature = 0.0,
+    top_k: sampling.TopK = 0,
+    top_p: sampling.TopP = 1.0,
+    min_p: sampling.MinP = 0.0,
+    typical_p: sampling.TypicalP = 1.0,
+    repetition_penalty: sampling.RepetitionPenalty = 1.0,
+    presence_penalty: sampling.PresencePenalty = 0.0,
+    frequency_penalty: sampling.FrequencyPenalty = 0.0,
     seed: flags.Seed = None,
+    min_tokens: sampling.MinTokens = 0,
+    stop: sampling.Stop = None,
+    logprobs: sampling.Logprobs = None,
     max_model_len: flags.MaxModelLen = None,
     kv_cache_dtype: flags.KvCacheDtype = None,
     page_size: flags.PageSize = None,
@@ -80,12 +71,14 @@ def run(
     speculative_config: flags.Speculative = None,
 ) -> None:
     """Answer a prompt: the text on standard output as it comes, everything else on standard error."""
-    if raw and system is not None:
-        raise UsageError("--raw leaves the chat template out, and with it --system: give one of them")
+    _check_flags(raw, system, logprobs, json_)
     text = read_prompt(prompt)
     params = SamplingParams(
-        temperature, top_k, top_p, min_p, seed, ENOUGH if max_tokens is None else max_tokens, (), ignore_eos
-    )
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p, seed=seed,
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+        max_tokens=max(ENOUGH, min_tokens) if max_tokens is None else max_tokens, min_tokens=min_tokens,
+        ignore_eos=ignore_eos, stop=stop or None, logprobs=logprobs,
+    )  # fmt: skip
     options = flags.engine_options(
         max_model_len=max_model_len, kv_cache_dtype=kv_cache_dtype, page_size=page_size,
         kv_cache_memory_bytes=kv_cache_memory_bytes, max_num_seqs=max_num_seqs,
@@ -102,11 +95,14 @@ def run(
         answer.write(stream=not json_)
         if json_:
             print(json.dumps(answer.as_json(model), ensure_ascii=False))
-        if max_tokens is None and answer.finish_reason == "length":
-            note(f"[stopped after {len(answer.token_ids)} tokens: --max-tokens asks for more]")
-        if stats:
-            for line in answer.statistics():
-                note(line)
+        answer.tell(ended_short=max_tokens is None, stats=stats)
+
+
+def _check_flags(raw: bool, system: str | None, logprobs: int | None, json_: bool) -> None:
+    if raw and system is not None:
+        raise UsageError("--raw leaves the chat template out, and with it --system: give one of them")
+    if logprobs is not None and not json_:
+        raise UsageError("--logprobs are part of the JSON: give --json as well")
 
 
 def read_prompt(argument: str | None) -> str:
@@ -141,7 +137,9 @@ def fitted(params: SamplingParams, llm: LLM, prompt_tokens: int) -> SamplingPara
     """`params` with no more tokens than the context has room for."""
     from dataclasses import replace
 
-    return replace(params, max_tokens=max(1, min(ENOUGH, llm.engine.limits.max_model_len - prompt_tokens)))
+    most = max(params.min_tokens, 1)
+    room = llm.engine.limits.max_model_len - prompt_tokens
+    return replace(params, max_tokens=max(most, min(ENOUGH, room)))
 
 
 class Answer:
@@ -149,6 +147,8 @@ class Answer:
 
     def __init__(self, llm: LLM, ids: list[int], params: SamplingParams) -> None:
         self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
+        self.logprobs: list[list[dict[str, Any]]] = []
         self.token_ids: list[int] = []
         self._llm, self._chunks = llm, llm.stream(ids, params)
         self._prompt_tokens = len(ids)
@@ -180,7 +180,9 @@ class Answer:
                 yield chunk
 
     def _take(self, chunk: TextChunk) -> None:
-        self._metrics, self.finish_reason = chunk.metrics, chunk.finish_reason
+        self._metrics, self.finish_reason, self.stop_reason = chunk.metrics, chunk.finish_reason, chunk.stop_reason
+        if chunk.logprobs is not None:
+            self.logprobs.append([{"token_id": token, **asdict(one)} for token, one in chunk.logprobs.items()])
         self._text.append(chunk.text)
         if chunk.token_id is not None:
             self.token_ids.append(chunk.token_id)
@@ -197,6 +199,14 @@ class Answer:
         """Of the tokens after the first; None where there are none."""
         seconds = self._seconds[1]
         return (len(self.token_ids) - 1) / seconds if len(self.token_ids) > 1 and seconds > 0 else None
+
+    def tell(self, *, ended_short: bool, stats: bool) -> None:
+        """Notes on standard error: that nobody had asked for so short an answer; what it cost."""
+        if ended_short and self.finish_reason == "length":
+            note(f"[stopped after {len(self.token_ids)} tokens: --max-tokens asks for more]")
+        if stats:
+            for line in self.statistics():
+                note(line)
 
     def statistics(self) -> list[str]:
         """What the answer cost: tokens and seconds, projections and pages, and what came of drafts."""
@@ -222,6 +232,8 @@ class Answer:
             "text": "".join(self._text),
             "token_ids": self.token_ids,
             "finish_reason": self.finish_reason,
+            "stop_reason": self.stop_reason,
+            "logprobs": self.logprobs or None,
             "metrics": {
                 "prompt_tokens": m.prompt_tokens,
                 "cached_tokens": m.cached_tokens,

@@ -45,7 +45,7 @@ class Scheduler:
         schedule: Schedule = {}
         preempted = False
         for sequence in sorted(self.running, key=lambda sequence: sequence.uncomputed > 1):
-            count = min(sequence.uncomputed, self._budget - sum(schedule.values()))
+            count = min(sequence.runnable, self._budget - sum(schedule.values()))
             if count < 1:
                 break
             if sequence.table is None:  # preempted a moment ago
@@ -76,6 +76,24 @@ class Scheduler:
             return drafts
         return min(drafts, table.reserved - table.computed - tokens)  # the rest of the page it has anyway
 
+    def join(self, sequence: Sequence, beside: Sequence | None = None) -> None:
+        """Let a sequence run that has a table already; where no place is left it waits, and is computed again.
+
+        beside: one of the same request, behind which it stands in the order of arrival.
+        """
+        if sequence.table is not None and len(self.running) < self._max_num_seqs:
+            at = self.running.index(beside) + 1 if beside in self.running else len(self.running)
+            self.running.insert(at, sequence)
+            return
+        if sequence.table is not None:
+            self._manager.release(sequence.table)
+            sequence.table = None
+        self.waiting.appendleft(sequence)
+
+    def pause(self, sequence: Sequence) -> None:
+        """Take a sequence that has nothing to compute out of the running ones; it keeps its table."""
+        self.running.remove(sequence)
+
     def finish(self, sequence: Sequence) -> None:
         """Let a sequence go, wherever it is; its pages are released."""
         if sequence.table is not None:
@@ -91,14 +109,15 @@ class Scheduler:
         budget = self._budget - sum(schedule.values())
         if budget < 1:
             return False
-        match = self._manager.match(sequence.tokens, salt=sequence.salt, limit=len(sequence.tokens) - 1)
+        match = self._manager.match(sequence.tokens, salt=sequence.salt, limit=sequence.reusable)
         table = self._manager.open(match, request=sequence.request_id)
-        count = min(len(sequence.tokens) - table.computed, budget)
+        sequence.table = table
+        count = min(sequence.runnable, budget)
         if not self._manager.reserve(table, count, sequence.request_id):
             self._manager.release(table)
+            sequence.table = None
             return False
         self.waiting.popleft()
-        sequence.table = table
         self.running.append(sequence)
         schedule[sequence] = count
         if sequence.metrics.started_time is None:

@@ -1,11 +1,20 @@
-"""A sequence: the tokens of one request, and how far they are computed."""
+"""A sequence: the tokens of one branch of a request, and how far they are computed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kvist.cache.table import PageTable
-from kvist.engine.params import RequestMetrics, SamplingParams
+from kvist.engine.params import RequestMetrics, SamplingParams, TokenLogprob
+from kvist.engine.sampling.alterations import Alterations
+
+Watch = Callable[[int], str | None]
+"""Told each token of an answer as it is chosen, but for one of the stop tokens; says the stop string that it completes,
+if it completes one. So text is watched without the engine knowing any.
+"""
+
+READ = 256  # rows of logits that a step gives for log-probabilities of a prompt, at most: they take memory
 
 
 @dataclass(eq=False, slots=True)
@@ -13,6 +22,9 @@ class Sequence:
     """Tokens being generated. The scheduler alone sets `table`; None while it waits.
 
     limit: total tokens after which it ends. stops: token ids that end it. seed: of its draws, fixed at submission.
+    index: which branch of its request it is. prompt_logprobs: collected so far, of the tokens from the second on; None
+    where nobody asked. cumulative: log-probability of the answer, where it is known. draftable: whether tokens may be
+    drafted for it.
     """
 
     request_id: str
@@ -25,6 +37,12 @@ class Sequence:
     salt: bytes
     metrics: RequestMetrics
     table: PageTable | None = field(default=None)
+    index: int = 0
+    alterations: Alterations | None = None
+    watch: Watch | None = None
+    prompt_logprobs: list[tuple[TokenLogprob, ...]] | None = None
+    cumulative: float = 0.0
+    draftable: bool = True
 
     @property
     def computed(self) -> int:
@@ -40,3 +58,23 @@ class Sequence:
     def generated(self) -> int:
         """Tokens made so far."""
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether its next token is the one with the largest logit, as the model gave it."""
+        return self.alterations is None and self.params.greedy
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether logits of its prompt are still wanted."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_length - 1
+
+    @property
+    def reusable(self) -> int:
+        """Tokens that may come from the cache: not the last, nor one whose logits are wanted."""
+        return len(self.tokens) - 1 if not self.reads_prompt else len(self.prompt_logprobs or ())
+
+    @property
+    def runnable(self) -> int:
+        """Tokens that a step may run."""
+        return min(self.uncomputed, READ) if self.reads_prompt else self.uncomputed

@@ -16,6 +16,7 @@ from kvist.engine.engine import Engine
 from kvist.errors import InternalError
 from kvist.kernels.program import Floats
 from kvist.verify import speculative
+from kvist.verify.branches import branches
 from kvist.verify.record import Bench, Difference, Prompt, Record, compare, run
 
 ROWS = 32  # logits rows that a forced run keeps
@@ -172,6 +173,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("hit in mid-page = miss", hit_mid_page),
     Scenario("hit on generated tokens = miss", hit_on_generated),
     Scenario("fork and roll back = fresh", fork_and_rollback),
+    Scenario("branches of one prompt = alone", branches),
     Scenario("preempted and recomputed = undisturbed", preempted(caching=False)),
     Scenario("preempted and found again = undisturbed", preempted(caching=True)),
     Scenario("speculative (ngram) = plain", speculative.ngram),

@@ -23,7 +23,7 @@ from kvist.cache.manager import CacheManager
 from kvist.cache.table import PageTable
 from kvist.engine.batch import Piece
 from kvist.engine.runner import Runner
-from kvist.engine.sampler import sample
+from kvist.engine.sampler import Row, Sampler
 from kvist.engine.sequence import Sequence
 from kvist.engine.speculative.proposer import agreed
 from kvist.kernels.program import Floats
@@ -53,6 +53,7 @@ class DraftProposer:
         self.seconds = 0.0
         self._longest, self._budget = longest, budget
         self._followers: dict[Sequence, _Follower] = {}
+        self._sampler = Sampler()
 
     def propose(self, limits: Mapping[Sequence, int]) -> dict[Sequence, list[int]]:
         """See `Proposer`."""
@@ -94,7 +95,8 @@ class DraftProposer:
             return {}
         logits = self.runner.forward(pieces)
         likeliest = self.runner.likeliest().tolist()
-        return {sequence: [_draw(sequence, logits[i], 0, likeliest[i])] for i, sequence in enumerate(done)}
+        chosen = self._sampler.choose([_row(s, logits[i], likeliest[i], []) for i, s in enumerate(done)])
+        return {sequence: [token] for sequence, token in zip(done, chosen, strict=True)}
 
     def _settled(self, sequence: Sequence) -> _Follower:
         """The follower of a sequence, with no guesses left: committed where they came true, else rolled back."""
@@ -131,10 +133,12 @@ class DraftProposer:
             pieces.append(Piece(follower.table, [guess], start, "last", drafts=1))
         logits = self.runner.forward(pieces)
         likeliest = self.runner.likeliest().tolist()
-        for i, sequence in enumerate(going):
-            proposals[sequence].append(_draw(sequence, logits[i], len(proposals[sequence]), likeliest[i]))
+        rows = [_row(s, logits[i], likeliest[i], proposals[s]) for i, s in enumerate(going)]
+        for sequence, token in zip(going, self._sampler.choose(rows), strict=True):
+            proposals[sequence].append(token)
 
 
-def _draw(sequence: Sequence, logits: Floats, ahead: int, likeliest: int) -> int:
-    """The token that the request would choose from these logits, `ahead` positions after its next."""
-    return sample(logits, sequence.params, sequence.seed, len(sequence.tokens) + ahead, likeliest)
+def _row(sequence: Sequence, logits: Floats, likeliest: int, ahead: list[int]) -> Row:
+    """What the request would choose its token behind the guesses `ahead` from."""
+    at = len(sequence.tokens) + len(ahead)
+    return Row(logits, likeliest, sequence.params, sequence.seed, at, sequence.alterations, ahead)

@@ -36,7 +36,7 @@ class Speculator:
         self._proposals = {}
         for sequence in schedule:
             depth = min(self.limit, sequence.limit - len(sequence.tokens) - 1)
-            if depth > 0 and room > 0 and sequence.uncomputed == 1:
+            if depth > 0 and room > 0 and sequence.uncomputed == 1 and sequence.draftable:
                 depths[sequence] = depth
                 if sequence not in self._odds:
                     self._odds[sequence] = Odds()
