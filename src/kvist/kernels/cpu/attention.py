@@ -64,7 +64,7 @@ def make_attend_tile(dtype: str) -> Any:
     def attend_tile(
         tile: int, end: int, rows: int, group: int, position: int, dims: int, pages: int, page_size: int,
         page_bytes: int, head: int, q: int, p: int, copy: int, acc: int, row_max: int, row_sum: int,
-        window: int, cap: float, next_pages: int, next_begin: int, next_live: int, next_head: int,
+        window: int, cap: float, n_pages: int, n_begin: int, n_live: int, n_head: int,
     ) -> None:  # fmt: skip
         block_bytes = 2 * 16 * dims * itemsize
         begin = tile * TILE
@@ -85,11 +85,9 @@ def make_attend_tile(dtype: str) -> Any:
         v, qs, ps = 16 * dims * itemsize, q + skip * dims * 4, p + skip * 256
         if stop - skip > FEW_ROWS:
             k_copy, v_copy = copy, copy + TILE * dims * 4
-            size = dims * 64
             copy_tile(b0, b1, b2, b3, dims, k_copy, v_copy)
-            score_many(
-                qs, stop - skip, dims, k_copy, k_copy + size, k_copy + 2 * size, k_copy + 3 * size, ps, 0, 0, 0, 0
-            )
+            k1, k2, k3 = k_copy + dims * 64, k_copy + dims * 128, k_copy + dims * 192
+            score_many(qs, stop - skip, dims, k_copy, k1, k2, k3, ps, 0, 0, 0, 0)
             soften(p, skip, stop, group, position, begin, row_max, row_sum, acc, dims, window, cap)
             for r in range(skip, skip + edges, group):  # the heads of a token see the same slots
                 r += 0 if r < whole else clear - whole
@@ -100,15 +98,11 @@ def make_attend_tile(dtype: str) -> Any:
             weigh_many(p + whole * 256, clear - whole, v_copy, TILE, acc + whole * dims * 4, dims, 0)
             return
         if tile + 1 < end:
-            next_pages, next_begin, next_live, next_head = pages, begin + TILE, last + 1 - begin - TILE, head
-        n0 = block_at(next_pages, next_begin, page_size, page_bytes, next_head, block_bytes)
-        n1, n2, n3 = n0, n0, n0
-        if next_live > 16:
-            n1 = block_at(next_pages, next_begin + 16, page_size, page_bytes, next_head, block_bytes)
-        if next_live > 32:
-            n2 = block_at(next_pages, next_begin + 32, page_size, page_bytes, next_head, block_bytes)
-        if next_live > 48:
-            n3 = block_at(next_pages, next_begin + 48, page_size, page_bytes, next_head, block_bytes)
+            n_pages, n_begin, n_live, n_head = pages, begin + TILE, last + 1 - begin - TILE, head
+        n0 = block_at(n_pages, n_begin, page_size, page_bytes, n_head, block_bytes)
+        n1 = block_at(n_pages, n_begin + 16, page_size, page_bytes, n_head, block_bytes) if n_live > 16 else n0
+        n2 = block_at(n_pages, n_begin + 32, page_size, page_bytes, n_head, block_bytes) if n_live > 32 else n0
+        n3 = block_at(n_pages, n_begin + 48, page_size, page_bytes, n_head, block_bytes) if n_live > 48 else n0
         score_few(qs, stop - skip, dims, b0, b1, b2, b3, ps, n0, n1, n2, n3)
         soften(p, skip, stop, group, position, begin, row_max, row_sum, acc, dims, window, cap)
         for r in range(skip, skip + edges, group):  # the heads of a token see the same slots
@@ -215,8 +209,8 @@ def make_attend(dtype: str) -> Any:
         # the piece that probably follows: its first tile is asked for during this one's last
         after = piece + 1 if piece + 1 < slot(ctx, abi.ITEMS) * kv_heads else piece
         follower = slot(ctx, abi.ITEM_TABLE) + (after // kv_heads) * ITEM_BYTES
-        next_head = head + (after % kv_heads - kv_head) * page_size * dims * 2 * itemsize
-        next_begin, next_live = first_tile(follower, window)
+        n_head = head + (after % kv_heads - kv_head) * page_size * dims * 2 * itemsize
+        n_begin, n_live = first_tile(follower, window)
         scale_rows(query + row * q_stride + head_offset, q_stride, rows, group, dims, splat(factor), q)
         last, oldest = position + tokens - 1, max(0, position - window + 1)
         for split in range(begin_split, last_split):
@@ -225,7 +219,7 @@ def make_attend(dtype: str) -> Any:
             for tile in range(max(split * (SPLIT // TILE), oldest // TILE), end):
                 attend_tile(
                     tile, end, rows, group, position, dims, pages, page_size, page_bytes, head, q, p, copy, acc,
-                    row_max, row_sum, window, cap, slot(follower, abi.ITEM_PAGES), next_begin, next_live, next_head,
+                    row_max, row_sum, window, cap, slot(follower, abi.ITEM_PAGES), n_begin, n_live, n_head,
                 )  # fmt: skip
             if partial < 0:
                 skip = max(0, split * SPLIT - position) * group
