@@ -66,7 +66,7 @@ def test_the_same_operations(unit: str, machine: Any, request: pytest.FixtureReq
     if unit.startswith("weights"):
         assert found["fmla"] == 4 * found["fma"], "sixteen lanes are four instructions; none besides"
     else:
-        assert 3 * found["fma"] < found["fmla"] <= 4 * found["fma"], "lanes that nobody reads fall away"
+        assert 2 * found["fma"] < found["fmla"] <= 4 * found["fma"], "lanes that nobody reads fall away"
 
 
 def test_the_search_can_find(machine: Any) -> None:
