@@ -15,27 +15,31 @@ from ops import fill, numbers, row_batch, run_ops, same_bits, weight
 ROWS, HIDDEN, INNER = 40, 48, 80
 
 
-def made(experts: int, chosen: int, dtype: str = "f16", clamp: float | None = None, biases: bool = False) -> list[Op]:
-    x, logits, stream = Buffer("x", HIDDEN), Buffer("logits", -(-experts // 16) * 16), Buffer("stream", HIDDEN)
+def made(
+    experts: int, chosen: int, dtype: str = "f16", clamp: float | None = None, biases: bool = False,
+    sizes: tuple[int, int, int] = (ROWS, HIDDEN, INNER),
+) -> list[Op]:  # fmt: skip
+    rows, hidden, inner = sizes
+    x, logits, stream = Buffer("x", hidden), Buffer("logits", -(-experts // 16) * 16), Buffer("stream", hidden)
 
     def bias(seed: int, width: int) -> Floats | None:
         return numbers(seed, width) if biases else None
 
     layer = tuple(
         Expert(
-            weight(numbers(10 + 3 * e, INNER, HIDDEN, scale=0.2), dtype), weight(numbers(11 + 3 * e, INNER, HIDDEN, scale=0.2), dtype),
-            weight(numbers(12 + 3 * e, HIDDEN, INNER, scale=0.2), dtype), bias(900 + e, INNER), bias(930 + e, INNER), bias(960 + e, HIDDEN),
+            weight(numbers(10 + 3 * e, inner, hidden, scale=0.2), dtype), weight(numbers(11 + 3 * e, inner, hidden, scale=0.2), dtype),
+            weight(numbers(12 + 3 * e, hidden, inner, scale=0.2), dtype), bias(900 + e, inner), bias(930 + e, inner), bias(960 + e, hidden),
         )
         for e in range(experts)
     )  # fmt: skip
     return [
-        fill(x, numbers(1, ROWS, HIDDEN)), fill(logits, numbers(2, ROWS, logits.width, scale=2.0)),
-        fill(stream, numbers(3, ROWS, HIDDEN)), Experts(x, logits, stream, stream, layer, chosen, True, "silu", clamp),
+        fill(x, numbers(1, rows, hidden)), fill(logits, numbers(2, rows, logits.width, scale=2.0)),
+        fill(stream, numbers(3, rows, hidden)), Experts(x, logits, stream, stream, layer, chosen, True, "silu", clamp),
     ]  # fmt: skip
 
 
-def run(backend: Backend, ops: list[Op], rows: list[int]) -> Floats:
-    return run_ops(backend, ops, row_batch(rows), HIDDEN)
+def run(backend: Backend, ops: list[Op], rows: list[int], hidden: int = HIDDEN) -> Floats:
+    return run_ops(backend, ops, row_batch(rows), hidden)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
@@ -79,3 +83,14 @@ def test_logits_that_are_no_numbers_stay_a_problem_of_their_row(backend: CpuBack
     ops[1] = fill(Buffer("logits", 16), bad)
     found = run(backend, ops, [0, 1, 2])
     assert same_bits(found[[0, 2]], expected[[0, 2]])
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_wide_experts_that_all_rows_choose(backend: CpuBackend, dtype: str) -> None:
+    """More rows than the sums of one block of columns have room for: they are taken in portions."""
+    rows = 400
+    ops = made(1, 1, dtype, sizes=(rows, 784, 800))
+    whole = run(backend, ops, list(range(rows)), 784)
+    assert np.abs(whole - run(ReferenceBackend(), ops, list(range(rows)), 784)).max() < 2e-3
+    assert same_bits(run(backend, ops, list(range(200)), 784), whole[:200])
+    assert same_bits(run(backend, ops, [rows - 1], 784), whole[-1:])

@@ -10,7 +10,7 @@ from typing import Any
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.abi import EXPERT_ROWS
 from kvist.kernels.cpu.math import activate, exp, jit
-from kvist.kernels.cpu.matmul import make_product
+from kvist.kernels.cpu.matmul import make_product, rows_a_piece
 from kvist.kernels.cpu.scalar import arg, arg_f32, get_i32, get_i64, slot
 from kvist.kernels.cpu.vector import add, div, maximum, minimum, mul, splat
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
@@ -34,6 +34,17 @@ def make_unit(dtype: str) -> Any:
     """
     product = make_product(dtype)
 
+    @jit
+    def multiply(
+        w: int, ws: int, x: int, count: int, K: int, bias: int, zeros: int, out: int, N: int, n: int, end: int,
+        scratch: int,
+    ) -> None:  # fmt: skip
+        """Rows n to end - 1 of an expert times its rows, as many at once as a product takes."""
+        high, after = rows_a_piece(count, K), w + end * ws
+        for m in range(0, count, high):
+            rows, at = min(high, count - m), out + m * N * 4
+            product(w, ws, x + m * K * 4, K * 4, rows, K, bias, zeros, 0, at, N * 4, n, end, scratch, after)
+
     def experts(ctx: int, op: int, piece: int, tid: int) -> int:
         N, K, ws = arg(op, 2), arg(op, 3), arg(op, 4)
         across = (N + EXPERT_ROWS - 1) // EXPERT_ROWS
@@ -50,10 +61,10 @@ def make_unit(dtype: str) -> Any:
         )
         count = last - first
         w, bias = get_i64(arg(op, 0) + e * 8), get_i64(arg(op, 1) + e * 8)
-        product(w, ws, x, K * 4, count, K, bias, zeros, 0, out, N * 4, n, end, scratch)
+        multiply(w, ws, x, count, K, bias, zeros, out, N, n, end, scratch)
         if arg(op, 9) != 0:
             w, bias = get_i64(arg(op, 9) + e * 8), get_i64(arg(op, 10) + e * 8)
-            product(w, ws, x, K * 4, count, K, bias, zeros, 0, up_out, N * 4, n, end, scratch)
+            multiply(w, ws, x, count, K, bias, zeros, up_out, N, n, end, scratch)
             limit = arg_f32(op, 13)
             for row in range(count):
                 for d in range(row * N * 4 + n * 4, row * N * 4 + end * 4, 64):

@@ -106,10 +106,10 @@ def make_many(dtype: str) -> Any:
 
     @jit
     def many(
-        w: int, ws: int, x: int, xs: int, rows: int, K: int, bias: int, res: int, rs: int, out: int, os: int, panel: int
-    ) -> None:
-        high = block_columns(K)
-        ahead, end = w + PANEL_ROWS * ws, w + 2 * PANEL_ROWS * ws
+        w: int, ws: int, x: int, xs: int, rows: int, K: int, bias: int, res: int, rs: int, out: int, os: int,
+        panel: int, ahead: int,
+    ) -> None:  # fmt: skip
+        high, end = block_columns(K), ahead + PANEL_ROWS * ws
         for k in range(0, K, high):
             columns, begins, ends = min(high, K - k), int(k == 0), int(k + high >= K)
             sums, left, xk, rk, ok = panel + PANEL_BYTES, rows, x + k * 4, res, out
@@ -160,9 +160,11 @@ def make_matmul(dtype: str) -> Any:
         x, res, out, up_out = arg(op, 1) + m * xs, res + m * rs, arg(op, 7) + m * os, arg(op, 14) + m * os
         if arg(op, 16) != 0 and rows <= abi.PRIVATE_ROWS:
             x += tid * abi.PRIVATE_ROWS * xs
-        product(arg(op, 0), ws, x, xs, count, K, arg(op, 4), res, rs, out, os, n, end, scratch)
+        after = arg(op, 0) + end * ws
+        beside = after if arg(op, 12) == 0 else arg(op, 12) + n * ws
+        product(arg(op, 0), ws, x, xs, count, K, arg(op, 4), res, rs, out, os, n, end, scratch, beside)
         if arg(op, 12) != 0:
-            product(arg(op, 12), ws, x, xs, count, K, arg(op, 13), res, rs, up_out, os, n, end, scratch)
+            product(arg(op, 12), ws, x, xs, count, K, arg(op, 13), res, rs, up_out, os, n, end, scratch, after)
         if arg(op, 15) >= 0:
             for row in range(count):
                 for d in range(n * 4, end * 4, 64):  # N is a multiple of 16 here
@@ -175,13 +177,13 @@ def make_matmul(dtype: str) -> Any:
 
 
 def make_product(dtype: str) -> Any:
-    """The kernel for weight rows n to end - 1 times `count` activation rows."""
+    """The kernel for weight rows n to end - 1 times `count` activation rows; at `after` lie the weights that follow."""
     few, many, single = make_few(dtype), make_many(dtype), make_stream(dtype, 1, 1)
 
     @jit
     def product(
         w: int, ws: int, x: int, xs: int, count: int, K: int, bias: int, res: int, rs: int, out: int, os: int,
-        n: int, end: int, scratch: int,
+        n: int, end: int, scratch: int, after: int,
     ) -> None:  # fmt: skip
         if count <= FEW:
             while n + 8 <= end:
@@ -189,7 +191,9 @@ def make_product(dtype: str) -> Any:
                 n += 8
         else:
             while n + PANEL_ROWS <= end:
-                many(w + n * ws, ws, x, xs, count, K, bias + n * 4, res + n * 4, rs, out + n * 4, os, scratch)
+                following = w + (n + PANEL_ROWS) * ws if n + 2 * PANEL_ROWS <= end else after
+                at = n * 4
+                many(w + n * ws, ws, x, xs, count, K, bias + at, res + at, rs, out + at, os, scratch, following)
                 n += PANEL_ROWS
         while n < end:  # what is left over
             for c in range(count):
