@@ -138,7 +138,11 @@ class CacheMachine(RuleBasedStateMachine):
             return
         tokens = self.run_of(shape)
         before = list(table.pages), self.manager.stats(), self.manager.counters, self.manager.allocator.eviction_order()
-        if not self.manager.reserve(table, len(tokens)):
+        new = table.computed + len(tokens) > table.reserved
+        fits = not self.manager.lacking(table, len(tokens)), len(tokens) <= self.manager.room(table)
+        reserved = self.manager.reserve(table, len(tokens))
+        assert not new or fits == (reserved, reserved), "what is lacking and what there is room for is known before"
+        if not reserved:
             after = list(table.pages), self.manager.stats(), self.manager.counters
             assert (*after, self.manager.allocator.eviction_order()) == before
             alone = len(self.open) == 1 and not self.manager.matches
@@ -184,9 +188,17 @@ class CacheMachine(RuleBasedStateMachine):
         else:
             assert len(self.open) + len(self.manager.matches) > 1, "a sequence alone can always go on"
 
-    @rule(table=consumes(tables))
-    def release(self, table: PageTable) -> None:
+    @rule(table=consumes(tables), lacking=st.integers(0, 6))
+    def release(self, table: PageTable, lacking: int) -> None:
+        """As a preemption does: what was said to be lost is what is not there any more, if others take the room."""
+        pages = self.manager.allocator
+        before, lacks = pages.available, table in self.open and lacking
+        too_few, lost = self.manager.loss(table, lacking) if lacks else (False, 0)
+        tokens = list(table.tokens)
         self.manager.release(table)
+        if lacks:
+            assert too_few == (pages.available - before < lacking)
+            assert lost <= len(tokens)
         self.open.pop(table, None)
 
     @rule()
@@ -228,6 +240,7 @@ class CacheMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "manager"):
             return
+        self.manager.check_integrity()
         for match in list(self.manager.matches):
             match.release()
         for table in list(self.open):

@@ -139,6 +139,35 @@ class CacheManager:
         table.reserved = len(pages) * self._page_size
         return True
 
+    def lacking(self, table: PageTable, new_tokens: int) -> int:
+        """How many pages `reserve` would need beyond those that can be allocated; 0 where it would succeed."""
+        fresh = max(self.layout.pages_for(table.computed + new_tokens) - len(table.pages), 0)
+        return max(fresh + self._copies_tail(table) - self.allocator.available, 0)
+
+    def room(self, table: PageTable) -> int:
+        """How many new tokens `reserve` would accept at most."""
+        if (fresh := self.allocator.available - self._copies_tail(table)) < 0:
+            return 0
+        return (len(table.pages) + fresh) * self._page_size - table.computed
+
+    def loss(self, table: PageTable, lacking: int) -> tuple[bool, int]:
+        """What it would take to get so many `lacking` pages by releasing a table: (too few, tokens to compute again).
+
+        Pages that others hold too stay, but give no room. Of its own, the unpublished ones are lost; of the published
+        ones, which are evicted tail first, only as many as are lacking then.
+        """
+        size, lost, gone, kept = self._page_size, 0, 0, 0
+        for i, page in enumerate(table.pages):
+            if self.allocator.refs[page] > 1:
+                continue
+            if page in self.index:
+                kept += 1
+            else:
+                gone += 1
+                lost += min(max(table.computed - i * size, 0), size)
+        evicted = min(max(lacking - gone, 0), kept)
+        return gone + kept < lacking, lost + evicted * size
+
     def commit(self, table: PageTable, new_tokens: Sequence[int]) -> None:
         """Take note that K and V of `new_tokens` are in the reserved positions: advance, and seal every full page."""
         tokens = table.tokens
@@ -239,6 +268,12 @@ class CacheManager:
             self.ledger.share(node.page, table.request)
             table.pages[i] = node.page
             self.ledger.drop(own, table.request)
+
+    def _copies_tail(self, table: PageTable) -> bool:
+        """Whether going on takes a page for a copy of the tail, which others see as well."""
+        tail = table.computed // self._page_size
+        # a page that is published, but nobody else holds, is written in place where no page is left: see `reserve`
+        return tail < len(table.pages) and self.allocator.refs[table.pages[tail]] > 1
 
     def _unlock(self, match: PrefixMatch) -> None:
         if match in self.matches:

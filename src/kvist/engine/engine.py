@@ -79,8 +79,12 @@ class Engine:
         request_id: str | None = None,
         salt: bytes = b"",
         watching: Watching | None = None,
+        priority: int = 0,
     ) -> str:
         """Queue a request and return its id. watching: makes for each of its branches who watches its text.
+
+        salt: only what was computed under the same one is found in the cache. priority: lower runs first; a level is
+        worth so many steps of waiting that nobody waits for ever (see `scheduler`).
 
         Raises RequestError for a prompt that can never run, with the arithmetic.
         """
@@ -93,11 +97,11 @@ class Engine:
         family = Family(
             name, prompt, params, limit=limit, ends=ends, seed=seed, salt=salt, metrics=metrics, watching=watching
         )
-        self._queue(name, family)
+        self._queue(name, family, priority)
         return name
 
     def submit_beams(self, prompt: Tokens[int], params: BeamSearchParams, *, request_id: str | None = None,
-                     salt: bytes = b"") -> BeamSearch:  # fmt: skip
+                     salt: bytes = b"", priority: int = 0) -> BeamSearch:  # fmt: skip
         """Queue a beam search; its `finished` are the answers, the best first, once a step gives its last output.
 
         Raises RequestError for a prompt that can never run, with the arithmetic.
@@ -107,7 +111,7 @@ class Engine:
         ends = frozenset() if params.ignore_eos else self.limits.eos_ids
         metrics = RequestMetrics(len(prompt), arrival_time=time.monotonic())
         search = BeamSearch(name, prompt, params, ends=ends, salt=salt, metrics=metrics)
-        self._queue(name, search)
+        self._queue(name, search, priority)
         return search
 
     def step(self) -> list[TokenOutput]:
@@ -163,8 +167,9 @@ class Engine:
             raise UsageError(f"request {name} is running already: give another id")
         return name
 
-    def _queue(self, name: str, request: Family | BeamSearch) -> None:
+    def _queue(self, name: str, request: Family | BeamSearch, priority: int) -> None:
         self.answers.requests[name] = request
+        request.open[0].priority = priority
         self.scheduler.add(request.open[0])
         if self.events.listening:
             self.events.emit(EventKind.REQUEST_QUEUED, request=name, count=request.metrics.prompt_tokens)
