@@ -240,7 +240,6 @@ class CacheMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "manager"):
             return
-        self.manager.check_integrity()
         for match in list(self.manager.matches):
             match.release()
         for table in list(self.open):
@@ -248,6 +247,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.manager.check_integrity()
         assert self.manager.stats().live == 0
         self.manager.flush()
+        self.manager.check_integrity()
         assert self.manager.stats().free == self.manager.stats().total
         assert len(self.manager.index) == 0
         self.manager.close()

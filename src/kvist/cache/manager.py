@@ -156,17 +156,17 @@ class CacheManager:
         Pages that others hold too stay, but give no room. Of its own, the unpublished ones are lost; of the published
         ones, which are evicted tail first, only as many as are lacking then.
         """
-        size, lost, gone, kept = self._page_size, 0, 0, 0
-        for i, page in enumerate(table.pages):
-            if self.allocator.refs[page] > 1:
+        size, lost, gone = self._page_size, 0, 0
+        kept: list[int] = []  # tokens of the published ones, tail first
+        for i in range(len(table.pages) - 1, -1, -1):
+            if self.allocator.refs[table.pages[i]] > 1:
                 continue
-            if page in self.index:
-                kept += 1
+            tokens = min(max(table.computed - i * size, 0), size)
+            if table.pages[i] in self.index:
+                kept.append(tokens)
             else:
-                gone += 1
-                lost += min(max(table.computed - i * size, 0), size)
-        evicted = min(max(lacking - gone, 0), kept)
-        return gone + kept < lacking, lost + evicted * size
+                gone, lost = gone + 1, lost + tokens
+        return gone + len(kept) < lacking, lost + sum(kept[: max(lacking - gone, 0)])
 
     def commit(self, table: PageTable, new_tokens: Sequence[int]) -> None:
         """Take note that K and V of `new_tokens` are in the reserved positions: advance, and seal every full page."""
