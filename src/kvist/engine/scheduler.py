@@ -15,7 +15,7 @@ are more than the budget has tokens they take turns, those that waited longest f
 
 **Pages.** Where they run out a prompt takes what is left, or waits a step with what it has. Who generates takes the
 pages of a victim, as does the first of the order, whatever it needs: the victim is of the worst priority, never the
-first of the order, and the one whose loss is least (see `CacheManager.loss`); of equals the last of the order. It is
+first of the order, and the one whose loss is least (see `cache.room.loss`); of equals the last of the order. It is
 computed again later, but for what is still cached of its sealed pages then.
 
 **Common prefixes.** A request whose next page is being computed by a sequence of this step waits for it, and shares
@@ -32,6 +32,7 @@ import time
 from bisect import insort
 
 from kvist.cache.manager import CacheManager
+from kvist.cache.room import lacking, loss, room
 from kvist.cache.table import PrefixMatch
 from kvist.engine.sequence import Sequence
 from kvist.events import EventChannel, EventKind
@@ -122,12 +123,12 @@ class Scheduler:
         table, prompt = sequence.table, sequence.uncomputed > 1
         assert table is not None
         while not self._manager.reserve(table, count, sequence.request_id):
-            if prompt and (room := self._manager.room(table)):
-                count = min(count, room)
+            if prompt and (left := room(self._manager, table)):
+                count = min(count, left)
                 continue
             if prompt and sequence is not self.running[0]:
                 return 0
-            victim = self._victim(self._manager.lacking(table, count))
+            victim = self._victim(lacking(self._manager, table, count))
             if victim is None:  # it is alone, and beams that wait for it have the pages: see Engine._schedule
                 return 0
             self._preempt(victim)
@@ -136,16 +137,16 @@ class Scheduler:
                 return 0
         return count
 
-    def _victim(self, lacking: int) -> Sequence | None:
-        """Whose pages to take for so many that are lacking; None where only the first of the order runs."""
+    def _victim(self, wanted: int) -> Sequence | None:
+        """Whose pages to take where so many are wanted; None where only the first of the order runs."""
         worst = max((sequence.priority for sequence in self.running[1:]), default=0)
         found: Sequence | None = None
         least = (True, 0)
         for sequence in reversed(self.running[1:]):
             if sequence.priority == worst and sequence.table is not None:
-                loss = self._manager.loss(sequence.table, lacking)
-                if found is None or loss < least:
-                    found, least = sequence, loss
+                lost = loss(self._manager, sequence.table, wanted)
+                if found is None or lost < least:
+                    found, least = sequence, lost
         return found
 
     def _start_waiting(self, schedule: Schedule) -> None:
@@ -180,6 +181,8 @@ class Scheduler:
 
     def _start(self, sequence: Sequence, match: PrefixMatch, schedule: Schedule) -> bool:
         """Give a waiting sequence a table that begins with a match, and its tokens; False if there is no room."""
+        first = sequence.metrics.started_time is None
+        broke = self._manager.explain(match, sequence.tokens, sequence.reusable) if first else None
         table = self._manager.open(match, request=sequence.request_id)
         sequence.table = table
         count = min(sequence.runnable, self.room(schedule))
@@ -190,9 +193,10 @@ class Scheduler:
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_order)
         schedule[sequence] = count
-        if sequence.metrics.started_time is None:
+        if broke is not None:
             sequence.metrics.started_time = time.monotonic()
             sequence.metrics.cached_tokens = table.computed
+            sequence.metrics.reuse = broke.report(table.computed)
         if self._events.listening:
             self._events.emit(EventKind.REQUEST_STARTED, request=sequence.request_id, count=table.computed)
         return True
