@@ -1,16 +1,16 @@
 """Random requests through a real engine, each answer compared with the one it gives alone, in every bit.
 
 Everything follows from the seed. Requests come in families with common prefixes; they are drawn, greedy, penalised,
-branched, searched with beams, cancelled, preempted, salted, of all priorities. After every step the cache proves its
-invariants, no step is over the budget, and whoever generates has its token.
+branched, searched with beams, cancelled, preempted, salted, pinned, of all priorities. After every step the cache
+proves its invariants, no step is over the budget, whoever generates has its token, and somebody gets on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,10 +18,12 @@ from kvist.engine.beams import BeamSearch
 from kvist.engine.branches import Family
 from kvist.engine.engine import Engine
 from kvist.engine.params import BeamSearchParams, RequestMetrics, SamplingParams
+from kvist.errors import RequestError
 
 MakeEngine = Callable[..., Engine]
 Params = SamplingParams | BeamSearchParams
 SALTS = (b"", b"", b"", b"tenant")
+PATIENCE = 2000  # steps without a token for anybody: a prompt of 200 and three beams, one token a step, take fewer
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Request:
     params: Params
     salt: bytes
     priority: int
+    pin: bool
 
 
 class Simulation:
@@ -66,7 +69,7 @@ class Simulation:
         self._trunks = [self._tokens(self._random.randint(1, self._longest * 3 // 4)) for _ in range(4)]
         self._open: dict[str, tuple[Request, Answer]] = {}
         self._alone: dict[tuple[tuple[int, ...], Params], Answer] = {}
-        self.compared = self.cancelled = self.steps = 0
+        self.compared = self.cancelled = self.refused = self.pinned = self.steps = self._silent = 0
 
     def run(self) -> Engine:
         """Run everything to its end; the engine, for its counts."""
@@ -92,16 +95,24 @@ class Simulation:
                 self._cancel(engine, self._random.choice(sorted(self._open)))
             if self._random.random() < 0.002:
                 engine.manager.flush()
+            if engine.manager.pins.names and self._random.random() < 0.02:
+                engine.unpin(self._random.choice(engine.manager.pins.names))
             self._step(engine)
+        assert engine.manager.stats().live == engine.manager.stats().pinned == engine.unpin()
+        engine.manager.check_integrity()
         assert engine.manager.stats().live == 0
-        assert self.compared + self.cancelled == self._requests
+        assert self.compared + self.cancelled + self.refused == self._requests
 
     def _step(self, engine: Engine) -> None:
         limit = engine.limits.max_num_batched_tokens
         running, before = engine.scheduler.running, engine.runner.kv_projections
         owed = [(s, len(s.tokens)) for s in running if s.uncomputed == 1 and self._is_text(engine, s.request_id)]
         owed = owed if len(running) <= limit else []
-        for output in engine.step():
+        made = self._made(engine)
+        outputs = engine.step()
+        self._silent = 0 if outputs or self._made(engine) != made else self._silent + 1
+        assert self._silent < PATIENCE, "nobody gets on"
+        for output in outputs:
             request, answer = self._open[output.request_id]
             answer.metrics = output.metrics
             if output.token_id is not None:
@@ -118,6 +129,9 @@ class Simulation:
         for sequence, length in owed:
             waits = sequence.table is None and sequence not in running
             assert waits or len(sequence.tokens) > length, f"{sequence.request_id} got no token in a step"
+
+    def _made(self, engine: Engine) -> int:
+        return sum(request.metrics.generated_tokens for request in engine.answers.requests.values())
 
     def _is_text(self, engine: Engine, name: str) -> bool:
         return isinstance(engine.answers.requests[name], Family)
@@ -146,19 +160,22 @@ class Simulation:
             params = SamplingParams(temperature=0.0, max_tokens=count, prompt_logprobs=1, logprobs=1)
         else:
             params = BeamSearchParams(chance.randint(1, 3), count)
-        return Request(prompt, params, pick(SALTS), pick([0, 0, 0, -1, 1]))
+        pin = isinstance(params, SamplingParams) and self._settings["enable_prefix_caching"] and chance.random() < 0.1
+        return Request(prompt, params, pick(SALTS), pick([0, 0, 0, -1, 1]), bool(pin))
 
     def _submit(self, engine: Engine, request: Request, name: str) -> None:
-        self._open[name] = request, Answer()
-        if isinstance(request.params, SamplingParams):
-            engine.submit(
-                request.prompt, request.params, request_id=name, salt=request.salt, priority=request.priority
-            )
-        else:
-            search = engine.submit_beams(
-                request.prompt, request.params, request_id=name, salt=request.salt, priority=request.priority
-            )
-            self._open[name][1].search = search
+        asked = {"request_id": name, "salt": request.salt, "priority": request.priority}
+        answer = self._open.setdefault(name, (request, Answer()))[1]
+        try:
+            if isinstance(request.params, SamplingParams):
+                engine.submit(request.prompt, request.params, pin=request.pin, **asked)  # type: ignore[arg-type]
+                self.pinned += request.pin
+            else:
+                answer.search = engine.submit_beams(request.prompt, request.params, **asked)  # type: ignore[arg-type]
+        except RequestError:  # too many pages are pinned: nothing of it may be left
+            assert request.pin or engine.manager.pins.names
+            del self._open[name]
+            self.refused += 1
 
     def _cancel(self, engine: Engine, name: str) -> None:
         assert engine.cancel(name)
@@ -178,6 +195,12 @@ class Simulation:
     def _compare(self, name: str) -> None:
         request, answer = self._open.pop(name)
         _take_beams(answer)
+        assert answer.metrics is not None and answer.metrics.reuse is not None
+        reuse = answer.metrics.reuse
+        assert reuse.computed + sum(reuse.cached.values()) == len(request.prompt)
+        if reuse.first_difference is not None:
+            assert reuse.first_difference.asked_token == request.prompt[reuse.first_difference.position]
+            assert reuse.first_difference.asked_token != reuse.first_difference.cached_token
         assert answer.all == self._expected(request).all, f"{name} is not what it is alone: {request}"
         self.compared += 1
 
@@ -191,7 +214,7 @@ class Simulation:
             held, self._open = self._open, {}
             try:
                 engine.observe = self._observe
-                self._submit(engine, request, "alone")
+                self._submit(engine, replace(request, pin=False), "alone")
                 answer = self._open["alone"][1]
                 while engine.has_work:
                     for output in engine.step():
@@ -210,11 +233,3 @@ class Simulation:
 def _take_beams(answer: Answer) -> None:
     if answer.search is not None:
         answer.beams = [(found.token_ids, found.cumulative_logprob) for found in answer.search.finished]
-
-
-def simulate(make_engine: MakeEngine, vocab: int, seeds: Sequence[int], requests: int) -> list[Simulation]:
-    """Run a simulation for each seed."""
-    made = [Simulation(seed, make_engine, vocab, requests) for seed in seeds]
-    for one in made:
-        one.run()
-    return made
