@@ -13,13 +13,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from stress.hashing import VOCAB, hashing_engine
-from stress.real import real_engines
-from stress.simulation import Simulation
-
 import tiny
 from kvist.kernels.cpu.backend import CpuBackend
 from kvist.models.load import load_model
+from stress.hashing import VOCAB, hashing_engine
+from stress.real import real_engines
+from stress.simulation import Simulation
 
 
 def main() -> None:

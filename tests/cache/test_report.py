@@ -35,7 +35,8 @@ def test_why_a_prefix_was_found_so_far_and_no_further(make_manager: Make) -> Non
     manager = make_manager(num_pages=8)
     assert serve(manager, run(0, 40)) == ReuseReport(40, {"memory": 0}, "never seen")
     assert serve(manager, run(0, 32)) == ReuseReport(1, {"memory": 31}, "full")
-    assert serve(manager, run(0, 40)) == ReuseReport(8, {"memory": 32}, "partial")  # it ends here: nothing differs
+    assert serve(manager, run(0, 40)) == ReuseReport(8, {"memory": 32}, "full")  # all that full pages hold
+    assert serve(manager, run(0, 60)) == ReuseReport(28, {"memory": 32}, "partial")  # nothing differs: it ends here
     other = [*run(0, 21), 77, *run(0, 20)]
     assert serve(manager, other) == ReuseReport(21, {"memory": 21}, "partial", FirstDifference(21, 21, 77))
     at_an_edge = [*run(0, 16), -1 + 2**31, *run(0, 20)]
@@ -43,6 +44,7 @@ def test_why_a_prefix_was_found_so_far_and_no_further(make_manager: Make) -> Non
     assert (report.cached["memory"], report.reason) == (16, "partial")
     assert report.first_difference == FirstDifference(16, 16, 2**31 - 1)
     assert serve(manager, [5, *run(1, 30)]) == ReuseReport(31, {"memory": 0}, "never seen")
+    assert serve(manager, run(0, 10)) == ReuseReport(1, {"memory": 9}, "full")
     assert serve(manager, [5]) == ReuseReport(1, {"memory": 0}, "off")  # its only token's logits are needed
 
 
@@ -54,6 +56,12 @@ def test_what_was_evicted_is_called_so_until_it_is_back(make_manager: Make) -> N
     assert serve(manager, run(0, 48)) == ReuseReport(1, {"memory": 47}, "full")
     manager.flush()
     assert serve(manager, run(0, 48)).reason == "evicted"
+
+
+def test_a_part_of_a_page_that_cannot_be_copied_is_not_called_cached(make_manager: Make) -> None:
+    manager = make_manager(num_pages=3)
+    serve(manager, run(0, 48))
+    assert serve(manager, run(0, 48)) == ReuseReport(16, {"memory": 32}, "partial")
 
 
 def test_without_prefix_caching_it_is_off(make_manager: Make) -> None:
@@ -75,7 +83,7 @@ def test_a_report_is_the_same_whatever_other_tenants_hold(make_manager: Make, ot
         ReuseReport(40, {"memory": 0}, "salt"),
         ReuseReport(2, {"memory": 30}, "partial", FirstDifference(30, 30, 7)),
         ReuseReport(20, {"memory": 0}, "never seen"),
-        ReuseReport(8, {"memory": 32}, "partial"),
+        ReuseReport(8, {"memory": 32}, "full"),
     ]
 
 

@@ -89,7 +89,11 @@ def hashing_engine(
     """An engine over such a model, with the real scheduler and manager."""
     layout = PageLayout((LayerSpec(1, 16),), page_size, codec("f32"))
     manager = CacheManager(
-        layout, pages, identity=b"hash", enable_prefix_caching=enable_prefix_caching, **options  # type: ignore[arg-type]
+        layout,
+        pages,
+        identity=b"hash",
+        enable_prefix_caching=enable_prefix_caching,
+        **options,  # type: ignore[arg-type]
     )
     limits = EngineLimits(
         VOCAB, min(LONGEST, pages * page_size), max_num_seqs, max_num_batched_tokens, frozenset([EOS])

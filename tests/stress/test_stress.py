@@ -12,10 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from stress.hashing import VOCAB, hashing_engine
-from stress.real import real_engines
-from stress.simulation import Simulation
-
 import tiny
 from kvist.cache.ledger import PageLedger
 from kvist.cache.manager import CacheManager
@@ -28,6 +24,9 @@ from kvist.engine.sequence import Sequence as Tokens
 from kvist.errors import InternalError
 from kvist.kernels.cpu.backend import CpuBackend
 from kvist.models.load import load_model
+from stress.hashing import VOCAB, hashing_engine
+from stress.real import real_engines
+from stress.simulation import Simulation
 
 
 def test_a_model_that_hashes_what_it_reads() -> None:

@@ -44,11 +44,11 @@ class ReuseReport:
     """What of a request's prompt came from the cache when it started, in tokens: computed + cached = the prompt.
 
     cached: by source; so far there is one, "memory". reason: why it was not more. "full": all that could be, which is
-    all but the last token, whose logits are needed. "evicted": the next page was cached once, and had to make room.
-    "partial": it differs from here on, nothing longer was cached, or no page was left to copy the rest into; the first
-    difference if there is one.
-    "never seen": nothing of it was cached. "salt": nothing at all is cached under its salt. "off": it was not looked
-    up, since caching is switched off or its first token's logits are wanted.
+    all full pages, and never the last token, whose logits are needed. "evicted": the next page was cached once, and had
+    to make room. "partial": it differs from here on, nothing longer was cached, or no page was left to copy a part of
+    one into; the first difference if there is one. "never seen": no cached page begins as it does. "salt": nothing at
+    all is cached under its salt. "off": it was not looked up, since caching is switched off or its first token's logits
+    are wanted.
     """
 
     computed: int
@@ -87,15 +87,16 @@ class Break:
     """Where and why a match ended, as seen while it was locked: `report` says what became of it."""
 
     asked: int
-    limit: int
+    found: int
+    complete: bool  # no full page of what was looked up is missing
     reason: Reason
-    first_difference: FirstDifference | None
+    first_difference: FirstDifference | None = None
 
     def report(self, cached: int) -> ReuseReport:
-        """The report of a request that could use so many cached tokens (the partial page may not have been copied)."""
+        """The report of a request that could use so many cached tokens: all, or without those that take a copy."""
         reason = self.reason
-        if reason != "off":
-            reason = "full" if cached == self.limit else "partial" if cached and reason != "evicted" else reason
+        if cached and reason == "never seen":
+            reason = "full" if self.complete and cached == self.found else "partial"
         return ReuseReport(self.asked - cached, {"memory": cached}, reason, self.first_difference if cached else None)
 
 
@@ -103,9 +104,9 @@ def explain(
     index: PrefixIndex, evicted: KeyMemory, match: PrefixMatch, tokens: Sequence[int], limit: int, page_size: int
 ) -> Break:
     """Why a match of `tokens`, of which up to `limit` were looked up, found no more. The match must be locked."""
-    asked = len(tokens)
+    asked, found = len(tokens), match.cached
     if not match.keys or limit < 1:
-        return Break(asked, limit, "off", None)
+        return Break(asked, 0, False, "off")
     parent, start = match.keys[-1], len(match.pages) * page_size
     difference = None
     rest = pack(tokens[start : min(start + page_size, limit)])
@@ -116,7 +117,8 @@ def explain(
         position = start + slots
         difference = FirstDifference(position, int.from_bytes(held, "little", signed=True), tokens[position])
     following = tokens[start : start + page_size]
-    if len(following) == page_size and content_key(parent, pack(following)) in evicted:
-        return Break(asked, limit, "evicted", difference)
+    if found < limit and len(following) == page_size and content_key(parent, pack(following)) in evicted:
+        return Break(asked, found, False, "evicted", difference)
+    complete = found == limit or (limit - found < page_size and difference is None)
     fresh = match.salt and not match.pages and near is None
-    return Break(asked, limit, "salt" if fresh else "never seen", difference)
+    return Break(asked, found, complete, "salt" if fresh else "never seen", difference)
