@@ -165,6 +165,10 @@ def test_pins_and_priorities_reach_the_engine(small: LLM) -> None:
     assert small.unpin(output.request_id) == pinned
     list(small.stream(LONG, ONE, pin=True))
     assert small.unpin() == pinned
+    two = small.generate([LONG, "abc"], ONE, priority=[1, -1])
+    assert two[1].metrics.started_time < two[0].metrics.started_time
+    with pytest.raises(UsageError, match="2 prompts and 1 priorities"):
+        small.generate([LONG, "abc"], ONE, priority=[1])
     with pytest.raises(UsageError, match="priority"):
         list(small.stream(LONG, ONE, priority=10**6))
     before = small.engine.manager.counters.prefix_hits

@@ -69,13 +69,13 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        priority: int = 0,
+        priority: int | Sequence[int] = 0,
         cache_salt: str | None = None,
         pin: bool = False,
     ) -> list[RequestOutput]:
         """Answer prompts (strings or lists of token ids) together in one batch, in their order.
 
-        priority: lower runs first, beside other requests of this engine. cache_salt: only what was computed under the
+        priority: of all or of each; lower runs first. cache_salt: only what was computed under the
         same one is found in the cache. pin: keep the prompts' full pages in the cache until `unpin(output.request_id)`.
         """
         listed = _listed(prompts)
@@ -85,13 +85,18 @@ class LLM:
             raise UsageError(
                 f"{len(listed)} prompts and {len(each)} sampling_params: give one for all, or one for each"
             )
+        priorities = [priority] * len(listed) if not isinstance(priority, Sequence) else priority
+        if len(priorities) != len(listed):
+            raise UsageError(
+                f"{len(listed)} prompts and {len(priorities)} priorities: give one for all, or one for each"
+            )
         folds: dict[str, Fold] = {}
         try:
-            for prompt, one in zip(listed, each, strict=True):
+            for prompt, one, level in zip(listed, each, priorities, strict=True):
                 ids = self._encode(prompt)
                 fold = Fold(self.tokenizer, one, prompt if isinstance(prompt, str) else None, ids)
                 name = self.engine.submit(
-                    ids, one, salt=_salt(cache_salt), watching=fold.watching, priority=priority, pin=pin
+                    ids, one, salt=_salt(cache_salt), watching=fold.watching, priority=level, pin=pin
                 )
                 folds[name] = fold
             while any(fold.output is None for fold in folds.values()):
