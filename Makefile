@@ -1,5 +1,6 @@
 # make run     install and answer a prompt with the default model
 # make test    install and run every check and test (no torch)
+# make soak    simulate random requests for SECONDS=600, or as long as you say
 # make parity  add torch and transformers and compare with them
 # make wheel   build dist/kvist-*.whl
 #
@@ -9,13 +10,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PROMPT ?= Why is the sky blue? Answer in two sentences.
+SECONDS ?= 600
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 # what pip does, a line a package; its errors come through as they are
 BRIEF = awk '/^Collecting /{print "  " $$2; fflush()} /^Installing collected/{print "  installing"; fflush()}'
 
-.PHONY: run test check parity wheel clean
+.PHONY: run test check soak parity wheel clean
 
 run: $(VENV)/run.done
 	@$(BIN)/kvist pull smollm2
@@ -31,6 +33,9 @@ check: $(VENV)/test.done
 	@$(BIN)/mypy --strict
 	@$(BIN)/lint-imports
 	@$(BIN)/python scripts/check_size.py src
+
+soak: $(VENV)/test.done
+	@$(BIN)/python tests/soak.py --seconds $(SECONDS)
 
 parity: $(VENV)/parity.done
 	@$(BIN)/kvist pull smollm2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tiny
-from kvist import LLM, SamplingParams
+from kvist import LLM, BeamSearchParams, SamplingParams
 from kvist.errors import RequestError, UnknownNameError, UsageError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -122,3 +122,55 @@ def test_a_model_without_a_template_says_so(tmp_path: Path) -> None:
         llm.tokenizer.chat_template = None
         with pytest.raises(UsageError, match="no chat template"):
             llm.chat(QUESTION)
+
+
+ONE = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
+LONG = "the hen and the cat sat on the mat and the hen sang to the cat of a mat that was red"
+
+
+def test_the_first_difference_is_reported_with_its_text(small: LLM) -> None:
+    ids = small.tokenizer.encode(LONG)
+    small.generate(ids, ONE)
+    other = [*ids[:20], (ids[20] + 1) % 200 + 50, *ids[21:]]
+    reports = [small.generate(other, ONE)[0].metrics.reuse, list(small.stream([*ids, 7], ONE))[-1].metrics.reuse]
+    found = reports[0].first_difference
+    assert (reports[0].reason, reports[0].cached, reports[0].computed) == ("partial", {"memory": 20}, len(ids) - 20)
+    assert (found.position, found.cached_token, found.asked_token) == (20, ids[20], other[20])
+    decode = small.tokenizer.decode
+    assert found.cached_text == decode([ids[20]], skip_special=False, continues=True)
+    assert found.asked_text == decode([other[20]], skip_special=False, continues=True)
+    assert found.cached_text != found.asked_text
+    assert reports[1].reason in ("full", "partial") and reports[1].first_difference is None
+
+
+def test_salts_separate_and_tell_nothing_of_each_other(small: LLM) -> None:
+    small.generate(LONG, ONE)
+    ask = lambda text, salt: small.generate(text, ONE, cache_salt=salt)[0].metrics.reuse  # noqa: E731
+    first, again, other = ask(LONG, "mine"), ask(LONG, "mine"), ask(LONG.replace("hen", "dog"), "mine")
+    assert (first.reason, first.cached["memory"], first.first_difference) == ("salt", 0, None)
+    assert again.reason == "full" and other.reason == "partial"
+    for wrong in ("", 5, b"x"):
+        with pytest.raises(UsageError, match="cache_salt"):
+            small.generate(LONG, ONE, cache_salt=wrong)
+    assert not small.engine.has_work
+    assert ask(LONG, "\ud800").reason == "salt"  # any text is a salt
+
+
+def test_pins_and_priorities_reach_the_engine(small: LLM) -> None:
+    output = small.generate(LONG, ONE, pin=True, priority=-3)[0]
+    pinned = len(output.prompt_token_ids) // 16
+    assert small.engine.manager.stats().pinned == pinned > 0
+    small.engine.manager.flush()
+    assert small.generate(LONG, ONE)[0].metrics.cached_tokens >= pinned * 16 - 1
+    assert small.unpin(output.request_id) == pinned
+    list(small.stream(LONG, ONE, pin=True))
+    assert small.unpin() == pinned
+    two = small.generate([LONG, "abc"], ONE, priority=[1, -1])
+    assert two[1].metrics.started_time < two[0].metrics.started_time
+    with pytest.raises(UsageError, match="2 prompts and 1 priorities"):
+        small.generate([LONG, "abc"], ONE, priority=[1])
+    with pytest.raises(UsageError, match="priority"):
+        list(small.stream(LONG, ONE, priority=10**6))
+    before = small.engine.manager.counters.prefix_hits
+    beams = small.beam_search(LONG, BeamSearchParams(2, 3), cache_salt="apart", priority=1)[0]
+    assert beams.metrics.reuse.reason == "salt" and small.engine.manager.counters.prefix_hits == before

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from kvist.version import __version__
 
 if TYPE_CHECKING:
+    from kvist.cache.report import FirstDifference, ReuseReport
     from kvist.config import EngineConfig
     from kvist.engine.params import BeamSearchParams, RequestMetrics, SamplingParams
     from kvist.errors import KvistError
@@ -31,10 +32,12 @@ _HOME = {
     "BeamSearchSequence": "kvist.outputs",
     "CompletionOutput": "kvist.outputs",
     "EngineConfig": "kvist.config",
+    "FirstDifference": "kvist.cache.report",
     "KvistError": "kvist.errors",
     "Logprob": "kvist.outputs",
     "RequestMetrics": "kvist.engine.params",
     "RequestOutput": "kvist.outputs",
+    "ReuseReport": "kvist.cache.report",
     "SamplingParams": "kvist.engine.params",
     "TextChunk": "kvist.outputs",
 }
@@ -46,10 +49,12 @@ __all__ = [
     "BeamSearchSequence",
     "CompletionOutput",
     "EngineConfig",
+    "FirstDifference",
     "KvistError",
     "Logprob",
     "RequestMetrics",
     "RequestOutput",
+    "ReuseReport",
     "SamplingParams",
     "TextChunk",
     "__version__",

@@ -138,6 +138,7 @@ def _running(
         identity=identity(model, sizes.max_model_len),
         enable_prefix_caching=caching,
         events=events,
+        max_pinned=int(config.max_pinned_share * sizes.num_pages),
     )
     if config.prefault:
         manager.pool.prefault(PREFAULT_BYTES)

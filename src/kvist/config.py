@@ -88,6 +88,7 @@ class EngineConfig:
     weights: type the weights are held in: auto (the file's own; f16 for block-quantised), f32, f16, bf16.
     threads: kernel threads (None: all usable cores). seed: of requests that bring none.
     speculative_config: who drafts tokens that are checked together (None: nobody); in `from_options` also a mapping.
+    max_pinned_share: part of the pool's pages that may be pinned, 0 to 1.
     prefault: have the system provide the pool's memory at the start (1 GiB at most), not when a page is first used;
     that takes a second or more, and the first prompts are the faster for it.
     check_integrity: prove the cache's invariants whenever the engine runs idle (for debugging).
@@ -105,6 +106,7 @@ class EngineConfig:
     threads: int | None = None
     seed: int = 0
     speculative_config: SpeculativeConfig | None = None
+    max_pinned_share: float = 0.25
     prefault: bool = False
     check_integrity: bool = False
 
@@ -122,6 +124,9 @@ class EngineConfig:
                 raise UsageError(f"{name} is {value!r}: give a whole number from 1")
         if self.max_num_seqs > 4096 or self.max_num_batched_tokens > 1 << 16 or (self.threads or 1) > 1024:
             raise UsageError("max_num_seqs goes up to 4096, max_num_batched_tokens up to 65536, threads up to 1024")
+        share = self.max_pinned_share
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            raise UsageError(f"max_pinned_share is {share!r}: give a number, 0 to 1")
         if self.speculative_config is not None and not isinstance(self.speculative_config, SpeculativeConfig):
             raise UsageError(f"speculative_config is {self.speculative_config!r}: give a SpeculativeConfig")
         if self.speculative_config is not None and not self.enable_cache:

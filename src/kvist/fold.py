@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from kvist.engine.beams import BeamSearch
-from kvist.engine.params import SamplingParams, TokenLogprob, TokenOutput
+from kvist.engine.params import RequestMetrics, SamplingParams, TokenLogprob, TokenOutput
 from kvist.engine.sequence import Watch
 from kvist.outputs import (
     BeamSearchOutput,
@@ -49,6 +49,7 @@ class Fold:
     def add(self, token: TokenOutput) -> TextChunk:
         """Take one token; the text that became certain. The token that ends an answer has no text."""
         branch, stopped = self._branches[token.index], isinstance(token.stop_reason, str)
+        _tell_difference(self._tokenizer, token.metrics)
         text = ""
         if token.token_id is not None:
             branch.tokens.append(token.token_id)
@@ -106,7 +107,20 @@ def beams(tokenizer: Tokenizer, prompt: Sequence[int], search: BeamSearch) -> Be
         found.append(
             BeamSearchSequence(tokens, answer.cumulative_logprob, answer.score, text, own, answer.finish_reason)
         )
+    _tell_difference(tokenizer, search.metrics)
     return BeamSearchOutput(tuple(found), search.metrics)
+
+
+def _tell_difference(tokenizer: Tokenizer, metrics: RequestMetrics) -> None:
+    """Give the tokens of a report's first difference their texts."""
+    found = None if metrics.reuse is None else metrics.reuse.first_difference
+    if metrics.reuse is None or found is None or found.cached_text is not None:
+        return
+    cached, asked = (
+        tokenizer.decode([token], skip_special=False, continues=True)
+        for token in (found.cached_token, found.asked_token)
+    )
+    metrics.reuse = replace(metrics.reuse, first_difference=replace(found, cached_text=cached, asked_text=asked))
 
 
 def _named(tokenizer: Tokenizer, found: Iterable[TokenLogprob]) -> Logprobs:

@@ -68,8 +68,16 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: int | Sequence[int] = 0,
+        cache_salt: str | None = None,
+        pin: bool = False,
     ) -> list[RequestOutput]:
-        """Answer prompts (strings or lists of token ids) together in one batch, in their order."""
+        """Answer prompts (strings or lists of token ids) together in one batch, in their order.
+
+        priority: of all or of each; lower runs first. cache_salt: only what was computed under the
+        same one is found in the cache. pin: keep the prompts' full pages in the cache until `unpin(output.request_id)`.
+        """
         listed = _listed(prompts)
         params = sampling_params if sampling_params is not None else SamplingParams()
         each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
@@ -77,12 +85,20 @@ class LLM:
             raise UsageError(
                 f"{len(listed)} prompts and {len(each)} sampling_params: give one for all, or one for each"
             )
+        priorities = [priority] * len(listed) if not isinstance(priority, Sequence) else priority
+        if len(priorities) != len(listed):
+            raise UsageError(
+                f"{len(listed)} prompts and {len(priorities)} priorities: give one for all, or one for each"
+            )
         folds: dict[str, Fold] = {}
         try:
-            for prompt, one in zip(listed, each, strict=True):
+            for prompt, one, level in zip(listed, each, priorities, strict=True):
                 ids = self._encode(prompt)
                 fold = Fold(self.tokenizer, one, prompt if isinstance(prompt, str) else None, ids)
-                folds[self.engine.submit(ids, one, watching=fold.watching)] = fold
+                name = self.engine.submit(
+                    ids, one, salt=_salt(cache_salt), watching=fold.watching, priority=level, pin=pin
+                )
+                folds[name] = fold
             while any(fold.output is None for fold in folds.values()):
                 for token in self.engine.step():
                     if token.request_id in folds:
@@ -92,13 +108,24 @@ class LLM:
                 self.engine.cancel(name)
         return [fold.output for fold in folds.values() if fold.output is not None]
 
-    def beam_search(self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
+    def unpin(self, request_id: str | None = None) -> int:
+        """Let go of what a request pinned, or all did (None). Returns how many pages may be evicted from now on."""
+        return self.engine.unpin(request_id)
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> list[BeamSearchOutput]:
         """The likeliest answers to prompts (strings or lists of token ids), beam_width of each, the best first."""
         every = [self._encode(prompt) for prompt in _listed(prompts)]
         searches: list[BeamSearch] = []
         try:
             for ids in every:
-                searches.append(self.engine.submit_beams(ids, params))
+                searches.append(self.engine.submit_beams(ids, params, salt=_salt(cache_salt), priority=priority))
             running = {search.request_id for search in searches}
             while running:
                 running -= {token.request_id for token in self.engine.step() if token.finish_reason is not None}
@@ -107,19 +134,44 @@ class LLM:
                 self.engine.cancel(search.request_id)
         return [beams(self.tokenizer, ids, search) for ids, search in zip(every, searches, strict=True)]
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[TextChunk]:
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        pin: bool = False,
+    ) -> Iterator[TextChunk]:
         """Answer one prompt, chunk by chunk. Leaving the loop stops the request and frees its pages."""
-        yield from self._stream_ids(self._encode(prompt), sampling_params or SamplingParams())
+        params = sampling_params or SamplingParams()
+        yield from self._stream_ids(self._encode(prompt), params, priority, cache_salt, pin)
 
-    def chat(self, messages: Sequence[Message], sampling_params: SamplingParams | None = None) -> list[RequestOutput]:
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        pin: bool = False,
+    ) -> list[RequestOutput]:
         """Answer a conversation: messages of {"role", "content"}, through the model's own chat template."""
-        return self.generate([self.chat_ids(messages)], sampling_params)
+        ids = [self.chat_ids(messages)]
+        return self.generate(ids, sampling_params, priority=priority, cache_salt=cache_salt, pin=pin)
 
     def stream_chat(
-        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        pin: bool = False,
     ) -> Iterator[TextChunk]:
         """As `chat`, chunk by chunk."""
-        yield from self._stream_ids(self.chat_ids(messages), sampling_params or SamplingParams())
+        params = sampling_params or SamplingParams()
+        yield from self._stream_ids(self.chat_ids(messages), params, priority, cache_salt, pin)
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a conversation, up to where the answer begins."""
@@ -167,13 +219,21 @@ class LLM:
     def _encode(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
 
-    def _stream_ids(self, ids: Sequence[int], params: SamplingParams) -> Iterator[TextChunk]:
+    def _stream_ids(
+        self,
+        ids: Sequence[int],
+        params: SamplingParams,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        pin: bool = False,
+    ) -> Iterator[TextChunk]:
         if params.branches > params.n:
             raise UsageError(
                 f"best_of {params.branches} of {params.n} is decided when all have ended: leave it out to stream"
             )
         fold = Fold(self.tokenizer, params, None, ids)
-        for token in self.engine.stream(ids, params, watching=fold.watching):
+        salt = _salt(cache_salt)
+        for token in self.engine.stream(ids, params, salt=salt, watching=fold.watching, priority=priority, pin=pin):
             yield fold.add(token)
 
 
@@ -194,6 +254,15 @@ def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         return [prompts]
     listed: list[Any] = list(prompts)
     return [listed] if listed and all(isinstance(item, (int, np.integer)) for item in listed) else listed
+
+
+def _salt(cache_salt: str | None) -> bytes:
+    """A salt as the cache takes it, which hashes it."""
+    if cache_salt is None:
+        return b""
+    if not isinstance(cache_salt, str) or not cache_salt:
+        raise UsageError(f"cache_salt is {cache_salt!r}: give some text, or leave it out")
+    return cache_salt.encode("utf-8", "surrogatepass")
 
 
 def _tokenizer(path: Path, metadata: Mapping[str, object] | None) -> Tokenizer:

@@ -30,6 +30,7 @@ from kvist.cache.layout import PAGE_SIZES, LayerSpec, PageLayout
 from kvist.cache.ledger import PageLedger
 from kvist.cache.manager import CacheManager
 from kvist.cache.prefix import Hit, PrefixIndex, common_tokens, pack
+from kvist.cache.room import lacking, loss, room
 from kvist.cache.table import PageTable, PrefixMatch
 from kvist.errors import InternalError
 
@@ -138,7 +139,11 @@ class CacheMachine(RuleBasedStateMachine):
             return
         tokens = self.run_of(shape)
         before = list(table.pages), self.manager.stats(), self.manager.counters, self.manager.allocator.eviction_order()
-        if not self.manager.reserve(table, len(tokens)):
+        new = table.computed + len(tokens) > table.reserved
+        fits = not lacking(self.manager, table, len(tokens)), len(tokens) <= room(self.manager, table)
+        reserved = self.manager.reserve(table, len(tokens))
+        assert not new or fits == (reserved, reserved), "what is lacking and what there is room for is known before"
+        if not reserved:
             after = list(table.pages), self.manager.stats(), self.manager.counters
             assert (*after, self.manager.allocator.eviction_order()) == before
             alone = len(self.open) == 1 and not self.manager.matches
@@ -184,9 +189,17 @@ class CacheMachine(RuleBasedStateMachine):
         else:
             assert len(self.open) + len(self.manager.matches) > 1, "a sequence alone can always go on"
 
-    @rule(table=consumes(tables))
-    def release(self, table: PageTable) -> None:
+    @rule(table=consumes(tables), wanted=st.integers(0, 6))
+    def release(self, table: PageTable, wanted: int) -> None:
+        """As a preemption does: what was said to be lost is what is not there any more, if others take the room."""
+        pages = self.manager.allocator
+        before, lacks = pages.available, table in self.open and wanted
+        too_few, lost = loss(self.manager, table, wanted) if lacks else (False, 0)
+        tokens = list(table.tokens)
         self.manager.release(table)
+        if lacks:
+            assert too_few == (pages.available - before < wanted)
+            assert lost <= len(tokens)
         self.open.pop(table, None)
 
     @rule()
@@ -235,6 +248,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.manager.check_integrity()
         assert self.manager.stats().live == 0
         self.manager.flush()
+        self.manager.check_integrity()
         assert self.manager.stats().free == self.manager.stats().total
         assert len(self.manager.index) == 0
         self.manager.close()

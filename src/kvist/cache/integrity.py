@@ -35,10 +35,16 @@ def _references(manager: CacheManager) -> Iterator[str]:
         expected.update(table.pages)
     for match in manager.matches:
         expected.update(match.locked)
+    expected.update(manager.pins.held.values())
     counted = {page: refs for page, refs in enumerate(manager.allocator.refs) if refs}
     for page in sorted(counted.keys() | expected.keys()):
         if counted.get(page, 0) != expected[page]:
             yield f"page {page} has {expected[page]} owners, {counted.get(page, 0)} are counted"
+    for key in manager.pins.held.keys() | (manager.index.nodes.keys() if len(manager.pins) else set()):
+        node = manager.index.nodes.get(key)
+        wanted = node.page if node is not None and key in manager.pins else None
+        if manager.pins.held.get(key) != wanted:
+            yield f"page {manager.pins.held.get(key)} is pinned where page {wanted} is to be"
     for match in manager.matches:
         for page in match.locked:
             if page not in manager.index:

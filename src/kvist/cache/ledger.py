@@ -11,8 +11,11 @@ from dataclasses import fields
 from kvist.cache.allocator import PageAllocator
 from kvist.cache.pool import PagePool
 from kvist.cache.prefix import Node, PrefixIndex
+from kvist.cache.report import KeyMemory
 from kvist.cache.stats import CacheCounters
 from kvist.events import EventChannel, EventKind
+
+REMEMBERED = 8  # keys of evicted pages that are remembered, for each page of the pool: 32 bytes each
 
 
 class PageLedger:
@@ -23,6 +26,7 @@ class PageLedger:
         self.events = events
         self.allocator = PageAllocator(pool.num_pages, on_evict=self.forget)
         self.index = PrefixIndex(pool.layout.page_size)
+        self.evicted = KeyMemory(REMEMBERED * pool.num_pages)
         self._count = {field.name: 0 for field in fields(CacheCounters)}
 
     @property
@@ -67,6 +71,7 @@ class PageLedger:
         """Seal a full page. Returns the node that now stands for its content, as `PrefixIndex.insert` does."""
         node = self.index.insert(parent, tokens, page, depth)
         if node is not None and node.page == page:
+            self.evicted.discard(node.key)
             self._count["pages_sealed"] += 1
             if self.events.listening:
                 self.events.emit(EventKind.PAGE_SEALED, request=request, page=page, detail=node.key.hex())
@@ -74,6 +79,7 @@ class PageLedger:
 
     def forget(self, page: int) -> None:
         """Unpublish a page whose content is about to be lost."""
+        self.evicted.add(self.index.pages[page].key)
         self.index.remove(page)
         self._count["pages_evicted"] += 1
         if self.events.listening:

@@ -25,12 +25,15 @@ Only the thread that runs the engine calls in here. Slots past `computed` hold a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 from kvist.cache.integrity import check_integrity
 from kvist.cache.layout import PageLayout
 from kvist.cache.ledger import PageLedger
+from kvist.cache.pins import PinBoard
 from kvist.cache.pool import PagePool
-from kvist.cache.prefix import Hit, root_key
+from kvist.cache.prefix import TOKEN_BYTES, Hit, content_key, pack, root_key
+from kvist.cache.report import Break, explain
 from kvist.cache.stats import CacheCounters, CacheStats
 from kvist.cache.table import PageTable, PrefixMatch
 from kvist.errors import InternalError, UsageError
@@ -51,13 +54,16 @@ class CacheManager:
         identity: bytes,
         enable_prefix_caching: bool = True,
         events: EventChannel | None = None,
+        max_pinned: int | None = None,
     ) -> None:
+        """max_pinned: pages that may be pinned at most (None: a quarter)."""
         self.layout = layout
         self.enable_prefix_caching = enable_prefix_caching
         self.pool = PagePool(layout, num_pages)
         self.ledger = PageLedger(self.pool, EventChannel() if events is None else events)
         self.allocator = self.ledger.allocator
         self.index = self.ledger.index
+        self.pins = PinBoard(num_pages // 4 if max_pinned is None else max_pinned)
         self.tables: set[PageTable] = set()
         self.matches: set[PrefixMatch] = set()
         self._identity = layout.identity + b"\0" + identity
@@ -81,6 +87,10 @@ class CacheManager:
             self.allocator.share(page)
         self.matches.add(match)
         return match
+
+    def explain(self, match: PrefixMatch, tokens: Sequence[int], limit: int) -> Break:
+        """Say why a locked match, of the first `limit` of these tokens, is not longer. Only of its own salt."""
+        return explain(self.index, self.ledger.evicted, match, tokens, limit, self._page_size)
 
     def open(self, match: PrefixMatch | None = None, salt: bytes = b"", *, request: str | None = None) -> PageTable:
         """Make a table that begins with a `match` (which is spent, and whose salt counts), or an empty one.
@@ -186,10 +196,39 @@ class CacheManager:
             self.rollback(table, 0)
             self.tables.remove(table)
 
+    # -- pins --------------------------------------------------------------------------------------------------------
+
+    def pin(self, name: str, tokens: Sequence[int], *, salt: bytes = b"") -> int:
+        """Keep the full pages of a prefix from eviction, once they are there, until `unpin(name)`; how many.
+
+        Raises RequestError if more pages would be pinned than may be, UsageError without prefix caching.
+        """
+        if not self.enable_prefix_caching:
+            raise UsageError("there is nothing to pin: prefix caching is switched off")
+        keys = self.keys(tokens, salt=salt)
+        self.pins.add(name, keys)
+        for key in keys:
+            if key in self.index.nodes and key not in self.pins.held:
+                self._hold(key, self.index.nodes[key].page, name)
+        return len(keys)
+
+    def unpin(self, name: str) -> int:
+        """Let go of a pin; pages that nobody else pinned may be evicted from now on. Returns how many."""
+        pages = self.pins.remove(name)
+        for page in pages:
+            self.ledger.drop(page, name)
+        return len(pages)
+
+    def keys(self, tokens: Sequence[int], *, salt: bytes = b"") -> list[bytes]:
+        """Content keys of the full pages of a prefix, whether they are there or not."""
+        packed, size = pack(tokens), self._page_size * TOKEN_BYTES
+        runs = (packed[at : at + size] for at in range(0, len(packed) - size + 1, size))
+        return list(accumulate(runs, content_key, initial=self.root(salt)))[1:]
+
     # -- the whole cache ---------------------------------------------------------------------------------------------
 
     def flush(self) -> int:
-        """Forget all cached pages; live ones stay, and stay published. Returns how many were dropped."""
+        """Forget all cached pages; live ones, pinned ones among them, stay, and stay published. Returns the count."""
         dropped = 0
         while self.allocator.evict():
             dropped += 1
@@ -211,8 +250,9 @@ class CacheManager:
                     wasted[page] = min(unused, wasted.get(page, size))
         pages = self.allocator
         return CacheStats(
-            pages.total, pages.free, pages.cached, pages.live, size, self.layout.page_bytes, sum(wasted.values())
-        )
+            pages.total, pages.free, pages.cached, pages.live, size, self.layout.page_bytes, sum(wasted.values()),
+            len(self.pins.held),
+        )  # fmt: skip
 
     def check_integrity(self) -> None:
         """Prove all invariants, from the open tables and locked matches up; `InternalError` lists what is broken."""
@@ -235,10 +275,16 @@ class CacheManager:
         if node is None:
             return
         table.keys.append(node.key)
+        if node.key in self.pins and node.key not in self.pins.held:
+            self._hold(node.key, node.page, table.request)
         if node.page != own:
             self.ledger.share(node.page, table.request)
             table.pages[i] = node.page
             self.ledger.drop(own, table.request)
+
+    def _hold(self, key: bytes, page: int, request: str | None) -> None:
+        self.ledger.share(page, request)
+        self.pins.held[key] = page
 
     def _unlock(self, match: PrefixMatch) -> None:
         if match in self.matches:

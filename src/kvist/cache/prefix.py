@@ -151,14 +151,21 @@ class PrefixIndex:
             found.append("children do not agree with their parents")
         return found
 
-    def _closest(self, parent: bytes, rest: bytes) -> tuple[int, int] | None:
-        """Find the child of `parent` that shares most tokens with `rest`; the lower in order if two share as many."""
+    def nearest(self, parent: bytes, rest: bytes) -> tuple[int, int] | None:
+        """Find the child of `parent` that shares most tokens with `rest`; the lower in order if two share as many.
+
+        Returns (tokens shared, its page), or None where there is no child or nothing is asked.
+        """
         siblings = self.children.get(parent)
         if not siblings or not rest:
             return None
         at = bisect_left(siblings, (rest, -1))
-        slots, page = max(
+        return max(
             ((common_tokens(tokens, rest), page) for tokens, page in siblings[max(at - 1, 0) : at + 1]),
             key=lambda found: found[0],
         )
-        return (page, slots) if slots else None
+
+    def _closest(self, parent: bytes, rest: bytes) -> tuple[int, int] | None:
+        """The nearest child as (page, slots), if it shares any."""
+        found = self.nearest(parent, rest)
+        return (found[1], found[0]) if found and found[0] else None

@@ -27,7 +27,10 @@ class CacheCounters:
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """How the pages stand: free + cached + live = total. `wasted_slots` are slots of live pages that hold no token."""
+    """How the pages stand: free + cached + live = total. `wasted_slots` are slots of live pages that hold no token.
+
+    `pinned` pages are a part of the live ones.
+    """
 
     total: int
     free: int
@@ -36,6 +39,7 @@ class CacheStats:
     page_size: int
     page_bytes: int
     wasted_slots: int
+    pinned: int = 0
 
     @property
     def pool_bytes(self) -> int:

@@ -6,8 +6,11 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 
 from kvist.cache.manager import CacheManager
+from kvist.engine.checks import whole
 from kvist.engine.params import SamplingParams
 from kvist.errors import RequestError
+
+MOST_PRIORITY = 1000  # either way
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,33 @@ def total_length(prompt: Tokens[int], max_tokens: int | None, limits: EngineLimi
             f"{pages * layout.page_size} tokens); ask for at most {longest - count} tokens"
         )
     return total
+
+
+def check_priority(priority: int) -> None:
+    """Refuse a priority that is no whole number, or so far out that it would be waited for without end."""
+    whole("priority", priority, -MOST_PRIORITY, MOST_PRIORITY)
+
+
+def check_pins(prompt: Tokens[int], salt: bytes, total: int, longest: int, manager: CacheManager) -> None:
+    """Refuse a request of `total` tokens that does not fit beside what is pinned: it could never run to its end.
+
+    longest: tokens of the longest request that is under way, where this one's prompt is going to be pinned: both must
+    fit beside all pins then (0: it is not pinned).
+    """
+    if not len(manager.pins) and not longest:
+        return
+    keys, pages_for, pages = manager.keys(prompt, salt=salt), manager.layout.pages_for, manager.allocator.total
+    beside = manager.pins.beside(keys)
+    if pages_for(total) + beside > pages:
+        raise RequestError(
+            f"{total} tokens take {pages_for(total)} pages, and {beside} of {pages} pages are pinned: "
+            "ask for fewer tokens or unpin"
+        )
+    if longest and pages_for(longest) + beside + len(keys) > pages:
+        raise RequestError(
+            f"pinning {len(keys)} pages beside {beside} would leave {pages - beside - len(keys)} of {pages}, and a "
+            f"request that runs may need {pages_for(longest)}: pin later, or give max_tokens"
+        )
 
 
 def check_vocabulary(params: SamplingParams, ends: frozenset[int], limits: EngineLimits) -> None:

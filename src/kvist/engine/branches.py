@@ -68,14 +68,15 @@ class Family:
         for branch in branches:
             branch.table = manager.fork(trunk.table, request=branch.request_id)
         self.open += branches
-        for branch in reversed(branches):
-            scheduler.join(branch, trunk)
+        for branch in branches:
+            scheduler.join(branch)
         return [trunk, *branches]
 
     def _branch(self, trunk: Sequence, index: int) -> Sequence:
         branch = Sequence(
             trunk.request_id, list(trunk.tokens), trunk.prompt_length, self.params, trunk.limit, trunk.stops,
             branch_seed(self._seed, index), trunk.salt, self.metrics, index=index,
+            priority=trunk.priority, turn=trunk.turn, served=trunk.served,
         )  # fmt: skip
         branch.alterations = None if trunk.alterations is None else trunk.alterations.anew()
         branch.watch = None if self._watching is None else self._watching(index)

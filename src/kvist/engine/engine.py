@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
 
 from kvist.cache.manager import CacheManager
-from kvist.engine.admission import EngineLimits, check_vocabulary, total_length
+from kvist.engine.admission import EngineLimits, check_pins, check_priority, check_vocabulary, total_length
 from kvist.engine.answers import Answers, Observer
 from kvist.engine.batch import Piece, Wanted
 from kvist.engine.beams import BeamSearch
@@ -79,35 +79,48 @@ class Engine:
         request_id: str | None = None,
         salt: bytes = b"",
         watching: Watching | None = None,
+        priority: int = 0,
+        pin: bool = False,
     ) -> str:
         """Queue a request and return its id. watching: makes for each of its branches who watches its text.
+
+        salt: only what was computed under the same one is found in the cache. priority: lower runs first; a level is
+        worth so many steps of waiting that nobody waits for ever (see `scheduler`). pin: keep the full pages of its
+        prompt in the cache until `unpin` is called with its id, unless it is cancelled before its first token.
 
         Raises RequestError for a prompt that can never run, with the arithmetic.
         """
         limit = total_length(prompt, params.max_tokens, self.limits, self.manager)
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.limits.eos_ids)
         check_vocabulary(params, ends, self.limits)
+        check_priority(priority)
+        longest = max((request.open[0].limit for request in self.answers.requests.values()), default=0)
+        check_pins(prompt, salt, limit, longest if pin else 0, self.manager)
         name = self._name(request_id)
+        if pin:
+            self.manager.pin(name, prompt, salt=salt)
         seed = params.seed if params.seed is not None else (self.limits.seed << 32) + self._submitted
         metrics = RequestMetrics(len(prompt), arrival_time=time.monotonic())
         family = Family(
             name, prompt, params, limit=limit, ends=ends, seed=seed, salt=salt, metrics=metrics, watching=watching
         )
-        self._queue(name, family)
+        self._queue(name, family, priority)
         return name
 
     def submit_beams(self, prompt: Tokens[int], params: BeamSearchParams, *, request_id: str | None = None,
-                     salt: bytes = b"") -> BeamSearch:  # fmt: skip
+                     salt: bytes = b"", priority: int = 0) -> BeamSearch:  # fmt: skip
         """Queue a beam search; its `finished` are the answers, the best first, once a step gives its last output.
 
         Raises RequestError for a prompt that can never run, with the arithmetic.
         """
-        total_length(prompt, params.max_tokens, self.limits, self.manager)
+        limit = total_length(prompt, params.max_tokens, self.limits, self.manager)
+        check_priority(priority)
+        check_pins(prompt, salt, limit, 0, self.manager)
         name = self._name(request_id)
         ends = frozenset() if params.ignore_eos else self.limits.eos_ids
         metrics = RequestMetrics(len(prompt), arrival_time=time.monotonic())
         search = BeamSearch(name, prompt, params, ends=ends, salt=salt, metrics=metrics)
-        self._queue(name, search)
+        self._queue(name, search, priority)
         return search
 
     def step(self) -> list[TokenOutput]:
@@ -128,13 +141,20 @@ class Engine:
         return outputs
 
     def stream(
-        self, prompt: Tokens[int], params: SamplingParams, *, salt: bytes = b"", watching: Watching | None = None
+        self,
+        prompt: Tokens[int],
+        params: SamplingParams,
+        *,
+        salt: bytes = b"",
+        watching: Watching | None = None,
+        priority: int = 0,
+        pin: bool = False,
     ) -> Iterator[TokenOutput]:
         """Submit one request and yield its outputs as they come; leaving the loop cancels it.
 
         Other requests run along. Several streams may be open: each keeps what a step gave it until it is asked.
         """
-        name = self.submit(prompt, params, salt=salt, watching=watching)
+        name = self.submit(prompt, params, salt=salt, watching=watching, priority=priority, pin=pin)
         inbox = self._inboxes[name] = deque()
         try:
             while name in self.answers.requests or inbox:
@@ -148,7 +168,15 @@ class Engine:
 
     def cancel(self, request_id: str) -> bool:
         """Stop a request wherever it is and free its pages; False if it is not running (any more)."""
+        request = self.answers.requests.get(request_id)
+        if request is not None and request.metrics.first_token_time is None:
+            self.manager.unpin(request_id)
         return self.answers.cancel(request_id)
+
+    def unpin(self, request_id: str | None = None) -> int:
+        """Let go of the pin of a request, or of all (None). Returns how many pages may be evicted from now on."""
+        names = self.manager.pins.names if request_id is None else [request_id]
+        return sum(self.manager.unpin(name) for name in names)
 
     def close(self) -> None:
         """Give the memory of all pools back. Nothing else may be called afterwards."""
@@ -163,8 +191,9 @@ class Engine:
             raise UsageError(f"request {name} is running already: give another id")
         return name
 
-    def _queue(self, name: str, request: Family | BeamSearch) -> None:
+    def _queue(self, name: str, request: Family | BeamSearch, priority: int) -> None:
         self.answers.requests[name] = request
+        request.open[0].priority = priority
         self.scheduler.add(request.open[0])
         if self.events.listening:
             self.events.emit(EventKind.REQUEST_QUEUED, request=name, count=request.metrics.prompt_tokens)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from kvist.cache.report import ReuseReport
 from kvist.engine.checks import flag, is_whole, number, whole
 from kvist.errors import UsageError
 
@@ -175,7 +176,8 @@ class RequestMetrics:
     also as drafts that were wrong.
 
     kv_projections: positions whose K and V were projected (in every layer). drafted_tokens: guesses of speculative
-    decoding that were run; accepted_tokens: those of them that became tokens. Times are `time.monotonic()` seconds.
+    decoding that were run; accepted_tokens: those of them that became tokens. reuse: what of the prompt came from the
+    cache, and why not more; None until it starts. Times are `time.monotonic()` seconds.
     """
 
     prompt_tokens: int
@@ -186,6 +188,7 @@ class RequestMetrics:
     preemptions: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    reuse: ReuseReport | None = None
     arrival_time: float = 0.0
     started_time: float | None = None
     first_token_time: float | None = None

@@ -2,10 +2,25 @@
 
 There is no prefill and no decode, only tokens that are not computed yet.
 
-Each step has one budget of tokens. Sequences that need a single token (those that are generating) come first, so a
-long prompt never stops them; then prompts in order of arrival, cut to what is left of the budget; then new requests
-while there is room. When pages run out the youngest sequence gives its pages back and is computed again later (its
-sealed pages stay cached while they can).
+**Order.** Requests stand in one fixed order, that of their turns: `(priority * PATIENCE + step of arrival, number)`,
+lowest first. A level of priority is worth so many steps of waiting; since the order never changes and only finitely
+many requests can ever stand before another one (those that come within its head start), and since the first of the
+order always advances, nobody starves.
+
+**Budget.** Each step computes at most `max_num_batched_tokens`. Sequences that need a single token (those that are
+generating) come first; then prompts in order, cut to what is left of the budget; then new requests in order, while
+there is room. No more requests start than the budget has tokens, so whoever generates gets its token in every step,
+whatever prompts come: the gap between two tokens of a running sequence is one budgeted step. (Where branches or beams
+are more than the budget has tokens they take turns, those that waited longest first.)
+
+**Pages.** Where they run out a prompt takes what is left, or waits a step with what it has. Who generates takes the
+pages of a victim, as does the first of the order, whatever it needs: the victim is of the worst priority, never the
+first of the order, and the one whose loss is least (see `cache.room.loss`); of equals the last of the order. It is
+computed again later, but for what is still cached of its sealed pages then.
+
+**Common prefixes.** A request whose next page is being computed by a sequence of this step waits for it, and shares
+it. That ends when the other one is through, or gone: a request that is not in this step is not waited for. As every
+step computes at least a token of the page, nobody is held for more steps than it has tokens.
 
 Drafts of speculative decoding come last: they get what the step's tokens leave of budget and pages, and nobody is
 preempted for a draft.
@@ -14,14 +29,18 @@ preempted for a draft.
 from __future__ import annotations
 
 import time
-from collections import deque
+from bisect import insort
 
 from kvist.cache.manager import CacheManager
+from kvist.cache.room import lacking, loss, room
+from kvist.cache.table import PrefixMatch
 from kvist.engine.sequence import Sequence
 from kvist.events import EventChannel, EventKind
 
 Schedule = dict[Sequence, int]
 """Tokens to run, by sequence, in the order of the batch."""
+
+PATIENCE = 1024  # steps of waiting that a level of priority is worth
 
 
 class Scheduler:
@@ -32,36 +51,32 @@ class Scheduler:
     ) -> None:
         self._manager, self._events = manager, events
         self._max_num_seqs, self._budget = max_num_seqs, max_num_batched_tokens
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # in order of arrival
+        self.waiting: list[Sequence] = []  # both in order of turns
+        self.running: list[Sequence] = []
         self.preemptions = 0
+        self._added = self._steps = 0
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence."""
-        self.waiting.append(sequence)
+        """Queue the first sequence of a new request, and say whose turn it is before and after."""
+        self._added += 1
+        sequence.turn = (sequence.priority * PATIENCE + self._steps, self._added)
+        insort(self.waiting, sequence, key=_order)
 
     def schedule(self) -> Schedule:
         """Choose the next step's tokens and reserve their pages. Empty only if nothing waits or runs."""
+        self._steps += 1
         schedule: Schedule = {}
-        preempted = False
-        for sequence in sorted(self.running, key=lambda sequence: sequence.uncomputed > 1):
-            count = min(sequence.runnable, self._budget - sum(schedule.values()))
+        preemptions = self.preemptions
+        for sequence in sorted(self.running, key=_before):
+            count = min(sequence.runnable, self.room(schedule))
             if count < 1:
                 break
-            if sequence.table is None:  # preempted a moment ago
-                continue
-            while not self._manager.reserve(sequence.table, count, sequence.request_id):
-                preempted = True
-                victim = self.running[-1]
-                self._preempt(victim)
-                schedule.pop(victim, None)
-                if victim is sequence:
-                    break
-            else:
+            if sequence.table is not None and (count := self._make_room(sequence, count, schedule)):
                 schedule[sequence] = count
-        while self.waiting and not preempted and len(self.running) < self._max_num_seqs:
-            if not self._start(self.waiting[0], schedule):
-                break
+        if preemptions == self.preemptions:
+            self._start_waiting(schedule)
+        for sequence in schedule:
+            sequence.served = self._steps
         return schedule
 
     def room(self, schedule: Schedule) -> int:
@@ -76,19 +91,18 @@ class Scheduler:
             return drafts
         return min(drafts, table.reserved - table.computed - tokens)  # the rest of the page it has anyway
 
-    def join(self, sequence: Sequence, beside: Sequence | None = None) -> None:
-        """Let a sequence run that has a table already; where no place is left it waits, and is computed again.
+    def join(self, sequence: Sequence) -> None:
+        """Let a sequence of a request that runs join it, with the table it has.
 
-        beside: one of the same request, behind which it stands in the order of arrival.
+        Where no place is left, or without a table, it waits and is computed again.
         """
         if sequence.table is not None and len(self.running) < self._max_num_seqs:
-            at = self.running.index(beside) + 1 if beside in self.running else len(self.running)
-            self.running.insert(at, sequence)
+            insort(self.running, sequence, key=_order)
             return
         if sequence.table is not None:
             self._manager.release(sequence.table)
             sequence.table = None
-        self.waiting.appendleft(sequence)
+        insort(self.waiting, sequence, key=_order)
 
     def pause(self, sequence: Sequence) -> None:
         """Take a sequence that has nothing to compute out of the running ones; it keeps its table."""
@@ -104,37 +118,107 @@ class Scheduler:
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
 
-    def _start(self, sequence: Sequence, schedule: Schedule) -> bool:
-        """Give the first waiting sequence a table and its tokens; False if there is no budget or no room."""
-        budget = self._budget - sum(schedule.values())
-        if budget < 1:
+    def _make_room(self, sequence: Sequence, count: int, schedule: Schedule) -> int:
+        """Reserve pages for `count` tokens, or as many as there is room for; how many, 0 for none in this step."""
+        table, prompt = sequence.table, sequence.uncomputed > 1
+        assert table is not None
+        while not self._manager.reserve(table, count, sequence.request_id):
+            if prompt and (left := room(self._manager, table)):
+                count = min(count, left)
+                continue
+            if prompt and sequence is not self.running[0]:
+                return 0
+            victim = self._victim(lacking(self._manager, table, count))
+            if victim is None:  # it is alone, and beams that wait for it have the pages: see Engine._schedule
+                return 0
+            self._preempt(victim)
+            schedule.pop(victim, None)
+            if victim is sequence:
+                return 0
+        return count
+
+    def _victim(self, wanted: int) -> Sequence | None:
+        """Whose pages to take where so many are wanted; None where only the first of the order runs."""
+        worst = max((sequence.priority for sequence in self.running[1:]), default=0)
+        found: Sequence | None = None
+        least = (True, 0)
+        for sequence in reversed(self.running[1:]):
+            if sequence.priority == worst and sequence.table is not None:
+                lost = loss(self._manager, sequence.table, wanted)
+                if found is None or lost < least:
+                    found, least = sequence, lost
+        return found
+
+    def _start_waiting(self, schedule: Schedule) -> None:
+        """Start waiting sequences in order, while there is budget and room. Who is held for a prefix keeps a place."""
+        held, most = 0, min(self._max_num_seqs, self._budget)
+        for sequence in self.waiting[:most]:
+            if len(self.running) + held >= most or self.room(schedule) < 1:
+                return
+            match = self._manager.match(sequence.tokens, salt=sequence.salt, limit=sequence.reusable)
+            if self._is_coming(sequence, match, schedule):
+                match.release()
+                sequence.held += 1
+                held += 1
+            elif not self._start(sequence, match, schedule):
+                return
+
+    def _is_coming(self, sequence: Sequence, match: PrefixMatch, schedule: Schedule) -> bool:
+        """Whether somebody computes the page right behind a match in this step, or begins to."""
+        if not match.keys or match.cached >= sequence.reusable or sequence.held >= len(sequence.tokens):
             return False
-        match = self._manager.match(sequence.tokens, salt=sequence.salt, limit=sequence.reusable)
+        size = self._manager.layout.page_size
+        start, end = len(match.pages) * size, (len(match.pages) + 1) * size
+        page = sequence.tokens[start:end]
+        # equal keys: equal prefixes (and salts). As many keys: the page behind them is not computed yet.
+        return len(page) == size and any(
+            other.table is not None
+            and len(other.table.keys) == len(match.keys)
+            and other.table.keys[-1] == match.keys[-1]
+            and other.tokens[start:end] == page
+            for other in schedule
+        )
+
+    def _start(self, sequence: Sequence, match: PrefixMatch, schedule: Schedule) -> bool:
+        """Give a waiting sequence a table that begins with a match, and its tokens; False if there is no room."""
+        first = sequence.metrics.started_time is None
+        broke = self._manager.explain(match, sequence.tokens, sequence.reusable) if first else None
         table = self._manager.open(match, request=sequence.request_id)
         sequence.table = table
-        count = min(sequence.runnable, budget)
+        count = min(sequence.runnable, self.room(schedule))
         if not self._manager.reserve(table, count, sequence.request_id):
             self._manager.release(table)
             sequence.table = None
             return False
-        self.waiting.popleft()
-        self.running.append(sequence)
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=_order)
         schedule[sequence] = count
-        if sequence.metrics.started_time is None:
+        if broke is not None:
             sequence.metrics.started_time = time.monotonic()
             sequence.metrics.cached_tokens = table.computed
+            sequence.metrics.reuse = broke.report(table.computed)
         if self._events.listening:
             self._events.emit(EventKind.REQUEST_STARTED, request=sequence.request_id, count=table.computed)
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Take a running sequence's pages and put it first in the queue."""
+        """Take a running sequence's pages and let it wait for its turn."""
         assert sequence.table is not None
         self._manager.release(sequence.table)
         sequence.table = None
         self.running.remove(sequence)
-        self.waiting.appendleft(sequence)
+        insort(self.waiting, sequence, key=_order)
         self.preemptions += 1
         sequence.metrics.preemptions += 1
         if self._events.listening:
             self._events.emit(EventKind.REQUEST_PREEMPTED, request=sequence.request_id)
+
+
+def _order(sequence: Sequence) -> tuple[int, int, int]:
+    return (*sequence.turn, sequence.index)
+
+
+def _before(sequence: Sequence) -> tuple[bool, int]:
+    """Who comes first in a step: single tokens, of those the ones that waited longest; else the order stays."""
+    prompt = sequence.uncomputed > 1
+    return prompt, 0 if prompt else sequence.served

@@ -24,7 +24,8 @@ class Sequence:
     limit: total tokens after which it ends. stops: token ids that end it. seed: of its draws, fixed at submission.
     index: which branch of its request it is. prompt_logprobs: collected so far, of the tokens from the second on; None
     where nobody asked. cumulative: log-probability of the answer, where it is known. draftable: whether tokens may be
-    drafted for it.
+    drafted for it. priority: lower runs first. turn: its request's place in the order of all, set by the scheduler.
+    held: steps it waited for a prefix that another computed. served: the last step it had tokens in.
     """
 
     request_id: str
@@ -43,6 +44,10 @@ class Sequence:
     prompt_logprobs: list[tuple[TokenLogprob, ...]] | None = None
     cumulative: float = 0.0
     draftable: bool = True
+    priority: int = 0
+    turn: tuple[int, int] = (0, 0)
+    held: int = 0
+    served: int = 0
 
     @property
     def computed(self) -> int:
