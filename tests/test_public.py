@@ -41,6 +41,7 @@ def test_public_names_are_these():
         "RequestMetrics",
         "RequestOutput",
         "SamplingParams",
+        "Session",
         "TextChunk",
         "__version__",
     ]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kvist.errors import KvistError
     from kvist.llm import LLM
     from kvist.outputs import BeamSearchOutput, BeamSearchSequence, CompletionOutput, Logprob, RequestOutput, TextChunk
+    from kvist.session import Session
 
 _HOME = {
     "LLM": "kvist.llm",
@@ -36,6 +37,7 @@ _HOME = {
     "RequestMetrics": "kvist.engine.params",
     "RequestOutput": "kvist.outputs",
     "SamplingParams": "kvist.engine.params",
+    "Session": "kvist.session",
     "TextChunk": "kvist.outputs",
 }
 
@@ -51,6 +53,7 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "Session",
     "TextChunk",
     "__version__",
 ]
