@@ -166,7 +166,9 @@ def test_a_template_that_rewrites_history_decides(llm: LLM) -> None:
         )
         session = llm.session()
         session.append(user("hen"))
-        session._history = session._history.with_answer([*map(llm.tokenizer.encode(said).__getitem__, range(3)), 9], said)
+        session._history = session._history.with_answer(
+            [*map(llm.tokenizer.encode(said).__getitem__, range(3)), 9], said
+        )
         return session
 
     session = conversation("m['content'].split('</think>')[-1]", "it is</think>a hen")
