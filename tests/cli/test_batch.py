@@ -12,7 +12,8 @@ import pexpect
 import pytest
 
 from kvist.cli import batch_file
-from kvist.cli.batch_file import AnswersFile, Setting, read_requests
+from kvist.cli.answer import Setting
+from kvist.cli.batch_file import AnswersFile, read_requests
 from kvist.engine.params import SamplingParams
 from kvist.errors import UsageError
 from tiny import MODELS, write_folder

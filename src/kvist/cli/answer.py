@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kvist.cli.terminal import Activity, note
@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     from kvist.outputs import TextChunk
 
 ENOUGH = 512  # tokens of an answer whose length nobody asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all requests of a run have in common. fit: answers whose length nobody asked for end with the context."""
+
+    model: str
+    kv_cache_dtype: str | None
+    weights: str | None
+    params: SamplingParams
+    fit: bool = True
+    system: str | None = None
+    raw: bool = False
 
 
 def prompt_ids(llm: LLM, text: str, system: str | None, raw: bool) -> list[int]:

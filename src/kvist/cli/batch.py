@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from kvist.cli.answer import fitted, prompt_ids
-from kvist.cli.batch_file import AnswersFile, BatchRequest, Setting, read_requests
+from kvist.cli.answer import Setting, fitted, prompt_ids
+from kvist.cli.batch_file import AnswersFile, BatchRequest, read_requests
 from kvist.cli.terminal import Activity, note
 from kvist.engine.admission import check_vocabulary, total_length
 from kvist.engine.params import SamplingParams
@@ -24,8 +24,6 @@ from kvist.errors import UsageError
 if TYPE_CHECKING:
     from kvist.llm import LLM
     from kvist.outputs import RequestOutput
-
-__all__ = ["Setting", "answer_file"]
 
 
 def answer_file(

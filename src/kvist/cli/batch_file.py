@@ -22,25 +22,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from kvist.cli.answer import ENOUGH
+from kvist.cli.answer import ENOUGH, Setting
 from kvist.engine.params import SamplingParams
 from kvist.errors import UsageError, unknown_name
 
 PARAMETERS = frozenset(field.name for field in fields(SamplingParams))
 KNOWN = ("id", "prompt", "messages", *sorted(PARAMETERS))
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What all requests of a run have in common. fit: answers whose length nobody asked for end with the context."""
-
-    model: str
-    kv_cache_dtype: str | None
-    weights: str | None
-    params: SamplingParams
-    fit: bool = True
-    system: str | None = None
-    raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvist.cli import flags, sampling
-from kvist.cli.answer import ENOUGH, Answer, fitted, prompt_ids
+from kvist.cli.answer import ENOUGH, Answer, Setting, fitted, prompt_ids
 from kvist.cli.terminal import Activity
 from kvist.engine.params import SamplingParams
 from kvist.errors import UsageError
@@ -97,14 +97,11 @@ def run(
     threads: flags.Threads = None,
     speculative_config: flags.Speculative = None,
 ) -> None:
-    """Answer a prompt, a file of prompts, or, without either on a terminal, a person in a chat.
+    """Answer a prompt, a file of prompts, or, without either on a terminal, chat.
 
     Answers go to standard output as they come, everything else to standard error.
     """
     _check_flags(raw, system, logprobs, json_ or file is not None, prompt, file, output)
-    text = None if file is not None else read_prompt(prompt)
-    if file is None and text is None and (raw or json_):
-        raise UsageError(f"{'--raw' if raw else '--json'} needs a prompt or --file: it is not for a chat")
     params = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p, seed=seed,
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
@@ -117,24 +114,31 @@ def run(
         max_num_batched_tokens=max_num_batched_tokens, enable_prefix_caching=enable_prefix_caching,
         enable_cache=not no_cache, weights=weights, threads=threads, speculative_config=speculative_config,
     )  # fmt: skip
-    fit = max_tokens is None
+    setting = Setting(model, kv_cache_dtype, weights, params, fit=max_tokens is None, system=system, raw=raw)
     if file is not None:
-        from kvist.cli.batch import Setting, answer_file
+        from kvist.cli.batch import answer_file
 
-        setting = Setting(model, kv_cache_dtype, weights, params, fit=fit, system=system, raw=raw)
         answer_file(file, output, setting, lambda: start(model, options), stats=stats)
-    elif text is None:
+    else:
+        _answer(read_prompt(prompt), setting, options, json_=json_, stats=stats)
+
+
+def _answer(text: str | None, setting: Setting, options: dict[str, Any], *, json_: bool, stats: bool) -> None:
+    """Answer one prompt; without one, chat."""
+    if text is None:
+        if setting.raw or json_:
+            raise UsageError(f"{'--raw' if setting.raw else '--json'} needs a prompt or --file: it is not for a chat")
         from kvist.cli.chat import chat
 
-        chat(start(model, options), params, fit=fit, system=system, stats=stats)
-    else:
-        with start(model, options) as llm:
-            ids = prompt_ids(llm, text, system, raw)
-            answer = Answer(llm, ids, fitted(params, llm, len(ids)) if fit else params)
-            answer.write(stream=not json_)
-            if json_:
-                print(json.dumps(answer.as_json(model), ensure_ascii=False))
-            answer.tell(ended_short=fit, stats=stats)
+        chat(start(setting.model, options), setting.params, fit=setting.fit, system=setting.system, stats=stats)
+        return
+    with start(setting.model, options) as llm:
+        ids = prompt_ids(llm, text, setting.system, setting.raw)
+        answer = Answer(llm, ids, fitted(setting.params, llm, len(ids)) if setting.fit else setting.params)
+        answer.write(stream=not json_)
+        if json_:
+            print(json.dumps(answer.as_json(setting.model), ensure_ascii=False))
+        answer.tell(ended_short=setting.fit, stats=stats)
 
 
 def start(model: str, options: dict[str, Any]) -> LLM:
