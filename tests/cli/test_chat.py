@@ -145,7 +145,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_it(chat, tmp_path):
     model = str(write_folder(replace(MODELS["llama"], positions=8192), tmp_path / "long"))
     child = chat(model, "--stats", "--ignore-eos", "--max-tokens", "7000")
     child.sendline("the hen")
-    time.sleep(0.5)
+    child.expect("(?s)the hen\r\n.{30}")
     child.sendintr()
     child.expect(r"\[stopped: what there is of the answer is kept\]")
     child.expect(COST)
@@ -156,7 +156,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_it(chat, tmp_path):
     say(child, "x" * 8000, "can never fit|shorten the prompt")
     say(child, "/stats", rf"1 turn, {prompt + made} of at most 8192")
     child.sendline("/regen")
-    time.sleep(0.5)
+    child.expect("(?s)greedy.{200}")
     child.kill(signal.SIGTERM)
     assert left(child) == 143
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -25,8 +25,6 @@ from kvist.engine.params import RequestMetrics, SamplingParams
 from kvist.errors import InternalError, KvistError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from kvist.llm import LLM
     from kvist.outputs import TextChunk
     from kvist.session import Session
@@ -67,7 +65,7 @@ class Chat:
                 if typed.is_command:
                     run_command(self, typed.text)
                 elif typed.text.strip():
-                    self._ask(typed.text)
+                    self.write_answer(self._ask(typed.text))
             except Dropped:
                 self.tell("")
             except EOFError:
@@ -91,10 +89,12 @@ class Chat:
         """Write an answer as it comes, and what is to be said about it."""
         text, last = "", None
         session = self.branches.current.session
-        with closing(chunks), _stopping(session):
-            for last in self._with_spinner(chunks, len(session)):
+        with closing(chunks), _stopping(session) as stopping:
+            for last in self._with_spinner(chunks):
                 text = last.text or text
                 print(last.text.translate(self._shown), end="", flush=True)
+                if stopping():  # also where Ctrl-C came before the answer began
+                    session.stop()
         print("" if text.endswith("\n") else "\n", end="", flush=True)
         if last is None:
             return
@@ -112,26 +112,29 @@ class Chat:
         """The parameters of the next answer."""
         return fitted(self.params, self.llm, len(self.branches.current.session)) if self._fit else self.params
 
-    def _ask(self, text: str) -> None:
+    def _ask(self, text: str) -> Generator[TextChunk, None, None]:
         branch = self.branches.current
         branch.ask(text)
-        self.write_answer(branch.answer(self.fitted()))
+        yield from branch.answer(self.fitted())
 
     def _prompt(self) -> str:
         return ">>> " if len(self.branches.all) == 1 else f"{self.branches.current.name}>>> "
 
     @staticmethod
-    def _with_spinner(chunks: Iterator[TextChunk], tokens: int) -> Iterator[TextChunk]:
+    def _with_spinner(chunks: Iterator[TextChunk]) -> Iterator[TextChunk]:
         """The chunks, with something to look at until the first one."""
-        with Activity(f"reading {tokens} tokens") as activity:
+        with Activity("reading the prompt") as activity:
             for chunk in chunks:
                 activity.end()
                 yield chunk
 
 
 @contextmanager
-def _stopping(session: Session) -> Iterator[None]:
-    """Meanwhile Ctrl-C stops the session's answer; a second one, before it has stopped, is a KeyboardInterrupt."""
+def _stopping(session: Session) -> Iterator[Callable[[], bool]]:
+    """Meanwhile Ctrl-C stops the session's answer; a second one, before it has stopped, is a KeyboardInterrupt.
+
+    Gives a function that says whether it was pressed.
+    """
     pressed = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -143,7 +146,6 @@ def _stopping(session: Session) -> Iterator[None]:
 
     before = signal.signal(signal.SIGINT, stop)
     try:
-        yield
+        yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before)
-        sys.stdout.flush()
