@@ -43,6 +43,7 @@ def test_public_names_are_these():
         "RequestOutput",
         "ReuseReport",
         "SamplingParams",
+        "Session",
         "TextChunk",
         "__version__",
     ]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kvist.errors import KvistError
     from kvist.llm import LLM
     from kvist.outputs import BeamSearchOutput, BeamSearchSequence, CompletionOutput, Logprob, RequestOutput, TextChunk
+    from kvist.session import Session
 
 _HOME = {
     "LLM": "kvist.llm",
@@ -39,6 +40,7 @@ _HOME = {
     "RequestOutput": "kvist.outputs",
     "ReuseReport": "kvist.cache.report",
     "SamplingParams": "kvist.engine.params",
+    "Session": "kvist.session",
     "TextChunk": "kvist.outputs",
 }
 
@@ -56,6 +58,7 @@ __all__ = [
     "RequestOutput",
     "ReuseReport",
     "SamplingParams",
+    "Session",
     "TextChunk",
     "__version__",
 ]

@@ -5,7 +5,8 @@ The engine knows token ids; here they become text. One generator yields chunks; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +26,7 @@ from kvist.kernels.program import Floats
 from kvist.models.hub import resolve
 from kvist.models.load import Model, load_model
 from kvist.outputs import BeamSearchOutput, RequestOutput, TextChunk
+from kvist.session import Session
 from kvist.text.chat import render
 from kvist.text.gguf_tokenizer import tokenizer_from_gguf
 from kvist.text.hf_tokenizer import tokenizer_from_folder
@@ -48,6 +50,7 @@ class LLM:
         path = resolve(str(model))
         report = progress or (lambda what, done, total: None)
         self.events = EventChannel()
+        self._sessions = 0
         self.backend = CpuBackend(
             self.config.threads or usable_cores(), lambda: report("compiling kernels (once per machine)", 0, 0)
         )
@@ -175,11 +178,38 @@ class LLM:
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a conversation, up to where the answer begins."""
-        template = self.tokenizer.chat_template
-        if template is None:
-            raise UsageError("this model has no chat template: give it a plain prompt instead of messages")
-        text = render(template, messages, bos_token=self.tokenizer.bos_token, eos_token=self.tokenizer.eos_token)
-        return self.tokenizer.encode(text, add_special=False)
+        return self.tokenizer.encode(self._render(messages), add_special=False)
+
+    def session(self, name: str | None = None) -> Session:
+        """Open a session: a conversation or a text to append to, answer, fork and roll back. See `kvist.session`."""
+        self._sessions += 1
+        return Session(name or f"session-{self._sessions}", self.tokenizer, self.engine, self._render)
+
+    def generate_each(self, requests: Iterable[tuple[Prompt, SamplingParams]]) -> Iterator[RequestOutput]:
+        """Answer requests as an iterator gives them, many together, and yield their outputs in its order.
+
+        At most ``4 * max_num_seqs`` of them are held at once, however many there are. Leaving the loop stops those
+        under way.
+        """
+        source, most = iter(requests), 4 * self.config.max_num_seqs
+        folds: dict[str, Fold] = {}
+        try:
+            while True:
+                for prompt, params in islice(source, most - len(folds)):
+                    ids = self._encode(prompt)
+                    fold = Fold(self.tokenizer, params, prompt if isinstance(prompt, str) else None, ids)
+                    folds[self.engine.submit(ids, params, watching=fold.watching)] = fold
+                if not folds:
+                    return
+                for token in self.engine.step():
+                    if token.request_id in folds:
+                        folds[token.request_id].add(token)
+                while folds and (output := next(iter(folds.values())).output) is not None:
+                    del folds[next(iter(folds))]
+                    yield output
+        finally:
+            for name in folds:
+                self.engine.cancel(name)
 
     def logits(self, token_ids: Sequence[int]) -> Floats:
         """Logits of every position, float32 (n, vocab), through the engine's own pages.
@@ -215,6 +245,12 @@ class LLM:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        template = self.tokenizer.chat_template
+        if template is None:
+            raise UsageError("this model has no chat template: give it a plain prompt instead of messages")
+        return render(template, messages, bos_token=self.tokenizer.bos_token, eos_token=self.tokenizer.eos_token)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]

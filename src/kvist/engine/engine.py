@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from collections.abc import Sequence as Tokens
 
 from kvist.cache.manager import CacheManager
@@ -233,3 +233,23 @@ class Engine:
         if all(len(piece.tokens) == 1 + piece.drafts for piece in pieces):
             self.speculation.cost.note(sum(len(piece.tokens) for piece in pieces), time.perf_counter() - begin)
         return logits
+
+    def follow(
+        self, prompt: Tokens[int], params: SamplingParams, *, salt: bytes = b"", watching: Watching | None = None
+    ) -> Generator[list[TokenOutput], None, None]:
+        """As `stream`, but comes back after every step, with all it gave: nothing while a prompt is read.
+
+        So one can leave between any two steps, and the request is cancelled.
+        """
+        name = self.submit(prompt, params, salt=salt, watching=watching)
+        inbox = self._inboxes[name] = deque()
+        try:
+            while name in self.answers.requests or inbox:
+                if not inbox:
+                    self.step()
+                given = list(inbox)
+                inbox.clear()
+                yield given
+        finally:
+            del self._inboxes[name]
+            self.cancel(name)
