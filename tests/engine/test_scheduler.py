@@ -241,7 +241,7 @@ def test_who_waits_for_one_that_is_gone_goes_on_alone(make_engine: MakeEngine, l
     if leave == "cancel":
         engine.cancel(first)
     else:
-        engine.scheduler._preempt(engine.scheduler.running[0])
+        engine.scheduler.preempt(engine.scheduler.running[0])
     assert drain(engine)[second] == alone(make_engine, prompt(90), 3)
     assert engine.runner.kv_projections <= 90 + 3 + 20 + (3 if leave == "preempt" else 0)
 

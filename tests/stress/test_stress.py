@@ -106,14 +106,14 @@ def reads_the_page_before(patch: pytest.MonkeyPatch) -> None:
 
 
 def preempts_without_letting_go(patch: pytest.MonkeyPatch) -> None:
-    preempt = Scheduler._preempt
+    preempt = Scheduler.preempt
 
     def wrong(scheduler: Scheduler, sequence: Tokens) -> None:
         table = sequence.table
         preempt(scheduler, sequence)
         sequence.table = table
 
-    patch.setattr(Scheduler, "_preempt", wrong)
+    patch.setattr(Scheduler, "preempt", wrong)
 
 
 def unpins_twice(patch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,18 @@ class Scheduler:
         """Take a sequence that has nothing to compute out of the running ones; it keeps its table."""
         self.running.remove(sequence)
 
+    def preempt(self, sequence: Sequence) -> None:
+        """Take a running sequence's pages and let it wait for its turn. It costs time, and changes no answer."""
+        assert sequence.table is not None
+        self._manager.release(sequence.table)
+        sequence.table = None
+        self.running.remove(sequence)
+        insort(self.waiting, sequence, key=_order)
+        self.preemptions += 1
+        sequence.metrics.preemptions += 1
+        if self._events.listening:
+            self._events.emit(EventKind.REQUEST_PREEMPTED, request=sequence.request_id)
+
     def finish(self, sequence: Sequence) -> None:
         """Let a sequence go, wherever it is; its pages are released."""
         if sequence.table is not None:
@@ -131,7 +143,7 @@ class Scheduler:
             victim = self._victim(lacking(self._manager, table, count))
             if victim is None:  # it is alone, and beams that wait for it have the pages: see Engine._schedule
                 return 0
-            self._preempt(victim)
+            self.preempt(victim)
             schedule.pop(victim, None)
             if victim is sequence:
                 return 0
@@ -200,18 +212,6 @@ class Scheduler:
         if self._events.listening:
             self._events.emit(EventKind.REQUEST_STARTED, request=sequence.request_id, count=table.computed)
         return True
-
-    def _preempt(self, sequence: Sequence) -> None:
-        """Take a running sequence's pages and let it wait for its turn."""
-        assert sequence.table is not None
-        self._manager.release(sequence.table)
-        sequence.table = None
-        self.running.remove(sequence)
-        insort(self.waiting, sequence, key=_order)
-        self.preemptions += 1
-        sequence.metrics.preemptions += 1
-        if self._events.listening:
-            self._events.emit(EventKind.REQUEST_PREEMPTED, request=sequence.request_id)
 
 
 def _order(sequence: Sequence) -> tuple[int, int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -84,10 +84,16 @@ class Bench:
             return record
 
 
-def run(engine: Engine, prompts: Sequence[Prompt], generated: int, stagger: int = 0) -> dict[Prompt, Floats]:
+def run(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    generated: int,
+    stagger: int = 0,
+    between: Callable[[Engine, int], None] | None = None,
+) -> dict[Prompt, Floats]:
     """Generate greedily from prompts together; the logits of each.
 
-    Each starts `stagger` steps after the one before.
+    Each starts `stagger` steps after the one before. between: called after each step, with how many there were.
     """
     params = SamplingParams(temperature=0.0, max_tokens=generated, ignore_eos=True)
     rows: dict[str, list[Floats]] = {}
@@ -109,6 +115,8 @@ def run(engine: Engine, prompts: Sequence[Prompt], generated: int, stagger: int 
                     break
             engine.step()
             steps += 1
+            if between is not None:
+                between(engine, steps)
     finally:
         engine.observe = None
     return {names[name]: np.stack(found) for name, found in rows.items()}

@@ -132,7 +132,8 @@ def fork_and_rollback(bench: Bench, expected: Record) -> Difference:
 def preempted(caching: bool) -> Callable[[Bench, Record], Difference]:
     """Two sequences in a pool that holds one and a half of them, against undisturbed.
 
-    One is preempted and recomputed, with or without hits.
+    The younger is preempted and recomputed, with or without hits: twice as if others needed its pages, whoever loses
+    least, and whenever they are needed.
     """
 
     def scenario(bench: Bench, expected: Record) -> Difference:
@@ -147,7 +148,7 @@ def preempted(caching: bool) -> Callable[[Bench, Record], Difference]:
             with bench.engine(
                 kv_cache_memory_bytes=size, enable_prefix_caching=caching, max_num_batched_tokens=budget
             ) as engine:
-                difference += compare(fresh, run(engine, [prompt, other], bench.generated))
+                difference += compare(fresh, run(engine, [prompt, other], bench.generated, between=_disturb))
                 if engine.scheduler.preemptions == 0 and pages > 1:
                     raise InternalError("the scenario was to preempt a sequence and did not")
         return difference
@@ -181,6 +182,12 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("speculative (right and wrong) = plain", speculative.right_and_wrong),
 )
 AS_GIVEN = Scenario("speculative (as configured) = plain", speculative.as_given)
+
+
+def _disturb(engine: Engine, steps: int) -> None:
+    """Preempt the last of the order, early and late."""
+    if steps in (3, 6) and engine.scheduler.running:
+        engine.scheduler.preempt(engine.scheduler.running[-1])
 
 
 def _mixed(prompts: Sequence[Prompt]) -> list[Prompt]:
