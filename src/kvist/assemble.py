@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,8 @@ from kvist.events import EventChannel
 from kvist.kernels.program import Backend, Limits
 from kvist.models.config import ModelConfig
 from kvist.models.decoder import build_program
-from kvist.models.load import Model
+from kvist.models.hub import resolve
+from kvist.models.load import Model, load_model
 from kvist.models.rotary import frequencies, local_rotary_tables, rotary_tables
 
 PREFAULT_BYTES = 1 << 30
@@ -120,6 +121,17 @@ def assemble(
         ahead, its = _running(draft, config, Sizes(longest, sizes.num_pages), backend, 0, EventChannel())
         proposer = DraftProposer(ahead, its, longest, config.max_num_batched_tokens)
     return Engine(runner, manager, engine_limits, events, Speculator(proposer, drafts, speculation.adaptive))
+
+
+def load_draft(config: EngineConfig, backend: Backend, report: Callable[[str, int, int], None]) -> Model | None:
+    """The draft model that a config's speculative decoding asks for, if it asks for one."""
+    speculation = config.speculative_config
+    if speculation is None or speculation.model is None:
+        return None
+    path = resolve(speculation.model)
+    return load_model(
+        path, backend, config.weights, lambda done, total: report("loading the draft model's weights", done, total)
+    )
 
 
 def _layout(model: Model, config: EngineConfig) -> PageLayout:

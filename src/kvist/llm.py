@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from kvist.assemble import assemble
+from kvist.assemble import assemble, load_draft
 from kvist.config import EngineConfig, usable_cores
 from kvist.engine.batch import Piece
 from kvist.engine.beams import BeamSearch
@@ -24,7 +24,7 @@ from kvist.fold import Fold, beams
 from kvist.kernels.cpu.backend import CpuBackend
 from kvist.kernels.program import Floats
 from kvist.models.hub import resolve
-from kvist.models.load import Model, load_model
+from kvist.models.load import load_model
 from kvist.outputs import BeamSearchOutput, RequestOutput, TextChunk
 from kvist.session import Session
 from kvist.text.chat import render
@@ -271,17 +271,6 @@ class LLM:
         salt = _salt(cache_salt)
         for token in self.engine.stream(ids, params, salt=salt, watching=fold.watching, priority=priority, pin=pin):
             yield fold.add(token)
-
-
-def load_draft(config: EngineConfig, backend: CpuBackend, report: Progress) -> Model | None:
-    """The draft model that a config's speculative decoding asks for, if it asks for one."""
-    speculation = config.speculative_config
-    if speculation is None or speculation.model is None:
-        return None
-    path = resolve(speculation.model)
-    return load_model(
-        path, backend, config.weights, lambda done, total: report("loading the draft model's weights", done, total)
-    )
 
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import median
 
-from kvist.assemble import assemble
+from kvist.assemble import assemble, load_draft
 from kvist.bench.workloads import Prompt, Result
 from kvist.config import SpeculativeConfig
 from kvist.engine.engine import Engine
 from kvist.engine.params import RequestMetrics, SamplingParams
 from kvist.errors import UsageError
-from kvist.llm import LLM, load_draft
+from kvist.llm import LLM
 
 TURN = 16  # tokens that one engine makes before the other has its turn: both meet the machine in the same moods
 CODE = '''

@@ -23,10 +23,10 @@ def verify(
     json: flags.Json = False,
 ) -> None:
     """Run the same tokens in different ways and count the bits of the logits that differ. The contract says: none."""
+    from kvist.assemble import load_draft
     from kvist.cli.terminal import Activity
     from kvist.config import EngineConfig, usable_cores
     from kvist.kernels.cpu.backend import CpuBackend
-    from kvist.llm import load_draft
     from kvist.models.hub import resolve
     from kvist.models.load import load_model
     from kvist.verify.verify import CODECS, Row
