@@ -254,3 +254,12 @@ def test_who_waits_for_a_prefix_holds_nobody_else_up(make_engine: MakeEngine) ->
     assert {output.request_id for output in engine.step()} == {"first", "other"}
     assert {output.request_id for output in engine.step()} == {"first", "other", "same"}
     drain(engine)
+
+
+def test_nobody_is_held_for_more_steps_than_it_has_tokens(make_engine: MakeEngine) -> None:
+    engine = make_engine(pages=64)
+    for _ in range(2):
+        engine.submit(prompt(48), greedy(1))
+    engine.scheduler.waiting[1].held = 48  # however that came
+    engine.step()
+    assert engine.runner.kv_projections == 2 * 48
