@@ -271,7 +271,7 @@ def test_end_tokens_and_stop_strings_are_not_history(llm: LLM) -> None:
     assert llm.tokenizer.decode(kept, continues=True) == cut.text == plain.text[: plain.text.find(stop)]
 
 
-def test_what_cannot_be_meant(llm: LLM) -> None:
+def test_what_cannot_be_meant(llm: LLM, fresh: LLM) -> None:
     session = llm.session()
     assert session.name == "session-1" and llm.session().name == "session-2"
     session.append("the hen")
@@ -283,6 +283,8 @@ def test_what_cannot_be_meant(llm: LLM) -> None:
         session.append([1.5])  # type: ignore[list-item]
     with pytest.raises(UsageError, match="cannot roll back 99 tokens"):
         session.rollback(99)
+    with pytest.raises(UsageError, match="another LLM"):
+        session.rollback(fresh.session().mark())
     with pytest.raises(UsageError, match="one answer"):
         session.generate(SamplingParams(n=2))
     chat = llm.session()

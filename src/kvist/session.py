@@ -44,6 +44,7 @@ class Mark:
 
     length: int
     history: History = field(repr=False)
+    engine: Engine = field(repr=False)
 
 
 class Session:
@@ -120,7 +121,7 @@ class Session:
 
     def mark(self) -> Mark:
         """The present, to roll back to."""
-        return Mark(self._history.length, self._history)
+        return Mark(self._history.length, self._history, self._engine)
 
     def rollback(self, to: int | Mark) -> None:
         """Drop the last `to` tokens, or all that came after a mark of this session or of one it was forked from.
@@ -129,6 +130,8 @@ class Session:
         """
         self._require_idle()
         if isinstance(to, Mark):
+            if to.engine is not self._engine:
+                raise UsageError("that is a mark of another LLM's session: its tokens mean something else here")
             self._history = to.history
             return
         if not isinstance(to, int) or not 0 <= to <= len(self):

@@ -145,7 +145,7 @@ def test_cut_anywhere_it_is_repaired(cli, tiny_model, tmp_path):
     )
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
     with (tmp_path / "in.jsonl").open("rb") as source:
-        for cut in {*range(0, len(whole), 23), *ends, *(end - 1 for end in ends), *(end + 1 for end in ends[:-1])}:
+        for cut in {*range(0, len(whole), 97), *ends, *(end - 1 for end in ends), *(end + 1 for end in ends[:-1])}:
             out.write_bytes(whole[:cut])
             with AnswersFile(out) as answers:
                 done = sum(end <= cut for end in ends)
@@ -166,7 +166,7 @@ def longer_model(tmp_path_factory):
 def test_killed_in_the_middle_it_ends_as_if_undisturbed(cli, kvist, longer_model, tmp_path, how):
     """Sampled, with many in flight; killed again and again at another place."""
     requests = [
-        {"prompt": "the hen " * (i % 9 + 1), "id": f"r{i}", "max_tokens": 20 + i * 37 % 300} for i in range(120)
+        {"prompt": "the hen " * (i % 9 + 1), "id": f"r{i}", "max_tokens": 20 + i * 37 % 150} for i in range(120)
     ]
     prompts, out = write(tmp_path / "in.jsonl", requests), tmp_path / "out.jsonl"
     flags = ["-f", prompts, "--temperature", "1", "--ignore-eos", "--max-num-seqs", "8"]
@@ -191,12 +191,12 @@ def test_killed_in_the_middle_it_ends_as_if_undisturbed(cli, kvist, longer_model
 
 
 def test_a_large_file_is_a_stream(tmp_path):
-    """100,000 lines: read without being kept."""
+    """Read without being kept: the memory is that of a line, not of 30,000."""
     import tracemalloc
 
     path = tmp_path / "in.jsonl"
     with path.open("w") as file:
-        for i in range(100_000):
+        for i in range(30_000):
             file.write(f'{{"prompt": "line {i}", "id": {i}}}\n')
     setting = Setting("m", None, None, SamplingParams(temperature=1.0))
     with path.open("rb") as file:
@@ -207,7 +207,7 @@ def test_a_large_file_is_a_stream(tmp_path):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert seeds == 2000
-    assert peak < 4 << 20
+    assert peak < 1 << 20
 
 
 def test_a_bar_on_a_terminal(kvist, longer_model, tmp_path):
