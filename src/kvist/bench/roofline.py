@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -10,6 +11,7 @@ import numpy as np
 from kvist.engine.engine import Engine
 from kvist.kernels.cpu.jobs import fma_peak, read_bandwidth
 from kvist.kernels.cpu.team import Team
+from kvist.kernels.program import Weight
 from kvist.memory import map_memory
 from kvist.models.load import Model
 
@@ -77,13 +79,19 @@ class Cost:
 
 
 def cost_of(model: Model, engine: Engine) -> Cost:
-    """Count a model's bytes and operations from its weights."""
-    layers = [w for role, w in model.matrices.items() if role.startswith("layers.")]
-    head = model.matrices["head"]
-    config = model.config
+    """Count a model's bytes and operations from its weights; of experts as many as a row chooses."""
+    head, config = model.matrices["head"], model.config
+    layers = {role: w for role, w in model.matrices.items() if role.startswith("layers.")}
+    experts = [w for role, w in layers.items() if ".expert." in role]
+    others = [w for role, w in layers.items() if ".expert." not in role]
+
+    def total(amount: Callable[[Weight], int]) -> int:
+        chosen = sum(map(amount, experts)) * config.experts_chosen // max(1, config.experts)
+        return sum(map(amount, others)) + chosen
+
     return Cost(
-        sum(w.data.nbytes for w in layers) + head.data.nbytes,
-        sum(w.rows * w.columns for w in layers),
+        total(lambda w: w.data.nbytes) + head.data.nbytes,
+        total(lambda w: w.rows * w.columns),
         head.rows * head.columns,
         engine.manager.layout.bytes_per_token,
         4 * config.num_layers * config.num_heads * config.head_dim,
