@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from kvist.errors import InternalError, KvistError
 from kvist.kernels.cpu.backend import CpuBackend
 from kvist.kernels.cpu.build import UNITS
 from kvist.models import hub
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a shell runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what tests start would ignore Ctrl-C as well
 
 
 @pytest.fixture(scope="session")
