@@ -66,11 +66,11 @@ class World:
             positions.append(own)
             row_pages.append(self.tables[s][own // size])
             sequences.append(
-                SequenceRows(first, count, start, self.tables[s][: (start + count - 1) // size + 1].copy())
+                SequenceRows(first, count, start, self.tables[s][None, : (start + count - 1) // size + 1].copy())
             )
             first += count
         batch = BatchMetadata(
-            np.concatenate(tokens).astype(np.int32), np.concatenate(positions), np.concatenate(row_pages),
+            np.concatenate(tokens).astype(np.int32), np.concatenate(positions), np.concatenate(row_pages)[None],
             np.arange(first, dtype=np.int32), sequences,
         )  # fmt: skip
         return self.executable.run(batch).copy()
@@ -121,4 +121,4 @@ def build(
         pool.data[:] = fill_byte
     ids = np.random.RandomState(9).permutation(pool.num_pages).astype(np.int32)
     tables = [ids[s * each : (s + 1) * each].copy() for s in range(sequences)]
-    return World(shape, pool, backend.bind(program, pool, Limits(total, total, sequences)), length, tables, queries)
+    return World(shape, pool, backend.bind(program, [pool], Limits(total, total, sequences)), length, tables, queries)

@@ -48,7 +48,7 @@ def row_batch(tokens: Sequence[int] | npt.NDArray[np.int32], sampled: Sequence[i
     ids = np.asarray(tokens, np.int32)
     rows = np.arange(len(ids), dtype=np.int32)
     wanted = rows if sampled is None else np.asarray(sampled, np.int32)
-    return BatchMetadata(ids, rows, np.zeros_like(ids), wanted, [])
+    return BatchMetadata(ids, rows, np.zeros_like(ids)[None], wanted, [])
 
 
 def run_ops(
@@ -62,4 +62,4 @@ def run_ops(
     """Run ops that need no pages; what the last one writes, its first `width` columns."""
     program = Program(tuple(ops), head, 1, 1, 16, 1, width)
     limits = Limits(len(batch.tokens), sampled_limit or max(1, len(batch.sampled_rows)), 1)
-    return backend.bind(program, tiny_pool(), limits).run(batch)[:, :width].copy()
+    return backend.bind(program, [tiny_pool()], limits).run(batch)[:, :width].copy()

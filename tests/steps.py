@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from kvist.cache.codec import codec
+from kvist.cache.group import page_groups
 from kvist.cache.layout import LayerSpec, PageLayout
 from kvist.cache.manager import CacheManager
 from kvist.engine.batch import Piece
@@ -32,9 +34,11 @@ def runner(
     program = build_program(config, model.matrices, model.vectors, rotary, local)
     layers = tuple(LayerSpec(config.num_kv_heads, config.stored_head_dim) for _ in range(config.num_layers))
     layout = PageLayout(layers, page_size, codec(kv))
-    manager = CacheManager(layout, layout.pages_for(positions) + 1, identity=b"test")
+    windows = [config.window(layer) for layer in range(config.num_layers)]
+    pages = layout.pages_for(positions) + 1
+    manager = CacheManager([replace(g, num_pages=pages) for g in page_groups(layout, windows)], identity=b"test")
     try:
-        yield Runner(backend.bind(program, manager.pool, Limits(positions, positions, 8)), manager), manager
+        yield Runner(backend.bind(program, [ledger.pool for ledger in manager.ledgers], Limits(positions, positions, 8)), manager), manager
     finally:
         manager.close()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from kvist.assemble import assemble, choose_sizes, page_layout
+from kvist.assemble import Sizes, assemble, choose_sizes, page_sharing
 from kvist.config import EngineConfig
 from kvist.errors import CapacityError, UnknownNameError, UsageError
 from kvist.kernels.cpu.backend import CpuBackend
@@ -35,39 +35,40 @@ def test_a_pool_has_exactly_the_bytes_of_the_formula(
     engine = assemble(model, config, backend)
     per_token = 2 * 3 * 2 * 16 * size  # K and V x layers x KV heads x head size x bytes
     pages = (1 << 20) // (per_token * page_size)
-    assert engine.manager.pool.nbytes == pages * page_size * per_token
-    assert engine.manager.pool.data.nbytes == engine.manager.pool.nbytes
-    assert engine.manager.stats().pool_bytes == engine.manager.pool.nbytes
+    assert engine.manager.ledgers[0].pool.nbytes == pages * page_size * per_token
+    assert engine.manager.ledgers[0].pool.data.nbytes == engine.manager.ledgers[0].pool.nbytes
+    assert engine.manager.stats().pool_bytes == engine.manager.ledgers[0].pool.nbytes
     engine.manager.close()
 
 
 def test_smollm2_takes_23040_bytes_a_token_in_f16() -> None:
-    assert page_layout(SMOLLM2, 16, "f16").bytes_per_token == 2 * 30 * 3 * 64 * 2 == 23040
+    assert page_sharing(SMOLLM2, EngineConfig(), "f16").each // 16 == 2 * 30 * 3 * 64 * 2 == 23040
+
+
+def sizes(config: EngineConfig) -> Sizes:
+    return choose_sizes(SMOLLM2, config, [page_sharing(SMOLLM2, config, "f16")])
 
 
 def test_a_length_that_was_asked_for_must_fit() -> None:
-    layout = page_layout(SMOLLM2, 16, "f16")
     config = EngineConfig(max_model_len=8192, kv_cache_memory_bytes=100 << 20)
     with pytest.raises(
         CapacityError, match=r"8192: it needs 512 pages = 188,743,680 bytes, .* 284 pages .* max_model_len=4544"
     ):
-        choose_sizes(SMOLLM2, layout, config)
-    assert choose_sizes(SMOLLM2, layout, replace(config, max_model_len=4544)).num_pages == 284
-    assert choose_sizes(SMOLLM2, layout, replace(config, kv_cache_memory_bytes=188_743_680)).max_model_len == 8192
+        sizes(config)
+    assert sizes(replace(config, max_model_len=4544)).num_pages == 284
+    assert sizes(replace(config, kv_cache_memory_bytes=188_743_680)).max_model_len == 8192
 
 
 def test_a_length_that_was_not_asked_for_is_cut_to_the_memory() -> None:
-    layout = page_layout(SMOLLM2, 16, "f16")
-    assert choose_sizes(SMOLLM2, layout, EngineConfig(kv_cache_memory_bytes=100 << 20)).max_model_len == 4544
+    assert sizes(EngineConfig(kv_cache_memory_bytes=100 << 20)).max_model_len == 4544
     with pytest.raises(CapacityError, match="at least 368,640"):
-        choose_sizes(SMOLLM2, layout, EngineConfig(kv_cache_memory_bytes=1000))
+        sizes(EngineConfig(kv_cache_memory_bytes=1000))
     with pytest.raises(UsageError, match="at most 8192"):
-        choose_sizes(SMOLLM2, layout, EngineConfig(max_model_len=8193))
+        sizes(EngineConfig(max_model_len=8193))
 
 
 def test_the_pool_is_never_larger_than_its_sequences_can_use() -> None:
-    layout = page_layout(SMOLLM2, 16, "f16")
-    assert choose_sizes(SMOLLM2, layout, EngineConfig(max_num_seqs=1)).num_pages <= 512
+    assert sizes(EngineConfig(max_num_seqs=1)).num_pages <= 512
 
 
 @pytest.mark.parametrize(
@@ -90,4 +91,4 @@ def test_an_unknown_option_is_named_with_near_ones() -> None:
 def test_padded_heads_are_counted_as_they_are_stored(tmp_path: Path, backend: CpuBackend) -> None:
     odd = load_model(tiny.write_folder(tiny.MODELS["llama-odd"], tmp_path), backend)
     assert odd.config.head_dim == 10
-    assert page_layout(odd.config, 16, "f32").bytes_per_token == 2 * 3 * 2 * 16 * 4
+    assert page_sharing(odd.config, EngineConfig(), "f32").each // 16 == 2 * 3 * 2 * 16 * 4

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvist.cache.codec import codec
+from kvist.cache.group import Sharing, most_pages, page_groups
 from kvist.cache.layout import LayerSpec, PageLayout
 from kvist.cache.manager import CacheManager
 from kvist.config import EngineConfig
@@ -37,51 +38,54 @@ NUMERIC_VERSION = b"1"  # of the kernels' arithmetic: raise it whenever a change
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What was decided for the pool: longest sequence in tokens, pages."""
+    """What was decided for the pools: longest sequence in tokens, pages of the first group."""
 
     max_model_len: int
     num_pages: int
 
 
-def page_layout(model: ModelConfig, page_size: int, kv_dtype: str) -> PageLayout:
-    """The layout of a model's pages."""
-    return PageLayout(
-        (LayerSpec(model.num_kv_heads, model.stored_head_dim),) * model.num_layers, page_size, codec(kv_dtype)
+def page_sharing(model: ModelConfig, config: EngineConfig, kv_dtype: str) -> Sharing:
+    """The groups of a model's layers, and how they share memory. A window that sees all positions is none."""
+    longest = min(config.max_model_len or model.max_positions, model.max_positions)
+    windows = [model.window(layer) for layer in range(model.num_layers)]
+    spec = LayerSpec(model.num_kv_heads, model.stored_head_dim)
+    groups = page_groups(
+        PageLayout((spec,) * model.num_layers, config.page_size, codec(kv_dtype)),
+        [window if window is not None and window < longest else None for window in windows],
     )
+    return Sharing(groups, config.max_num_seqs, config.max_num_batched_tokens)
 
 
-def choose_sizes(model: ModelConfig, layout: PageLayout, config: EngineConfig, beside: int = 0) -> Sizes:
-    """Size the pool. A length that was asked for must fit the memory; one that was not is cut to it.
+def choose_sizes(model: ModelConfig, config: EngineConfig, sharings: Sequence[Sharing]) -> Sizes:
+    """Size the pools. A length that was asked for must fit the memory; one that was not is cut to it.
 
-    beside: bytes that a page takes in another pool of as many pages (a draft model's). Errors carry the arithmetic.
+    sharings: the model's, and perhaps a draft model's, which gets as many pages. Errors carry the arithmetic.
     """
-    trained = model.max_positions
-    asked = config.max_model_len
+    trained, asked = model.max_positions, config.max_model_len
     if asked is not None and asked > trained:
         raise UsageError(
             f"max_model_len {asked} is beyond the {trained} positions this model was trained for: "
             f"give at most {trained}"
         )
-    longest = asked or trained
-    given, size, each = config.kv_cache_memory_bytes, layout.page_size, layout.page_bytes + beside
+    longest, size = asked or trained, config.page_size
+    given, each = config.kv_cache_memory_bytes, sum(sharing.each for sharing in sharings)
+    pages = most_pages(sharings, available_memory() // 4 if given is None else given)
     if given is None:
-        useful = layout.pages_for(longest) * config.max_num_seqs
-        pages = min(useful, max(available_memory() // 4 // each, 1))
-    else:
-        pages = given // each
-    held = given if given is not None else pages * each
+        pages = min(sharings[0].useful(longest), max(pages, 1))
+    held = sum(sharing.bytes(pages) for sharing in sharings) if given is None else given
     have = f"{held:,} bytes hold {pages} pages of {size} tokens x {each // size:,} bytes"
-    have += " (draft model included)" if beside else ""
+    have += " (draft model included)" if len(sharings) > 1 else ""
     if pages < 1 or pages * size < 2:
         raise CapacityError(f"too little memory for the cache: {have}; give kv_cache_memory_bytes of at least {each:,}")
-    if asked is not None and pages < layout.pages_for(asked):
-        wanted = layout.pages_for(asked)
-        need = wanted * each
+    fits = sharings[0].longest(pages, longest)
+    if asked is not None and fits < asked:
+        wanted = sharings[0].groups[0].held(asked)
+        need = sum(sharing.bytes(wanted) for sharing in sharings)
         raise CapacityError(
             f"too little memory for one sequence of max_model_len {asked}: it needs {wanted} pages = {need:,} bytes, "
-            f"{have}; give kv_cache_memory_bytes={need} or max_model_len={pages * size}"
+            f"{have}; give kv_cache_memory_bytes={need} or max_model_len={fits}"
         )
-    return Sizes(min(longest, pages * size), pages)
+    return Sizes(fits, pages)
 
 
 def assemble(
@@ -101,13 +105,13 @@ def assemble(
     events = events or EventChannel()
     speculation = config.speculative_config
     drafts = 0 if speculation is None else speculation.drafts
-    layout, beside = _layout(model, config), 0
+    sharings = [_sharing(model, config)]
     if speculation is not None and speculation.method == "draft_model":
         if draft is None:
             raise InternalError("a draft model was asked for, and none was given to assemble")
         _check_draft(model, draft)
-        beside = _layout(draft, config).page_bytes
-    sizes = choose_sizes(model.config, layout, config, beside)
+        sharings.append(_sharing(draft, config))
+    sizes = choose_sizes(model.config, config, sharings)
     runner, manager = _running(model, config, sizes, backend, drafts, events)
     engine_limits = EngineLimits(
         model.config.vocab_size, sizes.max_model_len, config.max_num_seqs, config.max_num_batched_tokens,
@@ -116,7 +120,7 @@ def assemble(
     if speculation is None:
         return Engine(runner, manager, engine_limits, events)
     proposer: Proposer = NgramProposer(speculation.prompt_lookup_max, speculation.prompt_lookup_min)
-    if beside and draft is not None:
+    if speculation.method == "draft_model" and draft is not None:
         longest = min(draft.config.max_positions, sizes.max_model_len)
         ahead, its = _running(draft, config, Sizes(longest, sizes.num_pages), backend, 0, EventChannel())
         proposer = DraftProposer(ahead, its, longest, config.max_num_batched_tokens)
@@ -134,9 +138,9 @@ def load_draft(config: EngineConfig, backend: Backend, report: Callable[[str, in
     )
 
 
-def _layout(model: Model, config: EngineConfig) -> PageLayout:
+def _sharing(model: Model, config: EngineConfig) -> Sharing:
     codec_name = model.float_type if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    return page_layout(model.config, config.page_size, codec_name)
+    return page_sharing(model.config, config, codec_name)
 
 
 def _running(
@@ -145,15 +149,15 @@ def _running(
     """A model's pages and what runs steps over them, with logits of `drafts` more rows a sequence."""
     caching = config.enable_prefix_caching and config.enable_cache
     manager = CacheManager(
-        _layout(model, config),
-        sizes.num_pages,
+        _sharing(model, config).shared(sizes.num_pages),
         identity=identity(model, sizes.max_model_len),
         enable_prefix_caching=caching,
         events=events,
         max_pinned=int(config.max_pinned_share * sizes.num_pages),
     )
     if config.prefault:
-        manager.pool.prefault(PREFAULT_BYTES)
+        for ledger in manager.ledgers:
+            ledger.pool.prefault(PREFAULT_BYTES)
     rotary = rotary_tables(model.config, sizes.max_model_len, model.rope_divisors)
     local = local_rotary_tables(model.config, sizes.max_model_len)
     program = build_program(model.config, model.matrices, model.vectors, rotary, local)
@@ -162,7 +166,7 @@ def _running(
         sampled=min(config.max_num_seqs * (1 + drafts), config.max_num_batched_tokens),
         sequences=config.max_num_seqs,
     )
-    return Runner(backend.bind(program, manager.pool, limits), manager), manager
+    return Runner(backend.bind(program, [ledger.pool for ledger in manager.ledgers], limits), manager), manager
 
 
 def _check_draft(model: Model, draft: Model) -> None:

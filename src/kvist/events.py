@@ -40,7 +40,10 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened. `time` is `time.monotonic()`, in seconds; `count` is in tokens or in things."""
+    """One thing that happened. `time` is `time.monotonic()`, in seconds; `count` is in tokens or in things.
+
+    A page is named by its id and its group of layers.
+    """
 
     kind: EventKind
     time: float
@@ -48,6 +51,7 @@ class Event:
     page: int | None = None
     count: int = 1
     detail: int | str | None = None
+    group: int = 0
 
 
 class Subscription:
@@ -108,9 +112,10 @@ class EventChannel:
         page: int | None = None,
         count: int = 1,
         detail: int | str | None = None,
+        group: int = 0,
     ) -> None:
         """Hand one event to every listener. Ask `listening` first: it saves building the arguments."""
-        event = Event(kind, time.monotonic(), request, page, count, detail)
+        event = Event(kind, time.monotonic(), request, page, count, detail, group)
         for subscription in self._subscriptions:
             subscription._put(event)
 

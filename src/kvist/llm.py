@@ -221,7 +221,7 @@ class LLM:
             raise RequestError(f"{len(token_ids)} tokens: give 1 to {self.engine.limits.max_model_len}")
         if any(not 0 <= token < self.engine.limits.vocab_size for token in token_ids):
             raise RequestError(f"a token id is not in this model's vocabulary of {self.engine.limits.vocab_size}")
-        table = manager.open(manager.match(list(token_ids)))
+        table = manager.open(manager.match(list(token_ids), whole=True))
         logits = np.empty((len(token_ids), self.engine.limits.vocab_size), np.float32)
         try:
             if not manager.reserve(table, len(token_ids) - table.computed):

@@ -179,7 +179,7 @@ def test_logits_that_are_taken_in_portions(backend: CpuBackend) -> None:
     x, last, out = Buffer("x", 16), Buffer("last", 16, sampled=True), Buffer("out", 16, sampled=True)
     matrix = weight(numbers(1, 16, 16))
     ops = (fill(x, numbers(0, 8, 16)), Matmul(x, matrix, x), Matmul(last, matrix, out))
-    bound = backend.bind(Program(ops, 2, 1, 1, 16, 1, 16), tiny_pool(), Limits(8, 2, 1))
+    bound = backend.bind(Program(ops, 2, 1, 1, 16, 1, 16), [tiny_pool()], Limits(8, 2, 1))
     with bound.profile() as found:
         bound.run(row_batch(range(8), [0, 3, 5, 6, 7]))
     assert [(launch.sampled, len(list(found.records(launch)))) for launch in found.launches] == [(2, 4), (2, 2), (1, 2)]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from kvist.cache.codec import codec
+from kvist.cache.group import PageGroup
 from kvist.cache.layout import LayerSpec, PageLayout
 from kvist.cache.manager import CacheManager
 from kvist.cache.table import PageTable
@@ -35,19 +36,19 @@ class World:
 
 
 def lose_a_free_page(w: World) -> None:
-    w.manager.allocator._free.pop()
+    w.manager.ledgers[0].allocator._free.pop()
 
 
 def hand_a_page_out_twice(w: World) -> None:
-    w.manager.allocator._free.append(2)
+    w.manager.ledgers[0].allocator._free.append(2)
 
 
 def count_one_owner_too_many(w: World) -> None:
-    w.manager.allocator.refs[3] += 1
+    w.manager.ledgers[0].allocator.refs[3] += 1
 
 
 def forget_an_owner(w: World) -> None:
-    w.manager.allocator.refs[2] -= 1
+    w.manager.ledgers[0].allocator.refs[2] -= 1
 
 
 def forget_a_locked_match(w: World) -> None:
@@ -59,37 +60,37 @@ def forget_a_table(w: World) -> None:
 
 
 def unpublish_a_cached_page(w: World) -> None:
-    w.manager.index.remove(1)
+    w.manager.ledgers[0].index.remove(1)
 
 
 def publish_a_free_page(w: World) -> None:
-    w.manager.index.insert(w.manager.root(b""), range(900, 916), 5, 0)
+    w.manager.ledgers[0].index.insert(w.manager.root(b""), range(900, 916), 5, 0)
 
 
 def unpublish_a_locked_page(w: World) -> None:
-    w.manager.index.remove(2)
+    w.manager.ledgers[0].index.remove(2)
 
 
 def evict_a_parent_first(w: World) -> None:
-    w.manager.allocator._cached.move_to_end(0, last=False)
+    w.manager.ledgers[0].allocator._cached.move_to_end(0, last=False)
 
 
 def orphan_a_page(w: World) -> None:
-    w.manager.index.remove(0)
+    w.manager.ledgers[0].index.remove(0)
 
 
 def change_a_token_of_the_index(w: World) -> None:
-    index = w.manager.index
+    index = w.manager.ledgers[0].index
     node = dataclasses.replace(index.pages[3], tokens=b"\1" * 64)
     index.pages[3] = index.nodes[node.key] = node
 
 
 def lose_a_child(w: World) -> None:
-    w.manager.index.children[w.manager.root(b"")].pop()
+    w.manager.ledgers[0].index.children[w.manager.root(b"")].pop()
 
 
 def forget_a_page_by_id(w: World) -> None:
-    del w.manager.index.pages[3]
+    del w.manager.ledgers[0].index.pages[3]
 
 
 def change_a_token_of_the_table(w: World) -> None:
@@ -167,4 +168,4 @@ def test_damage_is_seen(damage: Callable[[World], None], complaint: str, damaged
 
 @pytest.fixture
 def damaged() -> World:
-    return World(CacheManager(PageLayout((LayerSpec(1, 16),), 16, codec("f32")), 6, identity=b"test"))
+    return World(CacheManager([PageGroup(PageLayout((LayerSpec(1, 16),), 16, codec("f32")), 6)], identity=b"test"))

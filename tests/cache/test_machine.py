@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 )
 
 from kvist.cache.codec import CODECS, codec
+from kvist.cache.group import GONE, PageGroup
 from kvist.cache.layout import PAGE_SIZES, LayerSpec, PageLayout
 from kvist.cache.ledger import PageLedger
 from kvist.cache.manager import CacheManager
@@ -58,11 +59,22 @@ class CacheMachine(RuleBasedStateMachine):
         num_pages=st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16]),
         name=st.sampled_from(CODECS),
         caching=st.sampled_from([True, True, True, False]),
+        spans=st.sampled_from([(None,), (None,), (None, 1), (None, 20), (None, 40), (None, 100), (90, 20), (33,)]),
+        windowed=st.sampled_from([3, 4, 6, 10]),
     )
-    def begin(self, page_size: int, num_pages: int, name: str, caching: bool) -> None:
+    def begin(
+        self, page_size: int, num_pages: int, name: str, caching: bool, spans: tuple[int | None, ...], windowed: int
+    ) -> None:
+        """spans: of the groups. In one group all layers are; of two, the second has layer 1, and `windowed` pages."""
         self.size = page_size
+        self.places = [PLACES] if len(spans) == 1 else [PLACES[:1], PLACES[1:]]
+        self.totals = [num_pages, windowed][: len(spans)]
+        layers = [LAYERS] if len(spans) == 1 else [(LAYERS[0], None), (None, LAYERS[1])]
+        layouts = [PageLayout(specs, page_size, codec(name)) for specs in layers]
         self.manager = CacheManager(
-            PageLayout(LAYERS, page_size, codec(name)), num_pages, identity=b"test", enable_prefix_caching=caching
+            [PageGroup(*group) for group in zip(layouts, self.totals, spans, strict=True)],
+            identity=b"test",
+            enable_prefix_caching=caching,
         )
         self.open: dict[PageTable, tuple[bytes, list[int]]] = {}
         self.sealed: set[tuple[bytes, tuple[int, ...]]] = set()  # every prefix that ever filled its last page
@@ -121,7 +133,7 @@ class CacheMachine(RuleBasedStateMachine):
         return self.open_match(match)
 
     def open_match(self, match: PrefixMatch) -> PageTable:
-        room = self.manager.allocator.can_allocate(1)
+        room = all(ledger.allocator.can_allocate(1) for ledger in self.manager.ledgers)
         table = self.manager.open(match)
         assert table.computed == (match.cached if room else len(match.pages) * self.size)
         self.open[table] = match.salt, list(match.tokens[: table.computed])
@@ -138,20 +150,29 @@ class CacheMachine(RuleBasedStateMachine):
         if table not in self.open:
             return
         tokens = self.run_of(shape)
-        before = list(table.pages), self.manager.stats(), self.manager.counters, self.manager.allocator.eviction_order()
+        before = self.state(table)
         new = table.computed + len(tokens) > table.reserved
-        fits = not lacking(self.manager, table, len(tokens)), len(tokens) <= room(self.manager, table)
+        fits = not any(lacking(self.manager, table, len(tokens))), len(tokens) <= room(self.manager, table)
         reserved = self.manager.reserve(table, len(tokens))
         assert not new or fits == (reserved, reserved), "what is lacking and what there is room for is known before"
         if not reserved:
-            after = list(table.pages), self.manager.stats(), self.manager.counters
-            assert (*after, self.manager.allocator.eviction_order()) == before
-            alone = len(self.open) == 1 and not self.manager.matches
-            assert not alone or self.manager.layout.pages_for(table.computed + len(tokens)) > before[1].total
+            assert self.state(table) == before
+            self.check_that_it_does_not_fit(table, len(tokens))
             return
         step = -(-len(tokens) // steps)
         for at in range(0, len(tokens), step or 1):
             self.run_model(table, tokens[at : at + step])
+
+    def state(self, table: PageTable) -> object:
+        manager = self.manager
+        orders = [ledger.allocator.eviction_order() for ledger in manager.ledgers]
+        return [list(pages) for pages in table.groups], manager.stats(), manager.counters, orders
+
+    def check_that_it_does_not_fit(self, table: PageTable, count: int) -> None:
+        """A sequence alone can go on if the pool is as large as what its tokens see and the new ones."""
+        if len(self.open) == 1 and not self.manager.matches:
+            pages = self.manager.layout.pages_for(table.computed + count)
+            assert any(pages - gone > total for gone, total in zip(table.gone, self.totals, strict=True))
 
     @rule(table=tables, more=st.integers(0, 40))
     def only_reserve(self, table: PageTable, more: int) -> None:
@@ -172,35 +193,44 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(table=tables, share=st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.0]))
     def rollback(self, table: PageTable, share: float) -> None:
         if table in self.open:
-            length = int(table.computed * share)
-            self.manager.rollback(table, length)
-            del self.open[table][1][length:]
+            self.back_to(table, int(table.computed * share))
+
+    def back_to(self, table: PageTable, length: int) -> None:
+        """Roll back. It may go further, if what the next token sees is lost, but not without a window."""
+        left = self.manager.rollback(table, length)
+        assert left == table.computed <= length
+        assert left == length or left % self.size == 0
+        if all(group.window is None for group in self.manager.groups):
+            assert left == length
+        del self.open[table][1][left:]
 
     @rule(table=tables, back=st.integers(1, 40), same=st.booleans())
     def redo(self, table: PageTable, back: int, same: bool) -> None:
         """Go back and compute again, the same tokens or the opposite ones."""
         if table not in self.open:
             return
-        undone = self.open[table][1][-back:]
-        self.manager.rollback(table, table.computed - len(undone))
-        del self.open[table][1][table.computed :]
+        held = list(self.open[table][1])
+        self.back_to(table, max(table.computed - back, 0))
+        undone = held[table.computed :]
         if self.manager.reserve(table, len(undone)):
             self.run_model(table, undone if same else [1 - token for token in undone])
         else:
-            assert len(self.open) + len(self.manager.matches) > 1, "a sequence alone can always go on"
+            self.check_that_it_does_not_fit(table, len(undone))
 
     @rule(table=consumes(tables), wanted=st.integers(0, 6))
     def release(self, table: PageTable, wanted: int) -> None:
         """As a preemption does: what was said to be lost is what is not there any more, if others take the room."""
-        pages = self.manager.allocator
-        before, lacks = pages.available, table in self.open and wanted
-        too_few, lost = loss(self.manager, table, wanted) if lacks else (False, 0)
+        before, lacks = self.available(), table in self.open and wanted
+        too_few, lost = loss(self.manager, table, [wanted] * len(before)) if lacks else (False, 0)
         tokens = list(table.tokens)
         self.manager.release(table)
         if lacks:
-            assert too_few == (pages.available - before < wanted)
+            assert too_few == any(after - was < wanted for after, was in zip(self.available(), before, strict=True))
             assert lost <= len(tokens)
         self.open.pop(table, None)
+
+    def available(self) -> list[int]:
+        return [ledger.allocator.available for ledger in self.manager.ledgers]
 
     @rule()
     def flush(self) -> None:
@@ -213,9 +243,12 @@ class CacheMachine(RuleBasedStateMachine):
         salt, held = self.open[table]
         for token in tokens:
             held.append(token)
-            page, slot = table.pages[(len(held) - 1) // self.size], (len(held) - 1) % self.size
-            for (layer, head), (k, v) in zip(PLACES, truth(salt, tuple(held)).astype(np.float32), strict=True):
-                self.manager.pool.write(page, layer, head, slice(slot, slot + 1), k[None], v[None])
+            i, slot = divmod(len(held) - 1, self.size)
+            numbers = iter(truth(salt, tuple(held)).astype(np.float32))
+            for ledger, pages, places in zip(self.manager.ledgers, table.groups, self.places, strict=True):
+                for layer, head in places:
+                    k, v = next(numbers)
+                    ledger.pool.write(pages[i], layer, head, slice(slot, slot + 1), k[None], v[None])
             if len(held) % self.size == 0:
                 self.sealed.add((salt, tuple(held)))
         self.manager.commit(table, tokens)
@@ -231,12 +264,15 @@ class CacheMachine(RuleBasedStateMachine):
         for table, (salt, tokens) in getattr(self, "open", {}).items():
             assert table.tokens == tokens
             expected = [truth(salt, tuple(tokens[: n + 1])) for n in range(len(tokens))]
-            for i, page in enumerate(table.pages[: self.manager.layout.pages_for(len(tokens))]):
-                part = np.stack(expected[i * self.size : (i + 1) * self.size])
-                for n, (layer, head) in enumerate(PLACES):
-                    k, v = self.manager.pool.read(page, layer, head, slice(0, len(part)))
-                    assert np.array_equal(k, part[:, n, 0]), (table, i)
-                    assert np.array_equal(v, part[:, n, 1]), (table, i)
+            for ledger, pages, places in zip(self.manager.ledgers, table.groups, self.places, strict=True):
+                seen = max(0, len(tokens) - (ledger.group.window or 1 << 30) + 1) // self.size
+                for i in range(seen, self.manager.layout.pages_for(len(tokens))):
+                    part = np.stack(expected[i * self.size : (i + 1) * self.size])
+                    for layer, head in places:
+                        k, v = ledger.pool.read(pages[i], layer, head, slice(0, len(part)))
+                        assert np.array_equal(k, part[:, PLACES.index((layer, head)), 0]), (table, i)
+                        assert np.array_equal(v, part[:, PLACES.index((layer, head)), 1]), (table, i)
+                assert len({*pages[:seen]} - {GONE}) == 0, "what no later token sees is let go of at once"
 
     def teardown(self) -> None:
         if not hasattr(self, "manager"):
@@ -250,7 +286,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.manager.flush()
         self.manager.check_integrity()
         assert self.manager.stats().free == self.manager.stats().total
-        assert len(self.manager.index) == 0
+        assert all(len(ledger.index) == 0 for ledger in self.manager.ledgers)
         self.manager.close()
 
 
@@ -299,7 +335,7 @@ def keeps_evicted_pages_in_the_index(patch: pytest.MonkeyPatch) -> None:
 def releases_head_first(patch: pytest.MonkeyPatch) -> None:
     def wrong(manager: CacheManager, table: PageTable) -> None:
         for page in table.pages:
-            manager.ledger.drop(page, None)
+            manager.ledgers[0].drop(page, None)
         manager.tables.discard(table)
         table.pages.clear()
 
@@ -318,9 +354,20 @@ def forgets_to_end_reservations(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CacheManager, "fork", wrong)
 
 
+def lets_go_a_page_too_early(patch: pytest.MonkeyPatch) -> None:
+    first_seen = PageGroup.first_seen
+    patch.setattr(PageGroup, "first_seen", lambda group, position: first_seen(group, position + 1))
+
+
+def takes_nothing_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("kvist.cache.manager.take_back", lambda ledgers, table, length: length)
+
+
 @pytest.mark.parametrize(
     "sabotage",
     [
+        lets_go_a_page_too_early,
+        takes_nothing_back,
         no_copy_on_write,
         copies_nothing,
         matches_one_token_too_many,

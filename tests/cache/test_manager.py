@@ -75,9 +75,9 @@ def test_reserve_is_all_or_nothing(make_manager: Make) -> None:
 def test_a_released_sequence_is_found_again_without_its_last_token(make_manager: Make) -> None:
     manager = make_manager()
     manager.release(opened(manager, A, B))
-    assert (manager.stats().cached, manager.allocator.eviction_order()) == (2, [1, 0])
+    assert (manager.stats().cached, manager.ledgers[0].allocator.eviction_order()) == (2, [1, 0])
     with manager.match([*A, *B], limit=31) as match:
-        assert (match.pages, match.partial, match.cached) == ((0,), (1, 15), 31)
+        assert (match.pages, match.partial, match.slots, match.cached) == ((0,), (1,), 15, 31)
         table = manager.open(match)
     assert (table.pages, table.computed) == ([0, 2], 31)
     extend(manager, table, range(31, 32))
@@ -89,13 +89,13 @@ def test_a_partly_matching_page_is_copied_up_to_the_first_different_token(make_m
     manager = make_manager()
     first = opened(manager, A, B)
     k = np.arange(16 * 16, dtype=np.float32).reshape(16, 16) % 251
-    manager.pool.write(1, 0, 0, slice(None), k, -k)
+    manager.ledgers[0].pool.write(1, 0, 0, slice(None), k, -k)
     with manager.match([*A, *range(16, 21), 99, 99]) as match:
-        assert (match.pages, match.partial, match.cached, match.asked) == ((0,), (1, 5), 21, 23)
+        assert (match.pages, match.partial, match.slots, match.cached, match.asked) == ((0,), (1,), 5, 21, 23)
         second = manager.open(match)
     assert (first.pages, second.pages) == ([0, 1], [0, 2])
     assert second.tokens == [*A, *range(16, 21)]
-    assert np.array_equal(manager.pool.read(2, 0, 0, slice(0, 5))[0], k[:5])
+    assert np.array_equal(manager.ledgers[0].pool.read(2, 0, 0, slice(0, 5))[0], k[:5])
     assert manager.counters.pages_copied == 1
     extend(manager, second, range(99, 101))
     assert second.pages == [0, 2], "the copy is its own, no further copy is needed"
@@ -122,7 +122,7 @@ def test_a_locked_match_cannot_be_evicted(make_manager: Make) -> None:
     manager.check_integrity()
     match.release()
     match.release()
-    assert manager.allocator.eviction_order() == [1, 0]
+    assert manager.ledgers[0].allocator.eviction_order() == [1, 0]
     assert manager.reserve(other, 17)
     assert other.pages == [2, 1]
 
@@ -199,9 +199,9 @@ def test_rollback_drops_pages_and_sealed_ones_stay_cached(make_manager: Make) ->
     manager.rollback(table, 20)
     assert (table.pages, table.computed, manager.stats().free) == ([0, 1], 20, 6)
     manager.rollback(table, 16)
-    assert (table.pages, manager.allocator.eviction_order()) == ([0], [1])
+    assert (table.pages, manager.ledgers[0].allocator.eviction_order()) == ([0], [1])
     manager.rollback(table, 0)
-    assert manager.allocator.eviction_order() == [1, 0]
+    assert manager.ledgers[0].allocator.eviction_order() == [1, 0]
 
 
 def test_writing_into_a_sealed_page_copies_it(make_manager: Make) -> None:
@@ -210,7 +210,7 @@ def test_writing_into_a_sealed_page_copies_it(make_manager: Make) -> None:
     manager.rollback(table, 10)
     extend(manager, table, range(50, 52))
     assert table.pages == [1]
-    assert manager.allocator.eviction_order() == [0]
+    assert manager.ledgers[0].allocator.eviction_order() == [0]
     assert manager.match(A).pages == (0,)
 
 
@@ -228,11 +228,11 @@ def test_a_sequence_alone_can_go_on_in_a_full_pool(make_manager: Make) -> None:
     table = opened(manager, A, B, C)
     manager.rollback(table, 20)
     assert manager.reserve(table, 28)
-    assert (table.pages, len(manager.index), manager.counters.pages_copied) == ([0, 1, 2], 1, 0)
+    assert (table.pages, len(manager.ledgers[0].index), manager.counters.pages_copied) == ([0, 1, 2], 1, 0)
     manager.commit(table, [99] * 28)
     manager.check_integrity()
     with manager.match([*A, *B]) as match:
-        assert (match.pages, match.partial) == ((0,), (1, 4)), "the old content is no longer found"
+        assert (match.pages, match.partial, match.slots) == ((0,), (1,), 4), "the old content is no longer found"
 
 
 def test_a_shared_tail_is_never_written_in_place(make_manager: Make) -> None:
@@ -260,10 +260,10 @@ def test_eviction_is_least_recently_used_and_children_first(make_manager: Make) 
     assert (old.pages, new.pages) == ([0, 1, 2], [3, 4])
     manager.release(old)
     manager.release(new)
-    assert manager.allocator.eviction_order() == [2, 1, 0, 4, 3]
+    assert manager.ledgers[0].allocator.eviction_order() == [2, 1, 0, 4, 3]
     with manager.match([*A, *B]):
         pass
-    assert manager.allocator.eviction_order() == [2, 4, 3, 1, 0], "what was asked for is used"
+    assert manager.ledgers[0].allocator.eviction_order() == [2, 4, 3, 1, 0], "what was asked for is used"
     with channel.subscribe() as listener:
         table = opened(manager, range(200, 248))
     assert table.pages == [5, 2, 4]
@@ -277,7 +277,7 @@ def test_flush_forgets_what_nobody_holds(make_manager: Make) -> None:
     manager.release(opened(manager, A, B))
     table = opened(manager, A)
     assert manager.flush() == 1
-    assert (manager.stats().cached, manager.stats().live, len(manager.index)) == (0, 1, 1)
+    assert (manager.stats().cached, manager.stats().live, len(manager.ledgers[0].index)) == (0, 1, 1)
     manager.release(table)
     assert manager.flush() == 1
     assert manager.stats().free == manager.stats().total == 8
@@ -295,7 +295,7 @@ def test_without_prefix_caching_nothing_is_found_kept_or_copied(make_manager: Ma
     assert twin.pages == [0, 2]
     manager.release(table)
     manager.release(twin)
-    assert (manager.stats().free, len(manager.index)) == (8, 0)
+    assert (manager.stats().free, len(manager.ledgers[0].index)) == (8, 0)
 
 
 def test_a_released_table_is_empty_and_of_no_more_use(make_manager: Make) -> None:
@@ -332,7 +332,7 @@ def test_a_hash_collision_is_never_an_answer(make_manager: Make, monkeypatch: py
     first = opened(manager, A)
     second = opened(manager, range(15), range(99, 100), B)
     assert (first.pages, second.pages) == ([0], [1, 2])
-    assert (second.tokens[15], len(manager.index), len(second.keys)) == (99, 1, 1)
+    assert (second.tokens[15], len(manager.ledgers[0].index), len(second.keys)) == (99, 1, 1)
     manager.release(second)
     assert manager.stats().free == 7
     manager.release(first)
@@ -394,5 +394,5 @@ def test_wasted_slots_of_a_shared_page_count_once(make_manager: Make) -> None:
     manager.rollback(twin, 18)
     stats = manager.stats()
     assert (stats.live, stats.wasted_slots, stats.wasted_share) == (2, 12, 12 / 32)
-    assert stats.pool_bytes == manager.pool.nbytes == 8 * manager.layout.page_bytes
+    assert stats.pool_bytes == manager.ledgers[0].pool.nbytes == 8 * manager.layout.page_bytes
     assert (stats.live_bytes, stats.cached_bytes) == (2 * manager.layout.page_bytes, 0)

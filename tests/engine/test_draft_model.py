@@ -130,8 +130,8 @@ def test_a_draft_model_of_another_vocabulary_is_refused(
 def test_both_pools_fit_the_memory_that_was_given(make_engine: MakeEngine, tiny_model: Model) -> None:
     alone = make_engine(kv_cache_memory_bytes=1 << 20)
     both = make_engine(kv_cache_memory_bytes=1 << 20, speculative_config=DRAFT, draft=tiny_model)
-    pools = (both.manager.pool, both.speculation.proposer.manager.pool)
-    assert pools[0].num_pages == pools[1].num_pages == alone.manager.pool.num_pages // 2
+    pools = (both.manager.ledgers[0].pool, both.speculation.proposer.manager.ledgers[0].pool)
+    assert pools[0].num_pages == pools[1].num_pages == alone.manager.ledgers[0].pool.num_pages // 2
     assert sum(pool.nbytes for pool in pools) <= 1 << 20
     with pytest.raises(CapacityError, match="draft model included"):
         make_engine(pages=4, max_model_len=100, speculative_config=DRAFT, draft=tiny_model)

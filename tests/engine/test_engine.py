@@ -268,10 +268,10 @@ def test_ids_are_unique_while_they_run(make_engine: MakeEngine) -> None:
 def test_integrity_is_checked_when_idle_if_asked(make_engine: MakeEngine) -> None:
     engine = make_engine(check_integrity=True)
     answer(engine, prompt(20))
-    engine.manager.allocator.refs[0] += 1
+    engine.manager.ledgers[0].allocator.refs[0] += 1
     with pytest.raises(InternalError):
         answer(engine, prompt(20))
-    engine.manager.allocator.refs[0] -= 1
+    engine.manager.ledgers[0].allocator.refs[0] -= 1
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

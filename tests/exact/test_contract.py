@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 
 import tiny
+from kvist.cache.pool import PagePool
 from kvist.config import EngineConfig
 from kvist.engine.batch import Piece
 from kvist.engine.runner import Runner
@@ -86,8 +87,8 @@ class Sabotage:
     inner: Backend
     kind: str
 
-    def bind(self, program: Program, pool: object, limits: Limits) -> Executable:
-        return _Sabotaged(self.inner.bind(program, pool, limits), self.kind, pool)  # type: ignore[arg-type]
+    def bind(self, program: Program, pools: Sequence[PagePool], limits: Limits) -> Executable:
+        return _Sabotaged(self.inner.bind(program, pools, limits), self.kind, pools)
 
     def close(self) -> None:
         """The inner backend belongs to the session."""
@@ -97,7 +98,7 @@ class Sabotage:
 class _Sabotaged:
     inner: Executable
     kind: str
-    pool: object
+    pools: Sequence[PagePool]
 
     def likeliest(self) -> npt.NDArray[np.int64]:
         return self.inner.likeliest()
@@ -109,8 +110,8 @@ class _Sabotaged:
             logits = logits.copy()
             logits.view(np.uint32)[..., 0] ^= 1  # the smallest difference there is
         if self.kind == "pages":  # a bit of V of the newest position's page, after it was computed
-            page = int(batch.row_pages[-1])
-            self.pool.data[page, -2] ^= 1  # type: ignore[attr-defined]
+            page = int(batch.row_pages[0, -1])
+            self.pools[0].data[page, -2] ^= 1
         return logits
 
 

@@ -90,7 +90,7 @@ def product(backend: Backend, matrix: Weight, *, bias: bool = True, residual: bo
         Matmul(x, matrix, out, vector, extra if residual else None),
     )
     program = Program(ops, len(ops), 1, 1, 16, 1, N)
-    return Product(backend.bind(program, tiny_pool(), Limits(MOST, MOST, 1)), N)
+    return Product(backend.bind(program, [tiny_pool()], Limits(MOST, MOST, 1)), N)
 
 
 @pytest.mark.parametrize(("dtype", "N", "K"), CASES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvist.assemble import assemble, page_layout
+from kvist.assemble import assemble, page_sharing
 from kvist.config import EngineConfig, SpeculativeConfig
 from kvist.engine.engine import Engine
 from kvist.kernels.program import Backend
@@ -13,7 +13,7 @@ from kvist.models.load import Model
 
 def real_engines(model: Model, backend: Backend) -> Callable[..., Engine]:
     """`make_engine(pages, **settings)` over a model."""
-    page_bytes = page_layout(model.config, 16, "f32").page_bytes
+    page_bytes = page_sharing(model.config, EngineConfig(), "f32").each
 
     def make_engine(pages: int, drafts: int, **settings: int) -> Engine:
         speculation = SpeculativeConfig("ngram", drafts, 3, 1, adaptive=False) if drafts else None

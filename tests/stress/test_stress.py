@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import tiny
+from kvist.cache import search
+from kvist.cache.group import PageGroup
 from kvist.cache.ledger import PageLedger
 from kvist.cache.manager import CacheManager
 from kvist.cache.prefix import Hit, PrefixIndex
@@ -36,6 +39,16 @@ def test_a_model_that_hashes_what_it_reads() -> None:
     assert sum(one.cancelled for one in made) > 100
     assert sum(one.pinned for one in made) > 100
     assert sum(engine.scheduler.preemptions for engine in engines) > 300
+
+
+@pytest.mark.parametrize("windows", [(1,), (20,), (40,), (100, 20)])
+def test_layers_with_windows_in_as_few_pages_as_can_be(windows: tuple[int, ...]) -> None:
+    make_engine = partial(hashing_engine, windows=windows)
+    made = [Simulation(seed, make_engine, VOCAB, 110) for seed in range(6)]
+    engines = [one.run() for one in made]
+    assert sum(one.compared for one in made) > 450
+    assert sum(engine.scheduler.preemptions for engine in engines) > 20
+    assert sum(ledger.counters.pages_evicted for engine in engines for ledger in engine.manager.ledgers[1:]) > 100
 
 
 def test_the_tiny_real_model(tmp_path: Path, backend: CpuBackend, one_thread: CpuBackend) -> None:
@@ -95,11 +108,11 @@ def reads_the_page_before(patch: pytest.MonkeyPatch) -> None:
     """Every fiftieth step runs a row over a table whose first two pages are exchanged."""
     build, steps = batch.build_batch, iter(range(1 << 30))
 
-    def wrong(pieces: Sequence[batch.Piece], page_size: int, scrap: int) -> object:
+    def wrong(pieces: Sequence[batch.Piece], page_size: int, scrap: Sequence[int]) -> object:
         made = build(pieces, page_size, scrap)
         last = made.sequences[-1]
-        if next(steps) % 50 == 0 and len(last.pages) > 2:
-            last.pages[:2] = last.pages[1::-1].copy()
+        if next(steps) % 50 == 0 and last.pages.shape[1] > 2:
+            last.pages[0, :2] = last.pages[0, 1::-1].copy()
         return made
 
     patch.setattr("kvist.engine.runner.build_batch", wrong)
@@ -120,10 +133,10 @@ def unpins_twice(patch: pytest.MonkeyPatch) -> None:
     unpin = CacheManager.unpin
 
     def wrong(manager: CacheManager, name: str) -> int:
-        pages = list(manager.pins.held.values())
+        pages = list(manager.pins.held[0].values())
         count = unpin(manager, name)
         for page in pages[:count]:
-            manager.ledger.drop(page, name)
+            manager.ledgers[0].drop(page, name)
         return count
 
     patch.setattr(CacheManager, "unpin", wrong)
@@ -153,4 +166,30 @@ def test_it_notices(sabotage: Callable[[pytest.MonkeyPatch], None], monkeypatch:
     with pytest.raises((AssertionError, InternalError, KeyError, ValueError)) as error:
         for seed in range(36):
             Simulation(seed, hashing_engine, VOCAB, 110).run()
+    assert "simulation seed=" in str(error.value.__notes__)
+
+
+def lets_go_a_page_too_early(patch: pytest.MonkeyPatch) -> None:
+    first_seen = PageGroup.first_seen
+    patch.setattr(PageGroup, "first_seen", lambda group, position: first_seen(group, position + 16))
+
+
+def finds_a_prefix_without_its_window(patch: pytest.MonkeyPatch) -> None:
+    find = search.search
+
+    def wrong(groups: Sequence[PageGroup], *arguments: object) -> search.Found:
+        return find([replace(group, window=1 if group.window else None) for group in groups], *arguments)  # type: ignore[arg-type]
+
+    patch.setattr("kvist.cache.manager.search", wrong)
+
+
+@pytest.mark.parametrize("sabotage", [lets_go_a_page_too_early, finds_a_prefix_without_its_window])
+def test_it_notices_with_windows(
+    sabotage: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sabotage(monkeypatch)
+    monkeypatch.setattr(CacheManager, "close", lambda manager: None)
+    with pytest.raises((AssertionError, InternalError, KeyError, ValueError)) as error:
+        for seed in range(12):
+            Simulation(seed, partial(hashing_engine, windows=(40,)), VOCAB, 110).run()
     assert "simulation seed=" in str(error.value.__notes__)

@@ -117,7 +117,7 @@ def _run(
         * (1 if sys.platform == "darwin" else 1024),
         "weights_bytes": llm.model.weights_bytes,
         "pool_bytes": stats.pool_bytes,
-        "bytes_per_token": llm.engine.manager.layout.bytes_per_token,
+        "bytes_per_token": llm.engine.manager.bytes_per_token,
     }
 
 

@@ -97,14 +97,14 @@ def _measure_all(
 
 def measure(backend: CpuBackend, case: Case, roofline: Roofline, read: float, fma: float) -> Measured:
     """Run one case as often as its time allows. read, fma: what the machine can do, a second."""
-    layer, layers = case.layout.layers[0], len(case.layout.layers)
+    layer, layers = case.layout.spec(0), len(case.layout.layers)
     pages = case.layout.pages_for(max(case.context, case.rows, 1))
     pool = PagePool(case.layout, pages)
     heads = next((op.q.width // layer.head_dim for op in case.ops if hasattr(op, "q")), layer.kv_heads)
     program = Program(
         (*case.ops, *case.fill), len(case.fill) + len(case.ops), heads, layer.kv_heads, layer.head_dim, layers, 16
     )
-    executable = backend.bind(program, pool, Limits(case.rows, 1, 1))
+    executable = backend.bind(program, [pool], Limits(case.rows, 1, 1))
     _fill_pool(pool)
     batch, begin = _batch(case, pages), time.perf_counter()
     seconds: list[float] = []
@@ -150,5 +150,5 @@ def _batch(case: Case, pages: int) -> BatchMetadata:
     start = max(0, case.context - case.rows)
     positions = np.arange(start, start + case.rows, dtype=np.int32)
     tokens = np.arange(case.rows, dtype=np.int32) % TABLE
-    sequences = [SequenceRows(0, case.rows, start, table)]
-    return BatchMetadata(tokens, positions, table[positions // 16], np.empty(0, np.int32), sequences)
+    sequences = [SequenceRows(0, case.rows, start, table[None])]
+    return BatchMetadata(tokens, positions, table[None, positions // 16], np.empty(0, np.int32), sequences)

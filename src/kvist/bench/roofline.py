@@ -93,6 +93,6 @@ def cost_of(model: Model, engine: Engine) -> Cost:
         total(lambda w: w.data.nbytes) + head.data.nbytes,
         total(lambda w: w.rows * w.columns),
         head.rows * head.columns,
-        engine.manager.layout.bytes_per_token,
+        engine.manager.bytes_per_token,
         4 * config.num_layers * config.num_heads * config.head_dim,
     )

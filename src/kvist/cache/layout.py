@@ -17,6 +17,9 @@ moving a page is one operation::
 K is dim-major: the 16 slots are the 16 lanes of a SIMD register, so the scores of 16 positions need no horizontal sum.
 V is slot-major: a position's weight multiplies whole vectors of dims. A larger page is a run of such blocks, which is
 why its size changes no arithmetic. Every block starts on a multiple of 64 bytes.
+
+Layers that see different spans form *groups*: a group's pages hold its own layers only, so that each group can let go
+of a page when its own span has passed it. A layout names all layers of the model, those of other groups as None.
 """
 
 from __future__ import annotations
@@ -54,21 +57,31 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class PageLayout:
-    """The layout of one page: `layers` specs, `page_size` slots, numbers stored by `codec`. All sizes are in bytes."""
+    """The layout of one page: `layers` specs, `page_size` slots, numbers stored by `codec`. All sizes are in bytes.
 
-    layers: tuple[LayerSpec, ...]
+    Layers are counted as the model counts them; one that is None lies in another group's pages and takes no bytes.
+    """
+
+    layers: tuple[LayerSpec | None, ...]
     page_size: int
     codec: Codec
 
     def __post_init__(self) -> None:
         if self.page_size not in PAGE_SIZES:
             raise UsageError(f"page size {self.page_size}: choose one of {', '.join(map(str, PAGE_SIZES))}")
-        if not self.layers:
+        if not any(self.layers):
             raise UsageError("a page layout needs at least one layer")
+
+    def spec(self, layer: int) -> LayerSpec:
+        """What the pages hold of a layer; IndexError for one whose numbers lie elsewhere."""
+        spec = self.layers[layer]
+        if spec is None:
+            raise IndexError(f"layer {layer} lies in the pages of another group")
+        return spec
 
     def v_offset(self, layer: int) -> int:
         """Where V begins inside a block: after K's [head_dim][16]."""
-        return BLOCK * self.layers[layer].head_dim * self.codec.itemsize
+        return BLOCK * self.spec(layer).head_dim * self.codec.itemsize
 
     def block_bytes(self, layer: int) -> int:
         """Size of 16 slots of one head: K and V."""
@@ -80,7 +93,8 @@ class PageLayout:
 
     def layer_bytes(self, layer: int) -> int:
         """Size of one layer's part of a page."""
-        return self.layers[layer].kv_heads * self.head_bytes(layer)
+        spec = self.layers[layer]
+        return spec.kv_heads * self.head_bytes(layer) if spec else 0
 
     def layer_offset(self, layer: int) -> int:
         """Where a layer begins inside a page."""
@@ -111,7 +125,7 @@ class PageLayout:
     @cached_property
     def identity(self) -> bytes:
         """What two pools must agree on to exchange pages byte for byte; part of every content key."""
-        shapes = ",".join(f"{spec.kv_heads}x{spec.head_dim}" for spec in self.layers)
+        shapes = ",".join(f"{spec.kv_heads}x{spec.head_dim}" if spec else "-" for spec in self.layers)
         return f"page/1 {self.codec.name} {self.page_size} {shapes}".encode()
 
     @cached_property

@@ -19,78 +19,88 @@ Three rules keep every answer right:
 3. Whoever holds a page holds the pages before it in its prefix, and lets go of them tail first. So a page is never
    evicted before its children (see `allocator`), and what is referenced is never evicted at all.
 
+Layers with a sliding window are a group with a pool of their own (see `group`), in which a table lets go of a page when
+no later token sees it: there a page may outlive the ones before it, which go first. Tables of all groups grow together.
+
 Only the thread that runs the engine calls in here. Slots past `computed` hold anything: readers mask them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 
+from kvist.cache.group import GONE, PageGroup
 from kvist.cache.integrity import check_integrity
-from kvist.cache.layout import PageLayout
 from kvist.cache.ledger import PageLedger
 from kvist.cache.pins import PinBoard
-from kvist.cache.pool import PagePool
-from kvist.cache.prefix import TOKEN_BYTES, Hit, content_key, pack, root_key
+from kvist.cache.prefix import root_key
 from kvist.cache.report import Break, explain
+from kvist.cache.search import Found, page_keys, search
 from kvist.cache.stats import CacheCounters, CacheStats
 from kvist.cache.table import PageTable, PrefixMatch
+from kvist.cache.window import pass_by, take_back
 from kvist.errors import InternalError, UsageError
 from kvist.events import EventChannel
 
 
 class CacheManager:
-    """Owns a pool of `num_pages` pages, their allocator and their index; the only writer of page tables.
+    """Owns the pages of each of the `groups`, their allocators and indices; the only writer of page tables.
 
-    `identity` names all that the numbers depend on besides tokens, layout and salt: weights, policy, numeric version.
+    Group 0 is the one that sees most; all have pages of one size. `identity` names all that the numbers depend on
+    besides tokens, layout and salt: weights, policy, numeric version.
     """
 
     def __init__(
         self,
-        layout: PageLayout,
-        num_pages: int,
+        groups: Sequence[PageGroup],
         *,
         identity: bytes,
         enable_prefix_caching: bool = True,
         events: EventChannel | None = None,
         max_pinned: int | None = None,
     ) -> None:
-        """max_pinned: pages that may be pinned at most (None: a quarter)."""
-        self.layout = layout
+        """max_pinned: pages of group 0 that may be pinned at most (None: a quarter)."""
+        events = EventChannel() if events is None else events
+        self.groups = tuple(groups)
+        self.layout = groups[0].layout
         self.enable_prefix_caching = enable_prefix_caching
-        self.pool = PagePool(layout, num_pages)
-        self.ledger = PageLedger(self.pool, EventChannel() if events is None else events)
-        self.allocator = self.ledger.allocator
-        self.index = self.ledger.index
-        self.pins = PinBoard(num_pages // 4 if max_pinned is None else max_pinned)
+        self.ledgers = tuple(PageLedger(group, number, events) for number, group in enumerate(groups))
+        self.pins = PinBoard(self.ledgers, groups[0].num_pages // 4 if max_pinned is None else max_pinned)
         self.tables: set[PageTable] = set()
         self.matches: set[PrefixMatch] = set()
-        self._identity = layout.identity + b"\0" + identity
-        self._page_size = layout.page_size
+        self._identity = b"\0".join((*(group.layout.identity for group in groups), identity))
+        self._page_size = self.layout.page_size
+        self._sliding = any(group.window is not None for group in groups)
 
     # -- beginning ---------------------------------------------------------------------------------------------------
 
-    def match(self, tokens: Sequence[int], *, salt: bytes = b"", limit: int | None = None) -> PrefixMatch:
+    def match(
+        self, tokens: Sequence[int], *, salt: bytes = b"", limit: int | None = None, whole: bool = False
+    ) -> PrefixMatch:
         """Find and lock the longest cached prefix of `tokens`, up to `limit` of them.
 
         Full pages come first, then one more page up to the first different token. Only what was computed under the
         same `salt` is found. Give ``limit=len(tokens) - 1`` to be left with a token whose logits can be computed.
+        whole: with all that the tokens of the prefix see themselves, so that they can be run again.
         """
         within = tokens if limit is None else tokens[: max(limit, 0)]
         root = self.root(salt)
-        hit = self.index.lookup(root, within) if self.enable_prefix_caching else Hit()
-        keys = (root, *hit.keys) if self.enable_prefix_caching else ()
-        found = len(hit.pages) * self._page_size + (hit.partial[1] if hit.partial else 0)
-        match = PrefixMatch(salt, len(tokens), hit.pages, hit.partial, tuple(within[:found]), keys, self._unlock)
-        for page in match.locked:
-            self.allocator.share(page)
+        keys: tuple[bytes, ...] = ()
+        hit = Found((), ((),) * len(self.groups))
+        if self.enable_prefix_caching:
+            hit = search(self.groups, [ledger.index for ledger in self.ledgers], root, within, whole)
+            keys = (root, *hit.keys)
+        found = tuple(within[: len(hit.keys) * self._page_size + hit.slots])
+        match = PrefixMatch(salt, len(tokens), hit.groups, hit.partial, hit.slots, found, keys, self._unlock)
+        for ledger, pages in zip(self.ledgers, match.locked, strict=True):
+            for page in pages:
+                ledger.allocator.share(page)
         self.matches.add(match)
         return match
 
     def explain(self, match: PrefixMatch, tokens: Sequence[int], limit: int) -> Break:
         """Say why a locked match, of the first `limit` of these tokens, is not longer. Only of its own salt."""
-        return explain(self.index, self.ledger.evicted, match, tokens, limit, self._page_size)
+        return explain(self.ledgers, match, tokens, limit, self._page_size)
 
     def open(self, match: PrefixMatch | None = None, salt: bytes = b"", *, request: str | None = None) -> PageTable:
         """Make a table that begins with a `match` (which is spent, and whose salt counts), or an empty one.
@@ -101,18 +111,18 @@ class CacheManager:
             match = self.match((), salt=salt)
         if match not in self.matches:
             raise InternalError("a prefix match can be opened once, by its own manager, and not after its release")
-        table = PageTable(match.salt, list(match.pages), keys=list(match.keys), request=request)
-        for page in match.pages:
-            self.ledger.share(page, request)
+        table = PageTable(match.salt, [list(pages) for pages in match.groups], keys=list(match.keys), request=request)
+        self._share(table, request)
         cached = len(match.pages) * self._page_size
-        if match.partial and self.allocator.can_allocate(1):
-            table.pages.append(self.ledger.copy(match.partial[0], request))
+        if match.partial and all(ledger.allocator.can_allocate(1) for ledger in self.ledgers):
+            for ledger, pages, page in zip(self.ledgers, table.groups, match.partial, strict=True):
+                pages.append(ledger.copy(page, request))
             cached = match.cached
         table.tokens.extend(match.tokens[:cached])
         table.reserved = cached
         self.tables.add(table)
         self._unlock(match)
-        self.ledger.hit(match.asked, cached, request)
+        self.ledgers[0].hit(match.asked, cached, request)
         return table
 
     # -- running -----------------------------------------------------------------------------------------------------
@@ -122,35 +132,24 @@ class CacheManager:
 
         The promise holds until the tokens are committed, or the table is forked, rolled back or released.
         """
-        computed = len(table.tokens)
-        end = computed + new_tokens
+        end = len(table.tokens) + new_tokens
         if end <= table.reserved:  # nearly every decode step
             return True
         self._require_open(table)
         if request is not None:
             table.request = request
-        pages, tail = table.pages, computed // self._page_size
-        fresh = max(self.layout.pages_for(end) - len(pages), 0)
-        copies = tail < len(pages) and not self.ledger.is_writable(pages[tail])
-        # With no page left for the copy, a tail that nobody else holds is unpublished and written in place. All pages
-        # that could be evicted are taken by then, so it has no children in the index. A sequence that fits the pool
-        # alone can thus always go on.
-        in_place = copies and self.allocator.refs[pages[tail]] == 1 and self.allocator.available == fresh
-        if not self.allocator.can_allocate(fresh + (copies and not in_place)):
+        if not all(ledger.allocator.can_allocate(ledger.needs(table, end)) for ledger in self.ledgers):
             return False
-        for _ in range(fresh):
-            pages.append(self.ledger.allocate(table.request))
-        if in_place:
-            self.ledger.forget(pages[tail])
-        elif copies:
-            shared = pages[tail]
-            pages[tail] = self.ledger.copy(shared, table.request)
-            self.ledger.drop(shared, table.request)
-        table.reserved = len(pages) * self._page_size
+        for ledger in self.ledgers:
+            ledger.make_writable(table, end)
+        table.reserved = len(table.pages) * self._page_size
         return True
 
     def commit(self, table: PageTable, new_tokens: Sequence[int]) -> None:
-        """Take note that K and V of `new_tokens` are in the reserved positions: advance, and seal every full page."""
+        """Take note that K and V of `new_tokens` are in the reserved positions.
+
+        The table advances, every full page is sealed, and pages that no later token sees are let go of.
+        """
         tokens = table.tokens
         computed = len(tokens)
         end = computed + len(new_tokens)
@@ -161,6 +160,8 @@ class CacheManager:
         if first != past:
             for i in range(first, past):
                 self._seal(table, i)
+        if self._sliding:
+            pass_by(self.ledgers, table)
 
     def fork(self, table: PageTable, *, request: str | None = None) -> PageTable:
         """Make a second table with the same content. It costs no page; whoever writes into the last page copies it.
@@ -168,27 +169,34 @@ class CacheManager:
         Both tables have to reserve before they go on.
         """
         self._require_open(table)
-        pages = table.pages[: self.layout.pages_for(table.computed)]
-        for page in pages:
-            self.ledger.share(page, request)
+        groups = [pages[: self.layout.pages_for(table.computed)] for pages in table.groups]
         table.reserved = table.computed
-        twin = PageTable(table.salt, pages, list(table.tokens), list(table.keys), table.reserved, request)
+        twin = PageTable(table.salt, groups, list(table.tokens), list(table.keys), table.reserved, request)
+        self._share(twin, request)
         self.tables.add(twin)
         return twin
 
-    def rollback(self, table: PageTable, length: int) -> None:
+    def rollback(self, table: PageTable, length: int) -> int:
         """Shorten a table to its first `length` tokens and let go of all pages past them, reserved ones included.
 
-        Published pages stay cached. A page that was sealed stays as it is: going on inside it copies it.
+        Published pages stay cached. A page that was sealed stays as it is: going on inside it copies it. Where layers
+        have windows, the pages that the next token sees are taken back; if one is lost the table gets shorter still,
+        down to where all are there. Returns how many tokens are left.
         """
         self._require_open(table)
         if not 0 <= length <= table.computed:
             raise UsageError(f"cannot roll back to {length} tokens: {table.computed} are computed")
+        if self._sliding:
+            length = take_back(self.ledgers, table, length)
         del table.tokens[length:]
         del table.keys[length // self._page_size + 1 :]
         table.reserved = length
-        for _ in range(len(table.pages) - self.layout.pages_for(length)):
-            self.ledger.drop(table.pages.pop(), table.request)
+        for number, (ledger, pages) in enumerate(zip(self.ledgers, table.groups, strict=True)):
+            for _ in range(len(pages) - self.layout.pages_for(length)):
+                if (page := pages.pop()) != GONE:
+                    ledger.drop(page, table.request)
+            table.gone[number] = min(table.gone[number], len(pages))
+        return length
 
     def release(self, table: PageTable) -> None:
         """Let go of all pages, tail first, and close the table. Releasing it again does nothing, as with files."""
@@ -207,52 +215,40 @@ class CacheManager:
             raise UsageError("there is nothing to pin: prefix caching is switched off")
         keys = self.keys(tokens, salt=salt)
         self.pins.add(name, keys)
-        for key in keys:
-            if key in self.index.nodes and key not in self.pins.held:
-                self._hold(key, self.index.nodes[key].page, name)
         return len(keys)
 
     def unpin(self, name: str) -> int:
         """Let go of a pin; pages that nobody else pinned may be evicted from now on. Returns how many."""
-        pages = self.pins.remove(name)
-        for page in pages:
-            self.ledger.drop(page, name)
-        return len(pages)
+        return self.pins.remove(name)
 
     def keys(self, tokens: Sequence[int], *, salt: bytes = b"") -> list[bytes]:
         """Content keys of the full pages of a prefix, whether they are there or not."""
-        packed, size = pack(tokens), self._page_size * TOKEN_BYTES
-        runs = (packed[at : at + size] for at in range(0, len(packed) - size + 1, size))
-        return list(accumulate(runs, content_key, initial=self.root(salt)))[1:]
+        return page_keys(self.root(salt), tokens, self._page_size)
 
     # -- the whole cache ---------------------------------------------------------------------------------------------
 
     def flush(self) -> int:
         """Forget all cached pages; live ones, pinned ones among them, stay, and stay published. Returns the count."""
         dropped = 0
-        while self.allocator.evict():
-            dropped += 1
+        for ledger in self.ledgers:
+            while ledger.allocator.evict():
+                dropped += 1
         return dropped
 
     @property
     def counters(self) -> CacheCounters:
         """Counts since the manager was made."""
-        return self.ledger.counters
+        return CacheCounters.sum(ledger.counters for ledger in self.ledgers)
 
     def stats(self) -> CacheStats:
         """Tell how the pages stand now."""
-        size, wasted = self._page_size, dict[int, int]()
-        for table in self.tables:
-            full = table.computed // size
-            for i, page in enumerate(table.pages[full:], full):
-                if page not in self.index:
-                    unused = size - max(table.computed - i * size, 0)
-                    wasted[page] = min(unused, wasted.get(page, size))
-        pages = self.allocator
-        return CacheStats(
-            pages.total, pages.free, pages.cached, pages.live, size, self.layout.page_bytes, sum(wasted.values()),
-            len(self.pins.held),
-        )  # fmt: skip
+        held = zip(self.ledgers, self.pins.held, strict=True)
+        return CacheStats(tuple(ledger.stats(self.tables, len(pages)) for ledger, pages in held), self._page_size)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one position in all layers."""
+        return sum(group.layout.bytes_per_token for group in self.groups)
 
     def check_integrity(self) -> None:
         """Prove all invariants, from the open tables and locked matches up; `InternalError` lists what is broken."""
@@ -263,34 +259,44 @@ class CacheManager:
         return root_key(self._identity, salt)
 
     def close(self) -> None:
-        """Give the pool's memory back. Nothing else may be called afterwards."""
-        self.pool.close()
+        """Give the pools' memory back. Nothing else may be called afterwards."""
+        for ledger in self.ledgers:
+            ledger.pool.close()
 
     def _seal(self, table: PageTable, i: int) -> None:
         """Publish the table's full page `i`, or take the page that is published with the same content."""
         if len(table.keys) != i + 1:
             return  # prefix caching is off, or a page before this one could not be published
-        own, tokens = table.pages[i], table.tokens[i * self._page_size : (i + 1) * self._page_size]
-        node = self.ledger.publish(table.keys[i], tokens, own, i, table.request)
-        if node is None:
-            return
-        table.keys.append(node.key)
-        if node.key in self.pins and node.key not in self.pins.held:
-            self._hold(node.key, node.page, table.request)
-        if node.page != own:
-            self.ledger.share(node.page, table.request)
-            table.pages[i] = node.page
-            self.ledger.drop(own, table.request)
+        parent, tokens = table.keys[i], table.tokens[i * self._page_size : (i + 1) * self._page_size]
+        nodes = [
+            ledger.publish(parent, tokens, pages[i], i, table.request)
+            for ledger, pages in zip(self.ledgers, table.groups, strict=True)
+        ]
+        for number, node in enumerate(nodes):
+            if node is None:
+                return
+            ledger, pages = self.ledgers[number], table.groups[number]
+            self.pins.hold(number, node.key, node.page, table.request)
+            if node.page != pages[i]:
+                ledger.share(node.page, table.request)
+                ledger.drop(pages[i], table.request)
+                pages[i] = node.page
+        if nodes[0] is not None:
+            table.keys.append(nodes[0].key)
 
-    def _hold(self, key: bytes, page: int, request: str | None) -> None:
-        self.ledger.share(page, request)
-        self.pins.held[key] = page
+    def _share(self, table: PageTable, request: str | None) -> None:
+        """Become an owner of all the pages of a new table."""
+        for ledger, pages in zip(self.ledgers, table.groups, strict=True):
+            for page in pages:
+                if page != GONE:
+                    ledger.share(page, request)
 
     def _unlock(self, match: PrefixMatch) -> None:
         if match in self.matches:
             self.matches.remove(match)
-            for page in reversed(match.locked):
-                self.ledger.drop(page, None)
+            for ledger, pages in zip(self.ledgers, match.locked, strict=True):
+                for page in reversed(pages):
+                    ledger.drop(page, None)
 
     def _require_open(self, table: PageTable) -> None:
         if table not in self.tables:

@@ -79,8 +79,9 @@ class PagePool:
 
     def _blocks(self, page: int, layer: int, head: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """View K and V of one head as stored numbers, both [block][slot 16][head_dim]."""
-        layout, dim = self.layout, self.layout.layers[layer].head_dim
-        if not (0 <= page < self.num_pages and 0 <= head < layout.layers[layer].kv_heads):
+        layout, spec = self.layout, self.layout.spec(layer)
+        dim = spec.head_dim
+        if not (0 <= page < self.num_pages and 0 <= head < spec.kv_heads):
             raise IndexError(f"page {page}, layer {layer}, head {head} is not in this pool")
         start = layout.layer_offset(layer) + head * layout.head_bytes(layer)
         stored = self.data[page, start : start + layout.head_bytes(layer)].view(layout.codec.dtype)

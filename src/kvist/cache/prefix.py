@@ -75,13 +75,17 @@ class Hit:
 
 
 class PrefixIndex:
-    """Maps content keys to pages. It holds no references: the manager removes a page before its content is lost."""
+    """Maps content keys to pages. It holds no references: the manager removes a page before its content is lost.
 
-    def __init__(self, page_size: int) -> None:
+    gaps: a page may be here without the pages before it in its prefix.
+    """
+
+    def __init__(self, page_size: int, gaps: bool = False) -> None:
         self.nodes: dict[bytes, Node] = {}  # by key
         self.pages: dict[int, Node] = {}  # the same, by page
         self.children: dict[bytes, list[tuple[bytes, int]]] = {}  # parent's key -> (tokens, page), sorted
         self._page_bytes = page_size * TOKEN_BYTES
+        self._gaps = gaps
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -142,7 +146,7 @@ class PrefixIndex:
             if key != node.key or content_key(node.parent, node.tokens) != key or len(node.tokens) != self._page_bytes:
                 found.append(f"page {node.page} is not what its key says")
             parent = self.nodes.get(node.parent)
-            if node.depth != (parent.depth + 1 if parent else 0):
+            if (parent is not None or not self._gaps) and node.depth != (parent.depth + 1 if parent else 0):
                 found.append(f"page {node.page} at depth {node.depth} lost its parent")
         families: dict[bytes, list[tuple[bytes, int]]] = {}
         for node in self.nodes.values():

@@ -18,7 +18,7 @@ from kvist.cache.prefix import TOKEN_BYTES, content_key, pack
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kvist.cache.prefix import PrefixIndex
+    from kvist.cache.ledger import PageLedger
     from kvist.cache.table import PrefixMatch
 
 Reason = Literal["full", "partial", "evicted", "never seen", "salt", "off"]
@@ -101,10 +101,10 @@ class Break:
 
 
 def explain(
-    index: PrefixIndex, evicted: KeyMemory, match: PrefixMatch, tokens: Sequence[int], limit: int, page_size: int
+    ledgers: Sequence[PageLedger], match: PrefixMatch, tokens: Sequence[int], limit: int, page_size: int
 ) -> Break:
     """Why a match of `tokens`, of which up to `limit` were looked up, found no more. The match must be locked."""
-    asked, found = len(tokens), match.cached
+    asked, found, index = len(tokens), match.cached, ledgers[0].index
     if not match.keys or limit < 1:
         return Break(asked, 0, False, "off")
     parent, start = match.keys[-1], len(match.pages) * page_size
@@ -117,8 +117,11 @@ def explain(
         position = start + slots
         difference = FirstDifference(position, int.from_bytes(held, "little", signed=True), tokens[position])
     following = tokens[start : start + page_size]
-    if found < limit and len(following) == page_size and content_key(parent, pack(following)) in evicted:
-        return Break(asked, found, False, "evicted", difference)
+    if found < limit and len(following) == page_size:
+        key = content_key(parent, pack(following))
+        # a page that one group has was cached, so what another lacks was evicted there
+        if any(key in ledger.evicted or key in ledger.index.nodes for ledger in ledgers):
+            return Break(asked, found, False, "evicted", difference)
     complete = found == limit or (limit - found < page_size and difference is None)
     fresh = match.salt and not match.pages and near is None
     return Break(asked, found, complete, "salt" if fresh else "never seen", difference)

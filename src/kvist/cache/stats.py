@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,39 +25,84 @@ class CacheCounters:
     prefix_queries: int = 0
     prefix_hits: int = 0
 
+    @classmethod
+    def sum(cls, counters: Iterable[CacheCounters]) -> CacheCounters:
+        """Those of several groups of layers, added up."""
+        return cls(*map(sum, zip(*map(astuple, counters), strict=True)))
+
 
 @dataclass(frozen=True, slots=True)
-class CacheStats:
-    """How the pages stand: free + cached + live = total. `wasted_slots` are slots of live pages that hold no token.
+class PoolStats:
+    """How the pages of one group of layers stand: free + cached + live = total.
 
-    `pinned` pages are a part of the live ones.
+    `wasted_slots` are slots of live pages that hold no token. `pinned` pages are a part of the live ones. `window` is
+    what its layers see, None for everything.
     """
 
     total: int
     free: int
     cached: int
     live: int
-    page_size: int
     page_bytes: int
     wasted_slots: int
-    pinned: int = 0
+    pinned: int
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """How the pages stand, in `pools`, one for each group of layers, and added up."""
+
+    pools: tuple[PoolStats, ...]
+    page_size: int
+
+    @property
+    def total(self) -> int:
+        """Count of all pages; free + cached + live."""
+        return sum(pool.total for pool in self.pools)
+
+    @property
+    def free(self) -> int:
+        """Count of pages without content."""
+        return sum(pool.free for pool in self.pools)
+
+    @property
+    def cached(self) -> int:
+        """Count of pages without owner whose content is kept."""
+        return sum(pool.cached for pool in self.pools)
+
+    @property
+    def live(self) -> int:
+        """Count of pages with at least one owner."""
+        return sum(pool.live for pool in self.pools)
+
+    @property
+    def pinned(self) -> int:
+        """Count of live pages that a pin holds."""
+        return sum(pool.pinned for pool in self.pools)
+
+    @property
+    def wasted_slots(self) -> int:
+        """Count of slots of live pages that hold no token."""
+        return sum(pool.wasted_slots for pool in self.pools)
 
     @property
     def pool_bytes(self) -> int:
-        """Bytes of the whole pool."""
-        return self.total * self.page_bytes
+        """Bytes of all pools."""
+        return sum(pool.total * pool.page_bytes for pool in self.pools)
 
     @property
     def live_bytes(self) -> int:
         """Bytes of the live pages."""
-        return self.live * self.page_bytes
+        return sum(pool.live * pool.page_bytes for pool in self.pools)
 
     @property
     def cached_bytes(self) -> int:
         """Bytes of the cached pages."""
-        return self.cached * self.page_bytes
+        return sum(pool.cached * pool.page_bytes for pool in self.pools)
 
     @property
     def wasted_share(self) -> float:
-        """Wasted part of the live slots, from 0 to 1."""
-        return self.wasted_slots / (self.live * self.page_size) if self.live else 0.0
+        """Wasted part of the live bytes, from 0 to 1."""
+        wasted = sum(pool.wasted_slots * pool.page_bytes for pool in self.pools) / self.page_size
+        return wasted / self.live_bytes if self.live_bytes else 0.0

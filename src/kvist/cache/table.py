@@ -3,8 +3,9 @@
 Everybody may read these; only the manager writes them. ::
 
     tokens    t0 t1 t2 t3 | t4 t5 t6 t7 | t8 t9              computed = 10, page_size = 4 in this drawing
-    pages          7            2            5        9      any ids, in the order of positions
-    keys   root   k0           k1                            of the pages that are sealed and published
+    groups[0]      7            2            5        9      any ids, in the order of positions
+    groups[1]     GONE          0            3        1      of layers with a window of 4: no later token sees t0..t3
+    keys   root   k0           k1                            of the full pages
                                              ▲  ▲       ▲
                                    computed ─┴──┘       └─ reserved = 16: positions 10..15 may be written now
 """
@@ -15,41 +16,56 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from kvist.cache.group import GONE
+
 
 @dataclass(eq=False, slots=True)
 class PageTable:
     """One sequence's pages.
 
-    `pages` are its page ids in order of positions, `tokens` the computed ones (those whose K and V are in the pages).
+    `groups` are its page ids, a list for each group of layers, in order of positions; `gone` counts those at the
+    beginning of each list that are `GONE`. `tokens` are the computed ones (those whose K and V are in the pages).
     Positions computed..reserved-1 may be written; `reserved` equals `computed` where nothing is promised.
     `keys` begins with the root's and goes on while full pages are published; empty without prefix caching.
     """
 
     salt: bytes
-    pages: list[int] = field(default_factory=list)
+    groups: list[list[int]]
     tokens: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     reserved: int = 0
     request: str | None = None  # named in events, nothing else
+    gone: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gone = [sum(page == GONE for page in pages) for pages in self.groups]
 
     @property
     def computed(self) -> int:
         """Count of tokens whose K and V are in the pages."""
         return len(self.tokens)
 
+    @property
+    def pages(self) -> list[int]:
+        """Page ids of the first group, the one that sees most."""
+        return self.groups[0]
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PrefixMatch:
     """A cached prefix, locked: its pages cannot be evicted until it is opened or released.
 
-    `pages` are full and will be shared; `partial` is (page, slots) of one more, to be copied, or None. `tokens` are
-    those found, out of `asked` ones. Release it, or use it in a ``with`` statement; after `open` both do nothing.
+    `groups` are the full pages of each group of layers, to be shared; `GONE` stands for those that no token behind the
+    prefix sees. `partial` are one more page of each group, of which `slots` slots agree, to be copied; or None.
+    `tokens` are those found, out of `asked` ones. Release it, or use it in a ``with`` statement; after `open` both do
+    nothing.
     """
 
     salt: bytes
     asked: int
-    pages: tuple[int, ...]
-    partial: tuple[int, int] | None
+    groups: tuple[tuple[int, ...], ...]
+    partial: tuple[int, ...] | None
+    slots: int
     tokens: tuple[int, ...]
     keys: tuple[bytes, ...] = field(repr=False)
     unlock: Callable[[PrefixMatch], None] = field(repr=False)
@@ -60,9 +76,17 @@ class PrefixMatch:
         return len(self.tokens)
 
     @property
-    def locked(self) -> tuple[int, ...]:
-        """The pages a reference is held on, in order of positions."""
-        return (*self.pages, self.partial[0]) if self.partial else self.pages
+    def pages(self) -> tuple[int, ...]:
+        """The full pages of the first group, the one that sees most."""
+        return self.groups[0]
+
+    @property
+    def locked(self) -> tuple[tuple[int, ...], ...]:
+        """The pages of each group that a reference is held on, in order of positions."""
+        held = (tuple(page for page in pages if page != GONE) for pages in self.groups)
+        if self.partial is None:
+            return tuple(held)
+        return tuple((*pages, page) for pages, page in zip(held, self.partial, strict=True))
 
     def release(self) -> None:
         """Give the pages back unused. Does nothing after `open` or an earlier `release`."""

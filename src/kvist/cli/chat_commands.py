@@ -77,7 +77,7 @@ def _stats(chat: Chat, argument: str) -> None:
         f"[branch {branch.name} of {', '.join(chat.branches.all)}: {_turns(len(branch.turns))}, {len(branch.session)} "
         f"of at most {chat.llm.engine.limits.max_model_len} tokens]",
         f"[cache: {used} of {stats.total} pages of {stats.page_size} tokens hold something, "
-        f"{used * stats.page_bytes / 1e6:.1f} of {stats.total * stats.page_bytes / 1e6:.1f} MB | "
+        f"{(stats.cached_bytes + stats.live_bytes) / 1e6:.1f} of {stats.pool_bytes / 1e6:.1f} MB | "
         f"found in it: {counters.prefix_hits} of {counters.prefix_queries} tokens asked ({found:.0%})]",
     ]
     chat.tell("\n".join(lines))

@@ -45,7 +45,7 @@ def total_length(prompt: Tokens[int], max_tokens: int | None, limits: EngineLimi
         return longest
     total = count + max_tokens
     if total > longest:
-        pages, layout = manager.allocator.total, manager.layout
+        pages, layout = manager.groups[0].num_pages, manager.layout
         raise RequestError(
             f"{count} prompt tokens + {max_tokens} max_tokens = {total} can never fit: "
             f"max_model_len is {longest} (the pool holds {pages} pages of {layout.page_size} = "
@@ -67,18 +67,21 @@ def check_pins(prompt: Tokens[int], salt: bytes, total: int, longest: int, manag
     """
     if not len(manager.pins) and not longest:
         return
-    keys, pages_for, pages = manager.keys(prompt, salt=salt), manager.layout.pages_for, manager.allocator.total
-    beside = manager.pins.beside(keys)
-    if pages_for(total) + beside > pages:
-        raise RequestError(
-            f"{total} tokens take {pages_for(total)} pages, and {beside} of {pages} pages are pinned: "
-            "ask for fewer tokens or unpin"
-        )
-    if longest and pages_for(longest) + beside + len(keys) > pages:
-        raise RequestError(
-            f"pinning {len(keys)} pages beside {beside} would leave {pages - beside - len(keys)} of {pages}, and a "
-            f"request that runs may need {pages_for(longest)}: pin later, or give max_tokens"
-        )
+    keys = manager.keys(prompt, salt=salt)
+    for number, (group, kept) in enumerate(zip(manager.groups, manager.pins.kept(keys), strict=True)):
+        pages, need, most = group.num_pages, group.held(total), group.held(longest)
+        # what a window has passed by is not its own any more, so a pinned page of its prompt may stand beside it
+        beside = manager.pins.beside(number, keys if group.window is None else ())
+        if need + beside > pages:
+            raise RequestError(
+                f"{total} tokens take {need} pages, and {beside} of {pages} pages are pinned: "
+                "ask for fewer tokens or unpin"
+            )
+        if longest and most + beside + len(kept) > pages:
+            raise RequestError(
+                f"pinning {len(kept)} pages beside {beside} would leave {pages - beside - len(kept)} of {pages}, and a "
+                f"request that runs may need {most}: pin later, or give max_tokens"
+            )
 
 
 def check_vocabulary(params: SamplingParams, ends: frozenset[int], limits: EngineLimits) -> None:

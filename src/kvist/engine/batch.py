@@ -32,30 +32,32 @@ class Piece:
     drafts: int = 0
 
 
-def build_batch(pieces: Sequence[Piece], page_size: int, scrap: int) -> BatchMetadata:
+def build_batch(pieces: Sequence[Piece], page_size: int, scrap: Sequence[int]) -> BatchMetadata:
     """The step's arrays.
 
-    scrap: the page that takes K and V of positions which must not be written (any page id if there are none).
+    scrap: of each group the page that takes K and V of positions which must not be written (any page id if there are
+    none).
     """
     rows = sum(len(piece.tokens) for piece in pieces)
-    tokens, positions, row_pages = (np.empty(rows, np.int32) for _ in range(3))
+    tokens, positions = (np.empty(rows, np.int32) for _ in range(2))
+    row_pages = np.empty((len(scrap), rows), np.int32)
     sequences: list[SequenceRows] = []
     sampled: list[npt.NDArray[np.int32]] = []
     first = 0
     for piece in pieces:
         count, end = len(piece.tokens), first + len(piece.tokens)
-        pages = np.array(piece.table.pages, np.int32)
+        pages = np.array(piece.table.groups, np.int32)
         tokens[first:end] = piece.tokens
         if count == 1:  # decode: no arrays for one number
             positions[first] = piece.start
-            row_pages[first] = pages[piece.start // page_size]
+            row_pages[:, first] = pages[:, piece.start // page_size]
         else:
             own = np.arange(piece.start, piece.start + count, dtype=np.int32)
             positions[first:end] = own
-            row_pages[first:end] = pages[own // page_size]
+            row_pages[:, first:end] = pages[:, own // page_size]
         again = min(count, piece.table.computed - piece.start)
         if again > 0:
-            row_pages[first : first + again] = scrap
+            row_pages[:, first : first + again] = np.array(scrap, np.int32)[:, None]
         if piece.logits == "all":
             sampled.append(np.arange(first, end, dtype=np.int32))
         elif piece.logits == "last":

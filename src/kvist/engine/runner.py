@@ -40,7 +40,8 @@ class Runner:
                 raise CapacityError(
                     "no page is left to run computed tokens again: raise kv_cache_memory_bytes by one page"
                 )
-            batch = build_batch(pieces, self._manager.layout.page_size, scrap.pages[0] if scrap else 0)
+            pages = [ids[0] for ids in scrap.groups] if scrap else [0] * len(self._manager.groups)
+            batch = build_batch(pieces, self._manager.layout.page_size, pages)
             logits = self._executable.run(batch)
             for piece in pieces:
                 self.kv_projections += len(piece.tokens)

@@ -149,7 +149,7 @@ class Scheduler:
                 return 0
         return count
 
-    def _victim(self, wanted: int) -> Sequence | None:
+    def _victim(self, wanted: list[int]) -> Sequence | None:
         """Whose pages to take where so many are wanted; None where only the first of the order runs."""
         worst = max((sequence.priority for sequence in self.running[1:]), default=0)
         found: Sequence | None = None
@@ -198,6 +198,8 @@ class Scheduler:
         table = self._manager.open(match, request=sequence.request_id)
         sequence.table = table
         count = min(sequence.runnable, self.room(schedule))
+        if not self.running:  # alone, it takes what there is: a window's pages may be fewer than a step's tokens
+            count = min(count, max(room(self._manager, table), 1))
         if not self._manager.reserve(table, count, sequence.request_id):
             self._manager.release(table)
             sequence.table = None

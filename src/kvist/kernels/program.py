@@ -236,7 +236,8 @@ class SequenceRows:
 
     `count` rows from `first` on are its positions `position`, `position` + 1, ...
 
-    pages: int32, the ids of the pages that hold positions 0 .. position + count - 1, in order.
+    pages: int32 (groups, n), of each group of layers the ids of the pages that hold positions 0 ..
+    position + count - 1, in order; `GONE` where no layer of a group sees a position any more.
     """
 
     first: int
@@ -249,7 +250,7 @@ class SequenceRows:
 class BatchMetadata:
     """All a step is told, built once by engine.batch.
 
-    Int32 arrays: one entry a row, but `sampled_rows`: the rows whose logits are asked for.
+    Int32 arrays: one entry a row, but `sampled_rows`: the rows whose logits are asked for. row_pages: (groups, rows).
     """
 
     tokens: npt.NDArray[np.int32]
@@ -284,8 +285,8 @@ class Executable(Protocol):
 class Backend(Protocol):
     """A machine that runs programs."""
 
-    def bind(self, program: Program, pool: PagePool, limits: Limits) -> Executable:
-        """Allocate buffers for steps up to `limits` and make the program runnable over the pages of `pool`."""
+    def bind(self, program: Program, pools: Sequence[PagePool], limits: Limits) -> Executable:
+        """Allocate buffers for steps up to `limits`; make the program runnable over the pages of its layers' groups."""
 
     def prepare(self, types: Iterable[WeightType]) -> None:
         """Be told which types of weights are coming, so that what takes long can begin."""

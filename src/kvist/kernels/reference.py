@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvist.cache.codec import codec
+from kvist.cache.group import GONE
 from kvist.cache.pool import PagePool
 from kvist.kernels.program import (
     BLOCK_TYPES,
@@ -70,8 +71,8 @@ def activation(kind: Activation, x: Array) -> Array:
 class ReferenceExecutable:
     """Interprets a program; buffers are rows of float64 made anew each step."""
 
-    def __init__(self, program: Program, pool: PagePool) -> None:
-        self._program, self._pool = program, pool
+    def __init__(self, program: Program, pools: Sequence[PagePool]) -> None:
+        self._program, self._pools = program, pools
 
     def run(self, batch: BatchMetadata) -> Floats:
         """See `kernels.program.Executable`."""
@@ -113,6 +114,10 @@ class ReferenceExecutable:
         """See `kernels.program.Executable`."""
         return self._likeliest
 
+    def _pool_of(self, layer: int) -> tuple[int, PagePool]:
+        """The group of a layer, and its pages."""
+        return next((i, pool) for i, pool in enumerate(self._pools) if pool.layout.layers[layer] is not None)
+
     def _rotary_store(self, op: RotaryStore, buffers: dict[str, Array], batch: BatchMetadata) -> None:
         dims = self._program.head_dim
         heads = {b.name: buffers[b.name].reshape(len(batch.tokens), -1, dims) for b in (op.q, op.k, op.v)}
@@ -122,25 +127,30 @@ class ReferenceExecutable:
             for x in (heads[op.q.name], heads[op.k.name]):
                 a, b = x[..., :half].copy(), x[..., half : 2 * half].copy()
                 x[..., :half], x[..., half : 2 * half] = a * cos - b * sin, b * cos + a * sin
-        page_size = self._pool.layout.page_size
-        for row, page in enumerate(batch.row_pages):
+        group, pool = self._pool_of(op.layer)
+        page_size = pool.layout.page_size
+        for row, page in enumerate(batch.row_pages[group]):
             slot = int(batch.positions[row]) % page_size
             for head in range(self._program.num_kv_heads):
                 k = heads[op.k.name][row, head][None].astype(np.float32)
                 v = heads[op.v.name][row, head][None].astype(np.float32)
-                self._pool.write(int(page), op.layer, head, slice(slot, slot + 1), k, v)
+                pool.write(int(page), op.layer, head, slice(slot, slot + 1), k, v)
 
     def _attend(self, op: Attend, q: Array, sequence: SequenceRows) -> Array:
         """Attention of one sequence's rows, (rows, heads * head size)."""
-        program, page_size = self._program, self._pool.layout.page_size
+        program, (number, pool) = self._program, self._pool_of(op.layer)
+        page_size = pool.layout.page_size
         group, dims = program.num_heads // program.num_kv_heads, program.head_dim
         rows = q[sequence.first : sequence.first + sequence.count].reshape(sequence.count, program.num_heads, dims)
         out = np.empty_like(rows)
         length = sequence.position + sequence.count
         for kv_head in range(program.num_kv_heads):
-            read = [self._pool.read(int(page), op.layer, kv_head, slice(0, page_size)) for page in sequence.pages]
-            K = np.concatenate([k for k, _ in read])[:length].astype(np.float64)
-            V = np.concatenate([v for _, v in read])[:length].astype(np.float64)
+            K, V = (np.full((len(sequence.pages[number]) * page_size, dims), np.nan) for _ in range(2))
+            for i, page in enumerate(sequence.pages[number]):
+                if page != GONE:
+                    where = slice(i * page_size, (i + 1) * page_size)
+                    K[where], V[where] = pool.read(int(page), op.layer, kv_head)
+            K, V = K[:length], V[:length]
             for r in range(sequence.count):
                 end = sequence.position + r + 1
                 seen = slice(max(0, end - op.window) if op.window else 0, end)
@@ -195,9 +205,9 @@ def _experts(op: Experts, buffers: dict[str, Array]) -> Array:
 class ReferenceBackend:
     """See `kernels.program.Backend`."""
 
-    def bind(self, program: Program, pool: PagePool, limits: Limits) -> ReferenceExecutable:
+    def bind(self, program: Program, pools: Sequence[PagePool], limits: Limits) -> ReferenceExecutable:
         """Nothing to allocate: limits do not bind the reference."""
-        return ReferenceExecutable(program, pool)
+        return ReferenceExecutable(program, pools)
 
     def prepare(self, types: Iterable[WeightType]) -> None:
         """Nothing takes long."""

@@ -104,8 +104,8 @@ class StepSize:
         return positions, seen
 
 
-def traffic_of(ops: Sequence[Op], size: StepSize, program: Program, layout: PageLayout) -> Traffic:
-    """What ops that run as one must move and compute.
+def traffic_of(ops: Sequence[Op], size: StepSize, program: Program, layouts: Sequence[PageLayout]) -> Traffic:
+    """What ops that run as one must move and compute; layouts: of the pages of each group of layers.
 
     A buffer that one of them writes and another reads need not leave the processor: it does not count.
     """
@@ -121,7 +121,7 @@ def traffic_of(ops: Sequence[Op], size: StepSize, program: Program, layout: Page
         read |= {buffer.name for buffer in inputs}
         made |= {buffer.name for buffer in outputs}
         pending |= {buffer.name: rows * buffer.width * 4 for buffer in outputs}
-        total += Traffic(activations=moved) + _own_traffic(op, rows, size, program, layout)
+        total += Traffic(activations=moved) + _own_traffic(op, rows, size, program, layouts)
     return total + Traffic(activations=sum(pending.values()))
 
 
@@ -151,7 +151,7 @@ def buffers_of(op: Op) -> tuple[list[Buffer], list[Buffer]]:
             return [op.x] + ([op.up] if op.up else []), [op.out]
 
 
-def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layout: PageLayout) -> Traffic:
+def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layouts: Sequence[PageLayout]) -> Traffic:
     """All but activations."""
     match op:
         case Embed():
@@ -167,13 +167,13 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layout: Pa
         case RotaryStore():
             half, heads = op.rotary.half if op.rotary else 0, program.num_heads + program.num_kv_heads
             return Traffic(
-                weights=rows * 2 * half * 4, pages_written=rows * _slot_bytes(layout, op.layer),
+                weights=rows * 2 * half * 4, pages_written=rows * _slot_bytes(layouts, op.layer),
                 operations=rows * heads * half * 6,
             )  # fmt: skip
         case Attend():
             positions, seen = size.within(op.window)
             return Traffic(
-                pages_read=positions * _slot_bytes(layout, op.layer),
+                pages_read=positions * _slot_bytes(layouts, op.layer),
                 operations=program.num_heads * seen * (4 * program.head_dim + (3 if op.softcap else 0)),
             )
         case Experts():
@@ -187,6 +187,6 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layout: Pa
             return Traffic(operations=rows * op.out.width * (ACTIVATION_OPS[op.activation] + (1 if op.up else 0)))
 
 
-def _slot_bytes(layout: PageLayout, layer: int) -> int:
-    """K and V of one position in one layer."""
-    return layout.layer_bytes(layer) // layout.page_size
+def _slot_bytes(layouts: Sequence[PageLayout], layer: int) -> int:
+    """K and V of one position in one layer, which lies in the pages of one group."""
+    return sum(layout.layer_bytes(layer) // layout.page_size for layout in layouts)

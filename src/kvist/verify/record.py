@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kvist.assemble import assemble, page_layout
+from kvist.assemble import assemble, page_sharing
 from kvist.config import EngineConfig, SpeculativeConfig
 from kvist.engine.engine import Engine
 from kvist.engine.params import SamplingParams
@@ -59,8 +59,8 @@ class Bench:
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of a page under this config."""
-        return page_layout(self.model.config, self.config.page_size, self.config.kv_cache_dtype).page_bytes
+        """Bytes of a page of every layer under this config."""
+        return page_sharing(self.model.config, self.config, self.config.kv_cache_dtype).each
 
     @contextmanager
     def engine(self, *, backend: Backend | None = None, draft: Model | None = None, **changes: Any) -> Iterator[Engine]:

@@ -24,7 +24,7 @@ READ, FMA_PEAK, CONVERT, FIND_NONFINITE = range(20, 24)
     SAMPLED_ROWS,  # address of int32: which rows
     TOKENS,  # address of int32 per row
     POSITIONS,  # address of int32 per row
-    ROW_PAGES,  # address of int32 per row: the page its K and V go to
+    ROW_PAGES,  # address of int32 [groups][rows]: the page its K and V go to
     SEQUENCES,  # number of sequences
     SEQUENCE_TABLE,  # address of their rows
     ITEMS,
@@ -36,8 +36,6 @@ READ, FMA_PEAK, CONVERT, FIND_NONFINITE = range(20, 24)
     PARTIAL_ROWS,  # how many query rows (times KV heads) fit there
     GROUP,  # query heads per KV head
     KV_HEADS,
-    POOL,  # address of page 0
-    PAGE_BYTES,
     PAGE_SIZE,
     SCRATCH,  # address of thread 0's scratch
     SCRATCH_BYTES,  # per thread
@@ -45,7 +43,7 @@ READ, FMA_PEAK, CONVERT, FIND_NONFINITE = range(20, 24)
     COUNTERS,  # address of int64 per op: pieces done, then pieces taken of each thread's share
     TIMES,  # address of two int64 per thread and op: nanoseconds waited, nanoseconds worked; 0: nobody asks
     CONTEXT_SLOTS,
-) = range(26)
+) = range(24)
 
 # --- the board of a team (see `board`): lines of eight int64, and what its entry can be asked to do -------------------
 BOARD_LINE = 8
@@ -53,14 +51,13 @@ BOARD_STEP, BOARD_TABLE, BOARD_COUNT, BOARD_CONTEXT, BOARD_THREADS = range(5)
 START, LEAD, SERVE, LEAVE, JOIN = range(5)
 
 # --- a sequence of the batch ----------------------------------------------------------------------------------------
-SEQUENCE_SLOTS = 4
-SEQ_ROW, SEQ_TOKENS, SEQ_POSITION, SEQ_PAGES = range(
-    4
-)  # first row, its new tokens, first position, address of page ids
+SEQUENCE_SLOTS = 5
+# first row, its new tokens, first position, address of int32 [groups][n]: page ids, bytes from a group to the next
+SEQ_ROW, SEQ_TOKENS, SEQ_POSITION, SEQ_PAGES, SEQ_STRIDE = range(5)
 
 # --- a piece of attention: a tile of query rows and a range of splits -----------------------------------------------
 ITEM_SLOTS = 8
-ITEM_ROW, ITEM_TOKENS, ITEM_POSITION, ITEM_PAGES, ITEM_FROM, ITEM_TO, ITEM_PARTIAL = range(7)
+ITEM_ROW, ITEM_TOKENS, ITEM_POSITION, ITEM_PAGES, ITEM_STRIDE, ITEM_FROM, ITEM_TO, ITEM_PARTIAL = range(8)
 
 EVERYTHING = 1 << 40  # the window of a row that sees all positions
 TILE = 64  # positions of a tile, at multiples of 64

@@ -180,16 +180,17 @@ def make_attend(dtype: str) -> Any:
     def attend(ctx: int, op: int, piece: int, tid: int) -> None:
         group, kv_heads = slot(ctx, abi.GROUP), slot(ctx, abi.KV_HEADS)
         query, q_stride, out = arg(op, 0), arg(op, 1), arg(op, 2)
-        dims, layer_offset, factor = arg(op, 3), arg(op, 4), arg_f32(op, 5)
+        dims, factor = arg(op, 3), arg_f32(op, 5)
         window, cap, sinks = arg(op, 6), arg_f32(op, 7), arg(op, 8)
         item = slot(ctx, abi.ITEM_TABLE) + (piece // kv_heads) * ITEM_BYTES
         kv_head = piece % kv_heads
         row, tokens = slot(item, abi.ITEM_ROW), slot(item, abi.ITEM_TOKENS)
-        position, pages = slot(item, abi.ITEM_POSITION), slot(item, abi.ITEM_PAGES)
+        position, layer_group = slot(item, abi.ITEM_POSITION), arg(op, 10)
+        pages = slot(item, abi.ITEM_PAGES) + layer_group * slot(item, abi.ITEM_STRIDE)
         begin_split = max(slot(item, abi.ITEM_FROM), first_split(position, window))
         last_split, partial = slot(item, abi.ITEM_TO), slot(item, abi.ITEM_PARTIAL)
-        page_size, page_bytes = slot(ctx, abi.PAGE_SIZE), slot(ctx, abi.PAGE_BYTES)
-        head = slot(ctx, abi.POOL) + layer_offset + kv_head * page_size * dims * 2 * itemsize
+        page_size, page_bytes = slot(ctx, abi.PAGE_SIZE), arg(op, 9)
+        head = arg(op, 4) + kv_head * page_size * dims * 2 * itemsize
         rows = tokens * group
         q = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
         p = q + rows * dims * 4
@@ -209,6 +210,7 @@ def make_attend(dtype: str) -> Any:
         # the piece that probably follows: its first tile is asked for during this one's last
         after = piece + 1 if piece + 1 < slot(ctx, abi.ITEMS) * kv_heads else piece
         follower = slot(ctx, abi.ITEM_TABLE) + (after // kv_heads) * ITEM_BYTES
+        n_pages = slot(follower, abi.ITEM_PAGES) + layer_group * slot(follower, abi.ITEM_STRIDE)
         n_head = head + (after % kv_heads - kv_head) * page_size * dims * 2 * itemsize
         n_begin, n_live = first_tile(follower, window)
         scale_rows(query + row * q_stride + head_offset, q_stride, rows, group, dims, splat(factor), q)
@@ -219,7 +221,7 @@ def make_attend(dtype: str) -> Any:
             for tile in range(max(split * (SPLIT // TILE), oldest // TILE), end):
                 attend_tile(
                     tile, end, rows, group, position, dims, pages, page_size, page_bytes, head, q, p, copy, acc,
-                    row_max, row_sum, window, cap, slot(follower, abi.ITEM_PAGES), n_begin, n_live, n_head,
+                    row_max, row_sum, window, cap, n_pages, n_begin, n_live, n_head,
                 )  # fmt: skip
             if partial < 0:
                 skip = max(0, split * SPLIT - position) * group

@@ -12,12 +12,13 @@ ITEM_BYTES, SEQ_BYTES = abi.ITEM_SLOTS * 8, abi.SEQUENCE_SLOTS * 8
 
 @jit
 def _put_item(
-    at: int, row: int, tokens: int, position: int, pages: int, first_split: int, last_split: int, partial: int
+    at: int, seq: int, row: int, tokens: int, position: int, first_split: int, last_split: int, partial: int
 ) -> None:
     put_i64(at + abi.ITEM_ROW * 8, row)
     put_i64(at + abi.ITEM_TOKENS * 8, tokens)
     put_i64(at + abi.ITEM_POSITION * 8, position)
-    put_i64(at + abi.ITEM_PAGES * 8, pages)
+    put_i64(at + abi.ITEM_PAGES * 8, slot(seq, abi.SEQ_PAGES))
+    put_i64(at + abi.ITEM_STRIDE * 8, slot(seq, abi.SEQ_STRIDE))
     put_i64(at + abi.ITEM_FROM * 8, first_split)
     put_i64(at + abi.ITEM_TO * 8, last_split)
     put_i64(at + abi.ITEM_PARTIAL * 8, partial)
@@ -38,14 +39,14 @@ def plan(ctx: int) -> None:
     for s in range(slot(ctx, abi.SEQUENCES)):
         seq = slot(ctx, abi.SEQUENCE_TABLE) + s * SEQ_BYTES
         row, tokens = slot(seq, abi.SEQ_ROW), slot(seq, abi.SEQ_TOKENS)
-        position, pages = slot(seq, abi.SEQ_POSITION), slot(seq, abi.SEQ_PAGES)
+        position = slot(seq, abi.SEQ_POSITION)
         splits = (position + tokens - 1) // SPLIT + 1
         need = splits * tokens * group * kv_heads
         if tokens <= tile_tokens and splits > 1 and used + need <= room and n_items + splits <= capacity // 2:
-            _put_item(merges + n_merges * ITEM_BYTES, row, tokens, position, pages, 0, splits, used)
+            _put_item(merges + n_merges * ITEM_BYTES, seq, row, tokens, position, 0, splits, used)
             n_merges += 1
             for split in range(splits):
-                _put_item(items + n_items * ITEM_BYTES, row, tokens, position, pages, split, split + 1, used)
+                _put_item(items + n_items * ITEM_BYTES, seq, row, tokens, position, split, split + 1, used)
                 n_items += 1
                 used += tokens * group * kv_heads
         else:
@@ -54,7 +55,7 @@ def plan(ctx: int) -> None:
                 start = tile * tile_tokens
                 count = min(tile_tokens, tokens - start)
                 last = (position + start + count - 1) // SPLIT + 1
-                _put_item(items + n_items * ITEM_BYTES, row + start, count, position + start, pages, 0, last, -1)
+                _put_item(items + n_items * ITEM_BYTES, seq, row + start, count, position + start, 0, last, -1)
                 n_items += 1
                 tile -= 1
     put_i64(ctx + abi.ITEMS * 8, n_items)

@@ -36,9 +36,9 @@ class CpuBackend:
         """Threads that share a step."""
         return self.team.threads
 
-    def bind(self, program: Program, pool: PagePool, limits: Limits) -> CpuExecutable:
+    def bind(self, program: Program, pools: Sequence[PagePool], limits: Limits) -> CpuExecutable:
         """See `kernels.program.Backend`."""
-        return CpuExecutable(self.team, program, pool, limits)
+        return CpuExecutable(self.team, program, pools, limits)
 
     def prepare(self, types: Iterable[WeightType]) -> None:
         """See `kernels.program.Backend`."""
@@ -60,8 +60,8 @@ class CpuBackend:
 class CpuExecutable:
     """A program with its buffers, tables and context. Owned by one runner; not shared between threads."""
 
-    def __init__(self, team: Team, program: Program, pool: PagePool, limits: Limits) -> None:
-        self._team, self._limits, self._pool = team, limits, pool
+    def __init__(self, team: Team, program: Program, pools: Sequence[PagePool], limits: Limits) -> None:
+        self._team, self._limits, self._pools = team, limits, pools
         buffers, matmuls = _buffers(program), [op for op in program.ops if isinstance(op, Matmul)]
         group = program.num_heads // program.num_kv_heads
         items = 2 * (limits.rows + 64 * limits.sequences + 4096)
@@ -78,7 +78,7 @@ class CpuExecutable:
             "scratch": ((team.threads, -(-scratch // 4096) * 4096), np.uint8),
         })  # fmt: skip
         self._likeliest = memory["likeliest"]
-        lowering = Lowering(program, pool.layout, memory, memory["zeros"], self._likeliest, team.unit, team.threads)
+        lowering = Lowering(program, pools, memory, memory["zeros"], self._likeliest, team.unit, team.threads)
         self._program = program
         self._profile: Profile | None = None
         self._step, self._step_origins = lowering.table(program.ops)
@@ -99,9 +99,7 @@ class CpuExecutable:
             abi.PARTIAL_ROWS: partial_rows,
             abi.GROUP: group,
             abi.KV_HEADS: program.num_kv_heads,
-            abi.POOL: pool.address,
-            abi.PAGE_BYTES: pool.layout.page_bytes,
-            abi.PAGE_SIZE: pool.layout.page_size,
+            abi.PAGE_SIZE: pools[0].layout.page_size,
             abi.SCRATCH: memory["scratch"].ctypes.data,
             abi.SCRATCH_BYTES: memory["scratch"].strides[0],
             abi.THREADS: team.threads,
@@ -119,7 +117,9 @@ class CpuExecutable:
         assert rows <= self._limits.rows and len(batch.sequences) <= self._limits.sequences
         context = self._context
         for i, sequence in enumerate(batch.sequences):
-            self._sequences[i] = (sequence.first, sequence.count, sequence.position, sequence.pages.ctypes.data)
+            pages = sequence.pages
+            where = (pages.ctypes.data, pages.strides[0])
+            self._sequences[i] = (sequence.first, sequence.count, sequence.position, *where)
         for slot, array in (
             (abi.TOKENS, batch.tokens),
             (abi.POSITIONS, batch.positions),
@@ -147,7 +147,7 @@ class CpuExecutable:
     @contextmanager
     def profile(self) -> Iterator[Profile]:
         """Note what every op takes while this is open."""
-        self._profile = Profile(self._program, self._pool.layout, self._team.threads)
+        self._profile = Profile(self._program, [pool.layout for pool in self._pools], self._team.threads)
         try:
             yield self._profile
         finally:

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from kvist.cache.layout import PageLayout
+from kvist.cache.pool import PagePool
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.lower_experts import ExpertMemory, lower_experts
 from kvist.kernels.cpu.profile import Origins
@@ -46,7 +46,7 @@ class Lowering:
     """
 
     program: Program
-    layout: PageLayout
+    pools: Sequence[PagePool]
     buffers: dict[str, Floats]
     zeros: Floats
     likeliest: npt.NDArray[np.int64]
@@ -201,29 +201,35 @@ class Lowering:
         arguments = [self._at(logits), self._stride(logits), vocab, self._address(self.likeliest)]
         return Row(abi.LIKELIEST, arguments, {logits.name}, {"likeliest"})
 
+    def _pages(self, layer: int) -> tuple[int, int, int, str]:
+        """Where a layer's K and V are: its group, its address in page 0, bytes of a page, the type."""
+        group = next(i for i, pool in enumerate(self.pools) if pool.layout.layers[layer] is not None)
+        layout = self.pools[group].layout
+        return group, self.pools[group].address + layout.layer_offset(layer), layout.page_bytes, layout.codec.name
+
     def _rotary_store(self, op: RotaryStore) -> Row:
         half = op.rotary.half if op.rotary else 0
         cos = self._address(op.rotary.cos) if op.rotary else 0
         sin = self._address(op.rotary.sin) if op.rotary else 0
-        program = self.program
+        program, (group, start, page_bytes, dtype) = self.program, self._pages(op.layer)
         arguments = [
             self._at(op.q), self._at(op.k), self._at(op.v), self._stride(op.q), self._stride(op.k), self._stride(op.v),
             program.num_heads, program.num_kv_heads, program.head_dim, half, cos, sin,
-            self.layout.layer_offset(op.layer), abi.DTYPES.index(self.layout.codec.name),
+            start, abi.DTYPES.index(dtype), page_bytes, group,
         ]  # fmt: skip
         touched = {op.q.name, op.k.name}
         return Row(abi.ROTARY_STORE, arguments, touched | {op.v.name}, touched | {f"pages {op.layer}"})
 
     def _attend(self, op: Attend) -> list[Row]:
         sinks = 0 if op.sinks is None else self._address(op.sinks)
+        group, start, page_bytes, dtype = self._pages(op.layer)
         arguments = [
-            self._at(op.q), self._stride(op.q), self._at(op.out), self.program.head_dim,
-            self.layout.layer_offset(op.layer), bits(op.scale), op.window or abi.EVERYTHING,
-            bits(op.softcap or 0.0), sinks,
+            self._at(op.q), self._stride(op.q), self._at(op.out), self.program.head_dim, start, bits(op.scale),
+            op.window or abi.EVERYTHING, bits(op.softcap or 0.0), sinks, page_bytes, group,
         ]  # fmt: skip
         read, written = {op.q.name, f"pages {op.layer}", "items"}, {op.out.name, "partials"}
         return [
-            Row(abi.ATTEND, arguments, read, written, f"attend_{self.layout.codec.name}"),
+            Row(abi.ATTEND, arguments, read, written, f"attend_{dtype}"),
             Row(abi.MERGE, arguments, {"partials", "items"}, {op.out.name}),
         ]
 

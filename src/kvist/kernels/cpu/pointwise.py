@@ -114,7 +114,8 @@ def make_rotary_store(dtype: str) -> Any:
     """Rotate q and k in place; round k and v to the codec's `dtype` and write them to their slot of the page.
 
     Arguments: q, k, v, q stride, k stride, v stride, heads, KV heads, head size, half of the rotary size (0: none),
-    cosine table (f32 [position][half]), sine table, layer's offset in a page, the pages' type.
+    cosine table (f32 [position][half]), sine table, where the layer lies in page 0, the pages' type, bytes of a page,
+    the layer's group.
     """
     put, scattered, itemsize = store[dtype], scatter[dtype], ITEMSIZE[dtype]
 
@@ -134,10 +135,10 @@ def make_rotary_store(dtype: str) -> Any:
             for h in range(kv_heads):
                 rotate(k + h * dims * 4, cos, sin, half)
         page_size = slot(ctx, abi.PAGE_SIZE)
-        page = get_i32(slot(ctx, abi.ROW_PAGES) + row * 4)
+        page = get_i32(slot(ctx, abi.ROW_PAGES) + (arg(op, 15) * slot(ctx, abi.ROWS) + row) * 4)
         place = position % page_size
         v_offset = 16 * dims * itemsize
-        base = slot(ctx, abi.POOL) + page * slot(ctx, abi.PAGE_BYTES) + arg(op, 12)
+        base = arg(op, 12) + page * arg(op, 14)
         base += place // 16 * 2 * v_offset
         lane = place % 16
         for h in range(kv_heads):

@@ -6,7 +6,7 @@ noted, and no time spent, while no profile is open.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,7 +85,7 @@ class Profile:
     """What an executable ran while this was open."""
 
     program: Program
-    layout: PageLayout
+    layouts: Sequence[PageLayout]
     threads: int
     launches: list[Launch] = field(default_factory=list)
 
@@ -100,7 +100,7 @@ class Profile:
         size = StepSize.of(launch.batch, launch.sampled)
         for i, (code, ops) in enumerate(zip(launch.codes.tolist(), launch.origins, strict=True)):
             waited, worked = launch.times[:, i].T.tolist()
-            traffic = traffic_of(ops, size, self.program, self.layout)
+            traffic = traffic_of(ops, size, self.program, self.layouts)
             yield Record(KINDS.get(code, f"op {code}"), ops, tuple(worked), tuple(waited), traffic)
 
 

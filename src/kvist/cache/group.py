@@ -1,0 +1,112 @@
+"""Groups of layers: those that see the same span of positions keep their pages for equally long.
+
+::
+
+    positions            0 . . . . . . . . . . . . . . . . 255 | next token
+    layers that see all  [page 0] [page 1]   ...    [page 15]    all are needed
+    window of 64            -        -       -   12  13  14  15  a page that no later token sees is let go of
+
+Each group has a pool of its own. Group 0 sees most: if any layer sees everything, it is in group 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from kvist.cache.layout import LayerSpec, PageLayout
+from kvist.errors import UsageError
+
+GONE = -1
+"""Stands in a page table where the page of a position is not needed any more."""
+
+
+@dataclass(frozen=True)
+class PageGroup:
+    """`num_pages` pages of the layers in `layout`, of which a token sees its own and the window - 1 positions before.
+
+    window: None if it sees all.
+    """
+
+    layout: PageLayout
+    num_pages: int
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise UsageError(f"a window of {self.window} positions: it holds at least the token's own")
+
+    @property
+    def span(self) -> int | None:
+        """Pages that a window and the token behind it lie in at most, wherever it begins; None without a window."""
+        return None if self.window is None else self.layout.pages_for(self.window) + 1
+
+    def held(self, tokens: int) -> int:
+        """Pages that a sequence of `tokens` needs at a time, if it runs them one by one."""
+        return min(self.layout.pages_for(tokens), self.span or tokens)
+
+    def first_seen(self, position: int) -> int:
+        """Index of the first page that a token at `position`, or any after it, reads."""
+        return 0 if self.window is None else max(0, position - self.window + 1) // self.layout.page_size
+
+
+def page_groups(template: PageLayout, windows: Sequence[int | None]) -> tuple[PageGroup, ...]:
+    """Group the layers of `template` by what they see, the widest first; each group without pages as yet."""
+    spans = sorted(set(windows), key=lambda window: (window is not None, -(window or 0)))
+    return tuple(PageGroup(replace(template, layers=_only(template.layers, windows, span)), 0, span) for span in spans)
+
+
+def _only(
+    layers: Sequence[LayerSpec | None], windows: Sequence[int | None], span: int | None
+) -> tuple[LayerSpec | None, ...]:
+    return tuple(spec if window == span else None for spec, window in zip(layers, windows, strict=True))
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How groups share memory: as many pages each, but no more of a window than sequences can use.
+
+    sequences: that run at a time; at_once: tokens they run in a step, together. A window's group has the pages for all
+    of them, and as many again for what is cached.
+    """
+
+    groups: tuple[PageGroup, ...]
+    sequences: int
+    at_once: int
+
+    @property
+    def each(self) -> int:
+        """Bytes of one page of every group."""
+        return sum(group.layout.page_bytes for group in self.groups)
+
+    def shared(self, count: int) -> tuple[PageGroup, ...]:
+        """The groups with their pages, where the first has `count`."""
+        others = (replace(group, num_pages=min(count, self._most(group))) for group in self.groups[1:])
+        return replace(self.groups[0], num_pages=count), *others
+
+    def bytes(self, count: int) -> int:
+        """Bytes of all groups where the first has `count` pages."""
+        return sum(group.layout.pool_bytes(group.num_pages) for group in self.shared(count))
+
+    def useful(self, longest: int) -> int:
+        """Pages of the first group that sequences of up to `longest` tokens can use."""
+        first = self.groups[0]
+        every = first.layout.pages_for(longest) * self.sequences
+        return every if first.window is None else min(every, self._most(first))
+
+    def longest(self, count: int, wanted: int) -> int:
+        """Tokens, up to `wanted`, of the longest sequence that fits alone where the first group has `count` pages."""
+        short = (g for g in self.shared(count) if g.held(wanted) > g.num_pages)
+        return min((g.num_pages * g.layout.page_size for g in short), default=wanted)
+
+    def _most(self, group: PageGroup) -> int:
+        return 2 * self.sequences * (group.span or 0) + group.layout.pages_for(self.at_once)
+
+
+def most_pages(sharings: Sequence[Sharing], budget: int) -> int:
+    """The most pages that the first group of each can have in a budget of bytes."""
+    low, high = 0, budget // sum(sharing.groups[0].layout.page_bytes for sharing in sharings)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if sum(s.bytes(middle) for s in sharings) <= budget else (low, middle - 1)
+    return low
