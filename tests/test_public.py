@@ -39,6 +39,7 @@ def test_public_names_are_these():
         "FirstDifference",
         "KvistError",
         "Logprob",
+        "Request",
         "RequestMetrics",
         "RequestOutput",
         "ReuseReport",
