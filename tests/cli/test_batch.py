@@ -79,13 +79,18 @@ def test_every_kind_of_line(cli, tiny_model, tmp_path):
         ('{"messages": [{"content": "a"}]}', '"role" and "content"'),
         ('{"prompt": "a", "temprature": 1}', "did you mean temperature"),
         ('{"prompt": "a", "temperature": "hot"}', "temperature"),
-        ('{"prompt": "a", "top_p": 2}', "top-p"),
+        ('{"prompt": "a", "max_tokns": 1}', 'did you mean "max_tokens"'),
+        ('{"prompt": "a", "top_p": 2}', '"top_p" is 2'),
         ('{"prompt": "a", "n": 2}', "give a temperature"),
-        ('{"prompt": "a", "max_tokens": 0}', "max-tokens"),
+        ('{"prompt": "a", "max_tokens": 0}', '"max_tokens" is 0'),
         ('{"prompt": "a", "id": [1]}', "id is"),
         ('{"prompt": "a", "prompt_logprobs": 1}', "prompt_logprobs are not written"),
         ("[" * 100_000, "not JSON"),
-        ('{"prompt": "a", "max_tokens": 5000}', "can never fit"),
+        ('{"prompt": "a", "max_tokens": 5000}', '5000 "max_tokens" = 5017 can never fit: --max-model-len is 256'),
+        (
+            '{"prompt": "a", "min_tokens": 9, "max_tokens": 5}',
+            '"min_tokens" is 9: give a whole number 0 to 5, which is "max_',
+        ),
         (json.dumps("hen " * 500), "shorten the prompt"),
         ('{"prompt": [1, 299, 300]}', "vocabulary of 300"),
         ('{"prompt": "\\ud800"}', "not valid Unicode"),
@@ -99,6 +104,12 @@ def test_a_bad_line_is_named_before_anything_runs(refused, tiny_model, tmp_path,
     error = refused(2, "run", tiny_model, "-f", str(prompts), "-o", str(out), "--ignore-eos")
     assert f"{prompts} line 3: " in error and says in error
     assert not out.exists() or out.read_text() == ""
+
+
+def test_a_message_names_what_was_given_as_a_flag_as_that(refused, tiny_model, tmp_path):
+    prompts = write(tmp_path / "in.jsonl", [{"prompt": "a", "min_tokens": 9}])
+    error = refused(2, "run", tiny_model, "-f", prompts, "--max-tokens", "5")
+    assert '"min_tokens" is 9: give a whole number 0 to 5, which is --max-tokens' in error
 
 
 def test_what_cannot_be_meant(refused, tiny_model, tmp_path):

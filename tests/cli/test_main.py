@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from kvist.cli.flags import as_flags, engine_options, memory_bytes
+from kvist.cli.flags import as_fields, as_flags, engine_options, memory_bytes
 from kvist.cli.main import VERBS
 from kvist.cli.terminal import share
 from kvist.errors import UsageError
@@ -148,6 +148,8 @@ def test_only_given_flags_become_options():
 
 def test_options_are_spelled_as_flags():
     assert as_flags("give kv_cache_memory_bytes=5 or top_k") == "give --kv-cache-memory-bytes=5 or --top-k"
+    assert as_flags('"max_tokens" of page_size') == '"max_tokens" of --page-size'
+    assert as_fields("max_tokens of min_tokens", {"max_tokens"}) == '"max_tokens" of min_tokens'
     assert as_flags("cannot read /tmp/max_tokens/page_size.gguf") == "cannot read /tmp/max_tokens/page_size.gguf"
 
 

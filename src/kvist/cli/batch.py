@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from kvist.cli.answer import Setting, fitted, prompt_ids
 from kvist.cli.batch_file import AnswersFile, BatchRequest, read_requests
+from kvist.cli.flags import as_fields
 from kvist.cli.terminal import Activity, note
-from kvist.engine.admission import check_vocabulary, total_length
+from kvist.engine.admission import admit
 from kvist.engine.params import SamplingParams
 from kvist.errors import UsageError
 
@@ -107,12 +108,10 @@ class _Run:
             else:
                 ids = llm.chat_ids(prompt) if request.is_chat else list(prompt)  # type: ignore[arg-type]
             params = fitted(request.params, llm, len(ids)) if request.fit else request.params
-            limits = llm.engine.limits
-            total_length(ids, params.max_tokens, limits, llm.engine.manager)
-            ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else limits.eos_ids)
-            check_vocabulary(params, ends, limits)
+            admit(ids, params, llm.engine.limits, llm.engine.manager)
         except UsageError as error:
-            raise UsageError(f"{self._source.name} line {request.line}: {error}") from error
+            said = as_fields(str(error), request.fields)
+            raise UsageError(f"{self._source.name} line {request.line}: {said}") from error
         return ids, params
 
     def _write(self, output: RequestOutput, activity: Activity) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Container
 from typing import Annotated, Any
 
 import typer
@@ -132,12 +133,20 @@ def whole_numbers(text: str, name: str) -> list[int]:
 
 
 _SPELLED = re.compile(
-    r"(?<![\w/.-])(max_model_len|kv_cache_dtype|page_size|kv_cache_memory_bytes|max_num_seqs|max_num_batched_tokens|"
+    r"(?<![\w/.\"-])(max_model_len|kv_cache_dtype|page_size|kv_cache_memory_bytes|max_num_seqs|max_num_batched_tokens|"
     r"enable_prefix_caching|speculative_config|max_tokens|min_tokens|top_k|top_p|min_p|typical_p|repetition_penalty|"
     r"presence_penalty|frequency_penalty|ignore_eos)(?![\w/.])"
 )
 
 
 def as_flags(message: str) -> str:
-    """A message of the library with its options spelled as flags: `max_model_len` becomes `--max-model-len`."""
+    """A message of the library with its options spelled as flags: `max_model_len` becomes `--max-model-len`.
+
+    What is in double quotes stays as it is.
+    """
     return _SPELLED.sub(lambda match: "--" + match[1].replace("_", "-"), message)
+
+
+def as_fields(message: str, fields: Container[str]) -> str:
+    """A message of the library about a JSON object that has these fields: options among them are in double quotes."""
+    return _SPELLED.sub(lambda match: f'"{match[1]}"' if match[1] in fields else match[1], message)

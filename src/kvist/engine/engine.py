@@ -8,7 +8,7 @@ from collections.abc import Sequence as Tokens
 from contextlib import closing
 
 from kvist.cache.manager import CacheManager
-from kvist.engine.admission import EngineLimits, check_pins, check_priority, check_vocabulary, total_length
+from kvist.engine.admission import EngineLimits, admit
 from kvist.engine.answers import Answers, Observer
 from kvist.engine.batch import Piece, Wanted
 from kvist.engine.beams import BeamSearch
@@ -90,20 +90,19 @@ class Engine:
 
         Raises RequestError for a prompt that can never run, with the arithmetic.
         """
-        limit = total_length(prompt, params.max_tokens, self.limits, self.manager)
-        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.limits.eos_ids)
-        check_vocabulary(params, ends, self.limits)
-        check_priority(priority)
         longest = max((request.open[0].limit for request in self.answers.requests.values()), default=0)
-        check_pins(prompt, salt, limit, longest if pin else 0, self.manager)
+        taken = admit(
+            prompt, params, self.limits, self.manager, salt=salt, priority=priority, longest=longest if pin else 0
+        )
         name = self._name(request_id)
         if pin:
             self.manager.pin(name, prompt, salt=salt)
         seed = params.seed if params.seed is not None else (self.limits.seed << 32) + self._submitted
         metrics = RequestMetrics(len(prompt), arrival_time=time.monotonic())
         family = Family(
-            name, prompt, params, limit=limit, ends=ends, seed=seed, salt=salt, metrics=metrics, watching=watching
-        )
+            name, prompt, params, limit=taken.limit, ends=taken.ends, seed=seed, salt=salt, metrics=metrics,
+            watching=watching,
+        )  # fmt: skip
         self._queue(name, family, priority)
         return name
 
@@ -113,13 +112,10 @@ class Engine:
 
         Raises RequestError for a prompt that can never run, with the arithmetic.
         """
-        limit = total_length(prompt, params.max_tokens, self.limits, self.manager)
-        check_priority(priority)
-        check_pins(prompt, salt, limit, 0, self.manager)
+        taken = admit(prompt, params, self.limits, self.manager, salt=salt, priority=priority)
         name = self._name(request_id)
-        ends = frozenset() if params.ignore_eos else self.limits.eos_ids
         metrics = RequestMetrics(len(prompt), arrival_time=time.monotonic())
-        search = BeamSearch(name, prompt, params, ends=ends, salt=salt, metrics=metrics)
+        search = BeamSearch(name, prompt, params, ends=taken.ends, salt=salt, metrics=metrics)
         self._queue(name, search, priority)
         return search
 
