@@ -17,6 +17,7 @@ from kvist.assemble import assemble, load_draft
 from kvist.config import EngineConfig, usable_cores
 from kvist.engine.batch import Piece
 from kvist.engine.beams import BeamSearch
+from kvist.engine.checks import salt_bytes
 from kvist.engine.params import BeamSearchParams, SamplingParams
 from kvist.errors import CapacityError, RequestError, UsageError
 from kvist.events import EventChannel
@@ -126,7 +127,7 @@ class LLM:
         searches: list[BeamSearch] = []
         try:
             for ids in every:
-                searches.append(self.engine.submit_beams(ids, params, salt=_salt(cache_salt), priority=priority))
+                searches.append(self.engine.submit_beams(ids, params, salt=salt_bytes(cache_salt), priority=priority))
             running = {search.request_id for search in searches}
             while running:
                 running -= {token.request_id for token in self.engine.step() if token.finish_reason is not None}
@@ -150,7 +151,7 @@ class LLM:
             raise UsageError(
                 f"best_of {params.branches} of {params.n} is decided when all have ended: leave it out to stream"
             )
-        ids, salt = self._encode(prompt), _salt(cache_salt)
+        ids, salt = self._encode(prompt), salt_bytes(cache_salt)
         fold = Fold(self.tokenizer, params, None, ids)
         for token in self.engine.stream(ids, params, salt=salt, watching=fold.watching, priority=priority, pin=pin):
             yield fold.add(token)
@@ -185,10 +186,14 @@ class LLM:
         """The token ids of a conversation, up to where the answer begins."""
         return self.tokenizer.encode(self._render(messages), add_special=False)
 
-    def session(self, name: str | None = None) -> Session:
-        """Open a session: a conversation or a text to append to, answer, fork and roll back. See `kvist.session`."""
+    def session(self, name: str | None = None, *, cache_salt: str | None = None) -> Session:
+        """Open a session: a conversation or a text to append to, answer, fork and roll back. See `kvist.session`.
+
+        cache_salt: only what was computed under the same one is found in the cache.
+        """
         self._sessions += 1
-        return Session(name or f"session-{self._sessions}", self.tokenizer, self.engine, self._render)
+        name, salt = name or f"session-{self._sessions}", salt_bytes(cache_salt)
+        return Session(name, self.tokenizer, self.engine, self._render, salt)
 
     def generate_each(self, requests: Iterable[Request | tuple[Prompt, SamplingParams]]) -> Iterator[RequestOutput]:
         """Answer requests as an iterator gives them, many together, and yield their outputs in its order.
@@ -248,7 +253,7 @@ class LLM:
         try:
             while True:
                 for prompt, params, priority, cache_salt, pin in islice(requests, most - len(folds)):
-                    ids, salt = self._encode(prompt), _salt(cache_salt)
+                    ids, salt = self._encode(prompt), salt_bytes(cache_salt)
                     fold = Fold(self.tokenizer, params, prompt if isinstance(prompt, str) else None, ids)
                     name = self.engine.submit(
                         ids, params, salt=salt, watching=fold.watching, priority=priority, pin=pin
@@ -273,15 +278,6 @@ def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         return [prompts]
     listed: list[Any] = list(prompts)
     return [listed] if listed and all(isinstance(item, (int, np.integer)) for item in listed) else listed
-
-
-def _salt(cache_salt: str | None) -> bytes:
-    """A salt as the cache takes it, which hashes it."""
-    if cache_salt is None:
-        return b""
-    if not isinstance(cache_salt, str) or not cache_salt:
-        raise UsageError(f"cache_salt is {cache_salt!r}: give some text, or leave it out")
-    return cache_salt.encode("utf-8", "surrogatepass")
 
 
 def _tokenizer(path: Path, metadata: Mapping[str, object] | None) -> Tokenizer:

@@ -83,6 +83,14 @@ def test_turns_and_what_they_find_in_the_cache(chat, tiny_model):
     assert left(child) == 0
 
 
+def test_a_pinned_system_message_and_a_salt(chat, tiny_model):
+    child = chat(tiny_model, *SAMPLED, "--system", "the hen on the stone " * 3, "--pin", "--cache-salt", "mine")
+    say(child, "the hen")
+    say(child, "/stats", r"pages of 16 tokens hold something, [1-9] of them pinned, ")
+    child.sendeof()
+    assert left(child) == 0
+
+
 def test_branches(chat, tiny_model):
     child = chat(tiny_model, *SAMPLED)
     history = sum(map(int, say(child, "the hen").group(1, 3)))

@@ -62,6 +62,12 @@ def test_help_and_version_import_nothing_heavy(argument):
         (["run", "m", "hi", "--logprobs", "2"], "give --json"),
         (["run", "m", "hi", "--logprobs", "21", "--json"], "logprobs is 21"),
         (["run", "m", "hi", "--top-p", "0"], "--top-p is 0"),
+        (["run", "m", "hi", "--pin"], "--pin keeps the system message in the cache: give --system as well"),
+        (
+            ["run", "m", "hi", "--pin", "--system", "a"],
+            "--pin keeps the system message for what follows: it is for a chat",
+        ),
+        (["run", "m", "hi", "--priority", "1"], "--priority is for requests that run together: give --file as well"),
         (["run", "m", "hi", "--max-tokens", "0"], "--max-tokens is 0"),
         (["run", "m", "hi", "--kv-cache-memory-bytes", "lots"], "512MiB"),
         (["run", "m", "hi", "--page-size", "17"], "16, 32, 64, 128"),

@@ -4,11 +4,14 @@ import re
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pexpect
 import pytest
 
+from kvist import LLM, SamplingParams
+from kvist.cli.answer import Setting, pin_system, prompt_ids
 from tiny import MODELS, write_gguf
 
 LONG = ["--ignore-eos", "--max-tokens", "200"]
@@ -77,6 +80,33 @@ def test_json(cli, tiny_model):
     assert metrics["generated_tokens"] == 5 and metrics["cached_tokens"] == 0
     assert metrics["kv_projections"] == metrics["prompt_tokens"] + 4
     assert metrics["seconds"] > metrics["time_to_first_token_seconds"] > 0
+
+
+def test_json_says_what_was_found_in_the_cache_and_why_not_more(cli, tiny_model):
+    def found(*flags):
+        return json.loads(cli("run", tiny_model, "the hen", "--json", "--max-tokens", "1", *flags).stdout)["metrics"]
+
+    metrics = found()
+    assert metrics["reuse"] == {
+        "computed": metrics["prompt_tokens"], "cached": {"memory": 0}, "reason": "never seen", "first_difference": None,
+    }  # fmt: skip
+    assert found("--cache-salt", "mine")["reuse"]["reason"] == "salt"
+    assert found("--no-cache")["reuse"]["reason"] == "off"
+
+
+def test_the_system_message_is_pinned_and_no_more(tiny_model):
+    with LLM(tiny_model, kv_cache_memory_bytes=8 << 20) as llm:
+        system, one = "the hen on the stone " * 4, SamplingParams(temperature=0, max_tokens=1)
+        setting = Setting(tiny_model, None, None, one, system=system, cache_salt="mine")
+        pin_system(llm, setting)
+        assert not llm.engine.manager.pins.names
+        pin_system(llm, replace(setting, pin=True))
+        ask = lambda text: llm.generate([prompt_ids(llm, text, system, False)], one, cache_salt="mine")[0].metrics  # noqa: E731
+        ask("the ants " * 9)
+        llm.engine.manager.flush()
+        pinned = llm.engine.manager.stats().pinned
+        assert pinned >= len(llm.tokenizer.encode(system)) // 16 > 1
+        assert ask("rain").cached_tokens == 16 * pinned
 
 
 def test_stats_count_what_the_cache_saves(cli, tiny_model):

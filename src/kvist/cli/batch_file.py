@@ -24,18 +24,20 @@ from typing import Any, BinaryIO, Self
 
 from kvist.cli.answer import ENOUGH, Setting
 from kvist.cli.flags import as_fields
+from kvist.engine.checks import flag
 from kvist.engine.params import SamplingParams
 from kvist.errors import UsageError, unknown_name
 
 PARAMETERS = frozenset(field.name for field in fields(SamplingParams))
-KNOWN = ("id", "prompt", "messages", *sorted(PARAMETERS))
+KNOWN = ("id", "prompt", "messages", "priority", "cache_salt", "pin", *sorted(PARAMETERS))
 
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
     """One line of the prompts' file. prompt: text, token ids or messages. fit: its length was not asked for.
 
-    fields: the names in it, as messages about it should have them.
+    fields: the names in it, as messages about it should have them. priority, cache_salt, pin: as in `LLM.generate`; no
+    answer depends on them.
     """
 
     line: int
@@ -44,6 +46,9 @@ class BatchRequest:
     params: SamplingParams
     fit: bool
     head: str
+    priority: int
+    cache_salt: str | None
+    pin: bool
 
     @property
     def is_chat(self) -> bool:
@@ -75,10 +80,13 @@ def _request(data: bytes, line: int, index: int, setting: Setting) -> BatchReque
         fit = setting.fit and "max_tokens" not in given
         given.setdefault("seed", ((setting.params.seed or 0) << 32) + index)  # its own, whatever runs beside it
         params = _parameters(setting.params, given, fit)
+        own = {key: value[key] for key in ("priority", "cache_salt", "pin") if value.get(key) is not None}
+        flag("pin", own.setdefault("pin", False))
     except UsageError as error:
         raise UsageError(as_fields(str(error), value)) from error
     head = json.dumps({"index": index, "id": name, "digest": _digest(prompt, params, fit, setting)})
-    return BatchRequest(line, frozenset(value), prompt, params, fit, head[:-1])
+    common = {"priority": setting.priority, "cache_salt": setting.cache_salt}
+    return BatchRequest(line, frozenset(value), prompt, params, fit, head[:-1], **{**common, **own})
 
 
 def _object(data: bytes, line: int) -> dict[str, Any]:

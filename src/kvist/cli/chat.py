@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from kvist.cli.answer import cost_lines, fitted
+from kvist.cli.answer import Setting, cost_lines, fitted, pin_system
 from kvist.cli.chat_branches import Branches
 from kvist.cli.chat_commands import NAMES, Leave, run_command
 from kvist.cli.editor import Dropped, Editor
@@ -33,7 +33,7 @@ VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 """Control characters as pictures: a model must not steer the terminal."""
 
 
-def chat(llm: LLM, params: SamplingParams, *, fit: bool, system: str | None, stats: bool) -> None:
+def chat(llm: LLM, setting: Setting, *, stats: bool) -> None:
     """Chat until the person leaves; then the model is closed."""
     with llm:
         if llm.tokenizer.chat_template is None:
@@ -41,18 +41,19 @@ def chat(llm: LLM, params: SamplingParams, *, fit: bool, system: str | None, sta
                 "this model has no chat template (a base model?), so it cannot chat: give a prompt to go on from, "
                 "`kvist run MODEL --raw 'Once upon a time'`, or use an instruct model"
             )
-        Chat(llm, params, fit=fit, system=system, stats=stats).run()
+        pin_system(llm, setting)
+        Chat(llm, setting, stats=stats).run()
 
 
 class Chat:
-    """A chat on a terminal. fit: nobody asked for a length of answers. stats: what each cost is told."""
+    """A chat on a terminal. stats: what each answer cost is told."""
 
-    def __init__(self, llm: LLM, params: SamplingParams, *, fit: bool, system: str | None, stats: bool) -> None:
-        self.llm, self.params = llm, params
-        self.branches = Branches(llm.session("1"), system)
+    def __init__(self, llm: LLM, setting: Setting, *, stats: bool) -> None:
+        self.llm, self.params = llm, setting.params
+        self.branches = Branches(llm.session("1", cache_salt=setting.cache_salt), setting.system)
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.last: RequestMetrics | None = None  # what the last answer cost
-        self._fit, self._stats = fit, stats
+        self._fit, self._stats = setting.fit, stats
         self._shown = VISIBLE if sys.stdout.isatty() else {}
         self._editor = Editor(NAMES)
 
