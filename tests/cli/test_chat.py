@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 
 import pexpect
@@ -87,6 +88,17 @@ def test_a_pinned_system_message_and_a_salt(chat, tiny_model):
     child = chat(tiny_model, *SAMPLED, "--system", "the hen on the stone " * 3, "--pin", "--cache-salt", "mine")
     say(child, "the hen")
     say(child, "/stats", r"pages of 16 tokens hold something, [1-9] of them pinned, ")
+    child.sendeof()
+    assert left(child) == 0
+
+
+def test_a_model_cannot_steer_the_terminal_of_its_chat(chat, tiny_model):
+    child = chat(tiny_model, "--stats", "--ignore-eos", "--max-tokens", "200", "--temperature", "5", "--seed", "7")
+    child.sendline("a")
+    child.expect(r"a\r\n((?s:.*))\r\n" + COST)
+    written = child.match[1]
+    assert "\u241b" in written  # an escape, had it been let through
+    assert not {c for c in written if unicodedata.category(c) == "Cc"} - set("\r\n\t")
     child.sendeof()
     assert left(child) == 0
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from kvist.cli.terminal import Activity, note
+from kvist.cli.terminal import Activity, note, show
 from kvist.engine.checks import salt_bytes
 from kvist.engine.params import RequestMetrics, SamplingParams
 from kvist.errors import UsageError
@@ -88,7 +88,7 @@ class Answer:
             for chunk in self._with_spinner():
                 self._take(chunk)
                 if stream and chunk.text:
-                    print(chunk.text, end="", flush=True)
+                    show(chunk.text)
         except KeyboardInterrupt:
             if stream:
                 print(flush=True)

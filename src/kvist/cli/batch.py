@@ -1,6 +1,6 @@
 """`kvist run -f`: answer a file of prompts, all through one engine, and go on where a run was stopped.
 
-The file is read as a stream: nothing of it is kept in memory but the requests under way.
+The file is read as a stream: nothing of it is kept in memory but the requests under way, and what is pinned.
 """
 
 from __future__ import annotations

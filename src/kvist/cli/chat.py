@@ -6,7 +6,6 @@ Ctrl-C stops an answer and keeps what there is of it; while it is stopping, or w
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from types import FrameType
@@ -20,7 +19,7 @@ from kvist.cli.chat_branches import Branches
 from kvist.cli.chat_commands import NAMES, Leave, run_command
 from kvist.cli.editor import Dropped, Editor
 from kvist.cli.flags import as_flags
-from kvist.cli.terminal import Activity
+from kvist.cli.terminal import Activity, show
 from kvist.engine.params import RequestMetrics, SamplingParams
 from kvist.errors import InternalError, KvistError, UsageError
 
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
     from kvist.llm import LLM
     from kvist.outputs import TextChunk
     from kvist.session import Session
-
-VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
-"""Control characters as pictures: a model must not steer the terminal."""
 
 
 def chat(llm: LLM, setting: Setting, *, stats: bool) -> None:
@@ -54,7 +50,6 @@ class Chat:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.last: RequestMetrics | None = None  # what the last answer cost
         self._fit, self._stats = setting.fit, stats
-        self._shown = VISIBLE if sys.stdout.isatty() else {}
         self._editor = Editor(NAMES)
 
     def run(self) -> None:
@@ -93,7 +88,7 @@ class Chat:
         with closing(chunks), _stopping(session) as stopping:
             for last in self._with_spinner(chunks):
                 text = last.text or text
-                print(last.text.translate(self._shown), end="", flush=True)
+                show(last.text)
                 if stopping():  # also where Ctrl-C came before the answer began
                     session.stop()
         print("" if text.endswith("\n") else "\n", end="", flush=True)

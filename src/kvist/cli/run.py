@@ -14,7 +14,7 @@ import typer
 
 from kvist.cli import flags, sampling
 from kvist.cli.answer import ENOUGH, Answer, Setting, fitted, prompt_ids
-from kvist.cli.terminal import Activity
+from kvist.cli.terminal import Activity, show
 from kvist.engine.params import SamplingParams
 from kvist.errors import UsageError
 
@@ -136,7 +136,7 @@ def _answer(text: str | None, setting: Setting, options: dict[str, Any], *, json
         answer = Answer(llm, ids, params, setting.cache_salt)
         answer.write(stream=not json_)
         if json_:
-            print(json.dumps(answer.as_json(setting.model), ensure_ascii=False))
+            show(json.dumps(answer.as_json(setting.model), ensure_ascii=False), "\n")
         answer.tell(ended_short=setting.fit, stats=stats)
 
 
