@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tiny
-from kvist import LLM, BeamSearchParams, SamplingParams
+from kvist import LLM, BeamSearchParams, Request, SamplingParams
 from kvist.errors import RequestError, UnknownNameError, UsageError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -174,3 +174,13 @@ def test_pins_and_priorities_reach_the_engine(small: LLM) -> None:
     before = small.engine.manager.counters.prefix_hits
     beams = small.beam_search(LONG, BeamSearchParams(2, 3), cache_salt="apart", priority=1)[0]
     assert beams.metrics.reuse.reason == "salt" and small.engine.manager.counters.prefix_hits == before
+
+
+def test_each_of_many_requests_has_a_priority_a_salt_and_a_pin_of_its_own(small: LLM) -> None:
+    small.generate(LONG, ONE)
+    asked = [(LONG, ONE), Request(LONG, ONE, cache_salt="mine"), Request("abc", ONE, priority=-1, pin=True)]
+    plain, salted, first = small.generate_each(asked)
+    assert (plain.metrics.reuse.reason, salted.metrics.reuse.reason) == ("full", "salt")
+    assert plain.outputs == salted.outputs
+    assert first.metrics.started_time < plain.metrics.started_time
+    assert small.engine.manager.pins.names == [first.request_id]

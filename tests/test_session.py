@@ -300,6 +300,19 @@ def test_what_cannot_be_meant(llm: LLM, fresh: LLM) -> None:
         llm.session().append(user("the hen"))
 
 
+def test_a_salt_is_kept_by_forks_and_finds_only_its_own(llm: LLM) -> None:
+    text = "the hen on the stone " * 4
+    llm.generate(text, PARAMS)
+    one, other = llm.session(cache_salt="mine"), llm.session(cache_salt="other")
+    for session in (one, other):
+        session.append(text)
+    assert one.generate(PARAMS).metrics.reuse.reason == "salt"
+    assert one.fork().generate(PARAMS).metrics.cached_tokens > 16
+    assert other.generate(PARAMS).metrics.reuse.reason == "salt"
+    with pytest.raises(UsageError, match="cache_salt"):
+        llm.session(cache_salt="")
+
+
 def test_requests_one_after_another_are_answered_together_and_in_order(llm: LLM, folder: Path) -> None:
     requests = [([3 + i] * (i % 40 + 1), replace(PARAMS, seed=i, max_tokens=1 + i * 7 % 23)) for i in range(60)]
     asked = []

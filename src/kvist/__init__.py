@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kvist.config import EngineConfig
     from kvist.engine.params import BeamSearchParams, RequestMetrics, SamplingParams
     from kvist.errors import KvistError
-    from kvist.llm import LLM
+    from kvist.llm import LLM, Request
     from kvist.outputs import BeamSearchOutput, BeamSearchSequence, CompletionOutput, Logprob, RequestOutput, TextChunk
     from kvist.session import Session
 
@@ -36,6 +36,7 @@ _HOME = {
     "FirstDifference": "kvist.cache.report",
     "KvistError": "kvist.errors",
     "Logprob": "kvist.outputs",
+    "Request": "kvist.llm",
     "RequestMetrics": "kvist.engine.params",
     "RequestOutput": "kvist.outputs",
     "ReuseReport": "kvist.cache.report",
@@ -54,6 +55,7 @@ __all__ = [
     "FirstDifference",
     "KvistError",
     "Logprob",
+    "Request",
     "RequestMetrics",
     "RequestOutput",
     "ReuseReport",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from kvist.assemble import assemble, load_draft
 from kvist.config import EngineConfig, usable_cores
 from kvist.engine.batch import Piece
 from kvist.engine.beams import BeamSearch
+from kvist.engine.checks import salt_bytes
 from kvist.engine.params import BeamSearchParams, SamplingParams
 from kvist.errors import CapacityError, RequestError, UsageError
 from kvist.events import EventChannel
@@ -36,6 +37,16 @@ Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 Progress = Callable[[str, int, int], None]
 """Told what is going on, how much is done, of how much (0: not known)."""
+
+
+class Request(NamedTuple):
+    """What is asked for, as `generate_each` takes it; the fields mean what they mean in `LLM.generate`."""
+
+    prompt: Prompt
+    sampling_params: SamplingParams
+    priority: int = 0
+    cache_salt: str | None = None
+    pin: bool = False
 
 
 class LLM:
@@ -93,23 +104,11 @@ class LLM:
             raise UsageError(
                 f"{len(listed)} prompts and {len(priorities)} priorities: give one for all, or one for each"
             )
-        folds: dict[str, Fold] = {}
-        try:
-            for prompt, one, level in zip(listed, each, priorities, strict=True):
-                ids = self._encode(prompt)
-                fold = Fold(self.tokenizer, one, prompt if isinstance(prompt, str) else None, ids)
-                name = self.engine.submit(
-                    ids, one, salt=_salt(cache_salt), watching=fold.watching, priority=level, pin=pin
-                )
-                folds[name] = fold
-            while any(fold.output is None for fold in folds.values()):
-                for token in self.engine.step():
-                    if token.request_id in folds:
-                        folds[token.request_id].add(token)
-        finally:
-            for name in folds:
-                self.engine.cancel(name)
-        return [fold.output for fold in folds.values() if fold.output is not None]
+        requests = [
+            Request(prompt, one, level, cache_salt, pin)
+            for prompt, one, level in zip(listed, each, priorities, strict=True)
+        ]
+        return list(self._answers(iter(requests), len(requests)))
 
     def unpin(self, request_id: str | None = None) -> int:
         """Let go of what a request pinned, or all did (None). Returns how many pages may be evicted from now on."""
@@ -128,7 +127,7 @@ class LLM:
         searches: list[BeamSearch] = []
         try:
             for ids in every:
-                searches.append(self.engine.submit_beams(ids, params, salt=_salt(cache_salt), priority=priority))
+                searches.append(self.engine.submit_beams(ids, params, salt=salt_bytes(cache_salt), priority=priority))
             running = {search.request_id for search in searches}
             while running:
                 running -= {token.request_id for token in self.engine.step() if token.finish_reason is not None}
@@ -148,7 +147,14 @@ class LLM:
     ) -> Iterator[TextChunk]:
         """Answer one prompt, chunk by chunk. Leaving the loop stops the request and frees its pages."""
         params = sampling_params or SamplingParams()
-        yield from self._stream_ids(self._encode(prompt), params, priority, cache_salt, pin)
+        if params.branches > params.n:
+            raise UsageError(
+                f"best_of {params.branches} of {params.n} is decided when all have ended: leave it out to stream"
+            )
+        ids, salt = self._encode(prompt), salt_bytes(cache_salt)
+        fold = Fold(self.tokenizer, params, None, ids)
+        for token in self.engine.stream(ids, params, salt=salt, watching=fold.watching, priority=priority, pin=pin):
+            yield fold.add(token)
 
     def chat(
         self,
@@ -173,43 +179,29 @@ class LLM:
         pin: bool = False,
     ) -> Iterator[TextChunk]:
         """As `chat`, chunk by chunk."""
-        params = sampling_params or SamplingParams()
-        yield from self._stream_ids(self.chat_ids(messages), params, priority, cache_salt, pin)
+        ids = self.chat_ids(messages)
+        return self.stream(ids, sampling_params, priority=priority, cache_salt=cache_salt, pin=pin)
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a conversation, up to where the answer begins."""
         return self.tokenizer.encode(self._render(messages), add_special=False)
 
-    def session(self, name: str | None = None) -> Session:
-        """Open a session: a conversation or a text to append to, answer, fork and roll back. See `kvist.session`."""
-        self._sessions += 1
-        return Session(name or f"session-{self._sessions}", self.tokenizer, self.engine, self._render)
+    def session(self, name: str | None = None, *, cache_salt: str | None = None) -> Session:
+        """Open a session: a conversation or a text to append to, answer, fork and roll back. See `kvist.session`.
 
-    def generate_each(self, requests: Iterable[tuple[Prompt, SamplingParams]]) -> Iterator[RequestOutput]:
+        cache_salt: only what was computed under the same one is found in the cache.
+        """
+        self._sessions += 1
+        name, salt = name or f"session-{self._sessions}", salt_bytes(cache_salt)
+        return Session(name, self.tokenizer, self.engine, self._render, salt)
+
+    def generate_each(self, requests: Iterable[Request | tuple[Prompt, SamplingParams]]) -> Iterator[RequestOutput]:
         """Answer requests as an iterator gives them, many together, and yield their outputs in its order.
 
         At most ``4 * max_num_seqs`` of them are held at once, however many there are. Leaving the loop stops those
         under way.
         """
-        source, most = iter(requests), 4 * self.config.max_num_seqs
-        folds: dict[str, Fold] = {}
-        try:
-            while True:
-                for prompt, params in islice(source, most - len(folds)):
-                    ids = self._encode(prompt)
-                    fold = Fold(self.tokenizer, params, prompt if isinstance(prompt, str) else None, ids)
-                    folds[self.engine.submit(ids, params, watching=fold.watching)] = fold
-                if not folds:
-                    return
-                for token in self.engine.step():
-                    if token.request_id in folds:
-                        folds[token.request_id].add(token)
-                while folds and (output := next(iter(folds.values())).output) is not None:
-                    del folds[next(iter(folds))]
-                    yield output
-        finally:
-            for name in folds:
-                self.engine.cancel(name)
+        return self._answers((Request(*request) for request in requests), 4 * self.config.max_num_seqs)
 
     def logits(self, token_ids: Sequence[int]) -> Floats:
         """Logits of every position, float32 (n, vocab), through the engine's own pages.
@@ -255,22 +247,29 @@ class LLM:
     def _encode(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
 
-    def _stream_ids(
-        self,
-        ids: Sequence[int],
-        params: SamplingParams,
-        priority: int = 0,
-        cache_salt: str | None = None,
-        pin: bool = False,
-    ) -> Iterator[TextChunk]:
-        if params.branches > params.n:
-            raise UsageError(
-                f"best_of {params.branches} of {params.n} is decided when all have ended: leave it out to stream"
-            )
-        fold = Fold(self.tokenizer, params, None, ids)
-        salt = _salt(cache_salt)
-        for token in self.engine.stream(ids, params, salt=salt, watching=fold.watching, priority=priority, pin=pin):
-            yield fold.add(token)
+    def _answers(self, requests: Iterator[Request], most: int) -> Iterator[RequestOutput]:
+        """The outputs of requests, in their order, with `most` of them under way at once."""
+        folds: dict[str, Fold] = {}
+        try:
+            while True:
+                for prompt, params, priority, cache_salt, pin in islice(requests, most - len(folds)):
+                    ids, salt = self._encode(prompt), salt_bytes(cache_salt)
+                    fold = Fold(self.tokenizer, params, prompt if isinstance(prompt, str) else None, ids)
+                    name = self.engine.submit(
+                        ids, params, salt=salt, watching=fold.watching, priority=priority, pin=pin
+                    )
+                    folds[name] = fold
+                if not folds:
+                    return
+                for token in self.engine.step():
+                    if token.request_id in folds:
+                        folds[token.request_id].add(token)
+                while folds and (output := next(iter(folds.values())).output) is not None:
+                    del folds[next(iter(folds))]
+                    yield output
+        finally:
+            for name in folds:
+                self.engine.cancel(name)
 
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -279,15 +278,6 @@ def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         return [prompts]
     listed: list[Any] = list(prompts)
     return [listed] if listed and all(isinstance(item, (int, np.integer)) for item in listed) else listed
-
-
-def _salt(cache_salt: str | None) -> bytes:
-    """A salt as the cache takes it, which hashes it."""
-    if cache_salt is None:
-        return b""
-    if not isinstance(cache_salt, str) or not cache_salt:
-        raise UsageError(f"cache_salt is {cache_salt!r}: give some text, or leave it out")
-    return cache_salt.encode("utf-8", "surrogatepass")
 
 
 def _tokenizer(path: Path, metadata: Mapping[str, object] | None) -> Tokenizer:

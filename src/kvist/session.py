@@ -50,8 +50,8 @@ class Mark:
 class Session:
     """Made by `LLM.session`. `name` is for people. One thread uses it, but for `stop`."""
 
-    def __init__(self, name: str, tokenizer: Tokenizer, engine: Engine, render: Render) -> None:
-        self.name = name
+    def __init__(self, name: str, tokenizer: Tokenizer, engine: Engine, render: Render, salt: bytes = b"") -> None:
+        self.name, self._salt = name, salt
         self._tokenizer, self._engine, self._render = tokenizer, engine, render
         self._history = History()
         self._answering = self._stopped = self._closed = False
@@ -115,7 +115,7 @@ class Session:
     def fork(self, name: str | None = None) -> Session:
         """Make a second session with the same history, found in the same pages; neither sees the other go on."""
         self._require_idle()
-        other = Session(name or f"{self.name}-fork", self._tokenizer, self._engine, self._render)
+        other = Session(name or f"{self.name}-fork", self._tokenizer, self._engine, self._render, self._salt)
         other._history = self._history
         return other
 
@@ -169,7 +169,7 @@ class Session:
         chunks: list[TextChunk] = []
         self._answering, self._stopped = True, False
         try:
-            with closing(self._engine.follow(ids, params, watching=fold.watching)) as steps:
+            with closing(self._engine.follow(ids, params, salt=self._salt, watching=fold.watching)) as steps:
                 for outputs in steps:
                     for token in outputs:
                         chunks.append(fold.add(token))

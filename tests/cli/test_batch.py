@@ -11,7 +11,8 @@ from dataclasses import replace
 import pexpect
 import pytest
 
-from kvist.cli import batch_file
+from kvist import LLM
+from kvist.cli import batch, batch_file
 from kvist.cli.answer import Setting
 from kvist.cli.batch_file import AnswersFile, read_requests
 from kvist.engine.params import SamplingParams
@@ -79,13 +80,22 @@ def test_every_kind_of_line(cli, tiny_model, tmp_path):
         ('{"messages": [{"content": "a"}]}', '"role" and "content"'),
         ('{"prompt": "a", "temprature": 1}', "did you mean temperature"),
         ('{"prompt": "a", "temperature": "hot"}', "temperature"),
-        ('{"prompt": "a", "top_p": 2}', "top-p"),
+        ('{"prompt": "a", "max_tokns": 1}', 'did you mean "max_tokens"'),
+        ('{"prompt": "a", "top_p": 2}', '"top_p" is 2'),
         ('{"prompt": "a", "n": 2}', "give a temperature"),
-        ('{"prompt": "a", "max_tokens": 0}', "max-tokens"),
+        ('{"prompt": "a", "max_tokens": 0}', '"max_tokens" is 0'),
+        ('{"prompt": "a", "priority": 5000}', "priority is 5000: give a whole number -1000 to 1000"),
+        ('{"prompt": "a", "priority": "high"}', "priority is 'high'"),
+        ('{"prompt": "a", "cache_salt": ""}', "\"cache_salt\" is ''"),
+        ('{"prompt": "a", "pin": 1}', "pin is 1: give True or False"),
         ('{"prompt": "a", "id": [1]}', "id is"),
         ('{"prompt": "a", "prompt_logprobs": 1}', "prompt_logprobs are not written"),
         ("[" * 100_000, "not JSON"),
-        ('{"prompt": "a", "max_tokens": 5000}', "can never fit"),
+        ('{"prompt": "a", "max_tokens": 5000}', '5000 "max_tokens" = 5017 can never fit: --max-model-len is 256'),
+        (
+            '{"prompt": "a", "min_tokens": 9, "max_tokens": 5}',
+            '"min_tokens" is 9: give a whole number 0 to 5, which is "max_',
+        ),
         (json.dumps("hen " * 500), "shorten the prompt"),
         ('{"prompt": [1, 299, 300]}', "vocabulary of 300"),
         ('{"prompt": "\\ud800"}', "not valid Unicode"),
@@ -99,6 +109,12 @@ def test_a_bad_line_is_named_before_anything_runs(refused, tiny_model, tmp_path,
     error = refused(2, "run", tiny_model, "-f", str(prompts), "-o", str(out), "--ignore-eos")
     assert f"{prompts} line 3: " in error and says in error
     assert not out.exists() or out.read_text() == ""
+
+
+def test_a_message_names_what_was_given_as_a_flag_as_that(refused, tiny_model, tmp_path):
+    prompts = write(tmp_path / "in.jsonl", [{"prompt": "a", "min_tokens": 9}])
+    error = refused(2, "run", tiny_model, "-f", prompts, "--max-tokens", "5")
+    assert '"min_tokens" is 9: give a whole number 0 to 5, which is --max-tokens' in error
 
 
 def test_what_cannot_be_meant(refused, tiny_model, tmp_path):
@@ -225,7 +241,9 @@ def test_a_bar_on_a_terminal(kvist, longer_model, tmp_path):
 
 
 def test_known_fields_are_those_of_the_parameters():
-    assert set(batch_file.KNOWN) == {"id", "prompt", "messages"} | {*SamplingParams.__dataclass_fields__}
+    assert set(batch_file.KNOWN) == {"id", "prompt", "messages", "priority", "cache_salt", "pin"} | {
+        *SamplingParams.__dataclass_fields__
+    }
     with pytest.raises(UsageError, match="unknown field"):
         list(read_requests(_Lines(b'{"prompt": "a", "zzzz": 1}'), Setting("m", None, None, SamplingParams())))
 
@@ -240,6 +258,67 @@ class _Lines(list):  # type: ignore[type-arg]
 
     def seek(self, at: int) -> None:
         assert at == 0
+
+
+FEW_PAGES = ["--kv-cache-memory-bytes", str(16 * 16 * 768), "--max-num-seqs", "1", "--ignore-eos", "--max-tokens", "4"]
+
+
+def ids(length, seed):
+    return [(seed * 37 + i * i * 7 + i) % 300 for i in range(length)]
+
+
+def test_priority_and_salt_of_a_line_go_before_the_flags(tiny_model, tmp_path):
+    path = tmp_path / "in.jsonl"
+    write(path, ["a", {"prompt": "a", "priority": -2, "cache_salt": "own"}, {"prompt": "a", "priority": None}])
+    setting = Setting(tiny_model, None, None, SamplingParams(), priority=5, cache_salt="all")
+    with LLM(tiny_model) as llm, path.open("rb") as file:
+        asked = list(batch._Run(llm, file, setting, None, 0, 3)._submitted())
+    assert [(one.priority, one.cache_salt) for one in asked] == [(5, "all"), (-2, "own"), (5, "all")]
+
+
+def test_salts_of_lines_separate_them_and_change_no_answer(cli, tiny_model, tmp_path):
+    def run(*salts):
+        requests = [{"prompt": ids(50, 1), "cache_salt": salt, "seed": 1} for salt in salts]
+        done = cli("run", tiny_model, "-f", write(tmp_path / "in.jsonl", requests), *FEW_PAGES, "--stats")
+        assert len({line.partition("digest")[2] for line in done.stdout.splitlines()}) == 1
+        return int(re.search(r"\((\d+) cached\)", done.stderr)[1])
+
+    assert [run("a", "a"), run("a", "b"), run("a", None), run(None, None)] == [48, 0, 0, 48]
+
+
+def test_a_pinned_line_stays_in_the_cache_till_the_end(cli, refused, tiny_model, tmp_path):
+    def run(first, *flags, call=cli):
+        requests = [first, *(ids(90, seed) for seed in (2, 3, 4)), ids(50, 1)]
+        requests = [one if isinstance(one, dict) else {"prompt": one} for one in requests]
+        return call("run", tiny_model, "-f", write(tmp_path / "in.jsonl", requests), *FEW_PAGES, "--stats", *flags)
+
+    plain, pinned = run({"prompt": ids(50, 1)}), run({"prompt": ids(50, 1), "pin": True})
+    assert plain.stdout == pinned.stdout != ""
+    assert "(0 cached)" in plain.stderr and "(48 cached)" in pinned.stderr
+    # 5 of 16 pages: more than may be pinned, unless a flag says so
+    error = run({"prompt": ids(80, 1), "pin": True}, call=lambda *given: refused(2, *given))
+    assert "line 1: pinning 5 pages beside 0 would make 5, and 4 may be pinned" in error
+    assert "raise --max-pinned-share" in error
+    assert run({"prompt": ids(80, 1), "pin": True}, "--max-pinned-share", "0.5").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("pin", "says"), [(0, "line 2: 249 tokens take 16 pages, and 3 of"), (1, "line 2: pinning 3 pages")]
+)
+def test_a_pin_that_would_be_in_the_way_is_refused_before_anything_runs(refused, tiny_model, tmp_path, pin, says):
+    requests = [{"prompt": ids(245, 2)}]
+    requests.insert(pin, {"prompt": ids(50, 1), "pin": True})
+    assert says in refused(2, "run", tiny_model, "-f", write(tmp_path / "in.jsonl", requests), *FEW_PAGES)
+
+
+def test_the_system_message_is_pinned_for_a_file(cli, tiny_model, tmp_path):
+    prompts = write(tmp_path / "in.jsonl", [f"the hen {i} " + "rain " * 20 for i in range(8)])
+    flags = ["--system", "the hen on the stone " * 2, *FEW_PAGES, "--stats"]
+    plain, pinned = (cli("run", tiny_model, "-f", prompts, *flags, *more) for more in ((), ("--pin",)))
+    assert plain.stdout == pinned.stdout != ""
+    assert (
+        "nothing to pin" in cli("run", tiny_model, "-f", prompts, *flags, "--pin", "--no-enable-prefix-caching").stderr
+    )
 
 
 def test_nothing_to_answer(cli, tiny_model, tmp_path):

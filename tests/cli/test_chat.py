@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 
 import pexpect
@@ -80,6 +81,25 @@ def test_turns_and_what_they_find_in_the_cache(chat, tiny_model):
     say(child, "/regen", "no answer yet")
     assert int(say(child, "the hen")[1]) == prompt
     child.sendline("/bye")
+    assert left(child) == 0
+
+
+def test_a_pinned_system_message_and_a_salt(chat, tiny_model):
+    child = chat(tiny_model, *SAMPLED, "--system", "the hen on the stone " * 3, "--pin", "--cache-salt", "mine")
+    say(child, "the hen")
+    say(child, "/stats", r"pages of 16 tokens hold something, [1-9] of them pinned, ")
+    child.sendeof()
+    assert left(child) == 0
+
+
+def test_a_model_cannot_steer_the_terminal_of_its_chat(chat, tiny_model):
+    child = chat(tiny_model, "--stats", "--ignore-eos", "--max-tokens", "200", "--temperature", "5", "--seed", "7")
+    child.sendline("a")
+    child.expect(r"a\r\n((?s:.*))\r\n" + COST)
+    written = child.match[1]
+    assert "\u241b" in written  # an escape, had it been let through
+    assert not {c for c in written if unicodedata.category(c) == "Cc"} - set("\r\n\t")
+    child.sendeof()
     assert left(child) == 0
 
 
@@ -293,7 +313,9 @@ def test_in_a_real_terminal(tmux, kvist, smollm2_path):
     tmux.wait(r"^\[branch 2 of 1, 2: 3 turns, \d+ of at most 8192 tokens\]")
     tmux.type("/regen", "Enter")
     tmux.wait(r"/regen\n\[greedy: the answer will be the same(?s:.*)2>>>\Z")
-    tmux.type("some words", "C-c")
+    tmux.type("some words")
+    tmux.wait(r"2>>> some words\Z")  # a terminal drops what is not read yet when Ctrl-C comes
+    tmux.type("C-c")
     tmux.wait(r"2>>>\Z")
     tmux.type("C-c")
     tmux.wait("^status 130$")

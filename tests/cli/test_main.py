@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from kvist.cli.flags import as_flags, engine_options, memory_bytes
+from kvist.cli.flags import as_fields, as_flags, engine_options, memory_bytes
 from kvist.cli.main import VERBS
 from kvist.cli.terminal import share
 from kvist.errors import UsageError
@@ -62,6 +62,12 @@ def test_help_and_version_import_nothing_heavy(argument):
         (["run", "m", "hi", "--logprobs", "2"], "give --json"),
         (["run", "m", "hi", "--logprobs", "21", "--json"], "logprobs is 21"),
         (["run", "m", "hi", "--top-p", "0"], "--top-p is 0"),
+        (["run", "m", "hi", "--pin"], "--pin keeps the system message in the cache: give --system as well"),
+        (
+            ["run", "m", "hi", "--pin", "--system", "a"],
+            "--pin keeps the system message for what follows: it is for a chat",
+        ),
+        (["run", "m", "hi", "--priority", "1"], "--priority is for requests that run together: give --file as well"),
         (["run", "m", "hi", "--max-tokens", "0"], "--max-tokens is 0"),
         (["run", "m", "hi", "--kv-cache-memory-bytes", "lots"], "512MiB"),
         (["run", "m", "hi", "--page-size", "17"], "16, 32, 64, 128"),
@@ -148,6 +154,8 @@ def test_only_given_flags_become_options():
 
 def test_options_are_spelled_as_flags():
     assert as_flags("give kv_cache_memory_bytes=5 or top_k") == "give --kv-cache-memory-bytes=5 or --top-k"
+    assert as_flags('"max_tokens" of page_size') == '"max_tokens" of --page-size'
+    assert as_fields("max_tokens of min_tokens", {"max_tokens"}) == '"max_tokens" of min_tokens'
     assert as_flags("cannot read /tmp/max_tokens/page_size.gguf") == "cannot read /tmp/max_tokens/page_size.gguf"
 
 

@@ -1,14 +1,21 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
+import sys
 import time
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pexpect
 import pytest
 
+from kvist import LLM, SamplingParams
+from kvist.cli.answer import Setting, pin_system, prompt_ids
+from kvist.cli.terminal import show
 from tiny import MODELS, write_gguf
 
 LONG = ["--ignore-eos", "--max-tokens", "200"]
@@ -77,6 +84,66 @@ def test_json(cli, tiny_model):
     assert metrics["generated_tokens"] == 5 and metrics["cached_tokens"] == 0
     assert metrics["kv_projections"] == metrics["prompt_tokens"] + 4
     assert metrics["seconds"] > metrics["time_to_first_token_seconds"] > 0
+
+
+BYTES = ["--raw", "--ignore-eos", "--max-tokens", "250", "--temperature", "5"]
+"""Of a tiny random model: any byte, again and again."""
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_model_cannot_steer_the_terminal(cli, kvist, tiny_model, flags):
+    command = ["run", tiny_model, "a", *BYTES, "--seed", "7"]
+    plain = cli(*command).stdout
+    assert {"\x1b", "\r", "\t", "\x7f"} <= set(plain)  # elsewhere they stay as they are
+    shown = "".join(
+        chr(0x2400 + ord(c)) if c < " " and c not in "\n\t" else f"\\u{ord(c):04x}" if "\x7f" <= c <= "\x9f" else c
+        for c in plain
+    )
+    line = " ".join(map(shlex.quote, [kvist, *command, *flags]))
+    child = pexpect.spawn("sh", ["-c", f"{line} 2>/dev/null"], encoding="utf-8", timeout=60)
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    written = child.before.replace("\r\n", "\n")
+    if flags:
+        assert not {c for c in written if unicodedata.category(c) == "Cc"} - {"\n"}
+        assert json.loads(written)["text"] + "\n" == plain
+    else:
+        assert written == shown
+
+
+def test_control_characters_that_take_two_bytes_are_shown_as_well(monkeypatch, capsys):
+    show("\x80\x9b2J\xa0\x85")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    show("\x80\x9b2J\xa0\x85", "\n")
+    assert capsys.readouterr().out == "\x80\x9b2J\xa0\x85" + "\\u0080\\u009b2J\xa0\\u0085\n"
+
+
+def test_json_says_what_was_found_in_the_cache_and_why_not_more(cli, tiny_model):
+    def found(*flags):
+        return json.loads(cli("run", tiny_model, "the hen", "--json", "--max-tokens", "1", *flags).stdout)["metrics"]
+
+    metrics = found()
+    assert metrics["reuse"] == {
+        "computed": metrics["prompt_tokens"], "cached": {"memory": 0}, "reason": "never seen", "first_difference": None,
+    }  # fmt: skip
+    assert found("--cache-salt", "mine")["reuse"]["reason"] == "salt"
+    assert found("--no-cache")["reuse"]["reason"] == "off"
+
+
+def test_the_system_message_is_pinned_and_no_more(tiny_model):
+    with LLM(tiny_model, kv_cache_memory_bytes=8 << 20) as llm:
+        system, one = "the hen on the stone " * 4, SamplingParams(temperature=0, max_tokens=1)
+        setting = Setting(tiny_model, None, None, one, system=system, cache_salt="mine")
+        pin_system(llm, setting)
+        assert not llm.engine.manager.pins.names
+        pin_system(llm, replace(setting, pin=True))
+        ask = lambda text: llm.generate([prompt_ids(llm, text, system, False)], one, cache_salt="mine")[0].metrics  # noqa: E731
+        ask("the ants " * 9)
+        llm.engine.manager.flush()
+        pinned = llm.engine.manager.stats().pinned
+        assert pinned >= len(llm.tokenizer.encode(system)) // 16 > 1
+        assert ask("rain").cached_tokens == 16 * pinned
 
 
 def test_stats_count_what_the_cache_saves(cli, tiny_model):

@@ -110,6 +110,20 @@ def test_leaving_a_stream_cancels_its_request(make_engine: MakeEngine) -> None:
     assert engine.manager.stats().live == 0
 
 
+def test_following_comes_back_after_every_step_and_leaving_it_cancels(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_num_batched_tokens=16)
+    steps = engine.follow(prompt(40), GREEDY)
+    assert [len(next(steps)) for _ in range(5)] == [0, 0, 1, 1, 1]  # 16 + 16 + 8 tokens of the prompt
+    steps.close()
+    steps = engine.follow(prompt(40, 2), GREEDY, priority=-1, pin=True)
+    assert next(steps) == []
+    assert next(iter(engine.answers.requests.values())).open[0].priority == -1
+    assert len(engine.manager.pins) == 2
+    steps.close()  # before its first token: its pin goes with it
+    assert not engine.has_work
+    assert (engine.manager.stats().live, len(engine.manager.pins)) == (0, 0)
+
+
 def test_streams_side_by_side_lose_nothing(make_engine: MakeEngine) -> None:
     alone = [answer(make_engine(), prompt(10, seed)) for seed in (1, 2)]
     engine = make_engine()

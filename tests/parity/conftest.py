@@ -10,6 +10,21 @@ import numpy as np
 import pytest
 
 Logits = Callable[[Any, Sequence[int]], np.ndarray]
+DIFFERENCES = pytest.StashKey[dict[str, float]]()
+
+
+@pytest.fixture(scope="session")
+def differences(pytestconfig: pytest.Config) -> dict[str, float]:
+    """By family, the largest difference of a logit; told at the end (the README's table has it)."""
+    return pytestconfig.stash.setdefault(DIFFERENCES, {})
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    found = config.stash.get(DIFFERENCES, {})
+    if found:
+        terminalreporter.section("largest difference of a logit from transformers', float32")
+        for family, difference in found.items():
+            terminalreporter.line(f"{family:<20} {difference:.1e}")
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ class PagePool:
     def prefault(self, nbytes: int) -> None:
         """Have the system provide the first `nbytes` now. Only while nothing is stored: a zero is written everywhere.
 
-        A new virtual machine gives memory at some 250 MB/s, which is a tenth of a prompt's time; see `kvist bench`.
+        Otherwise it does so page by page when they are first written: a prompt waits for it, on some machines for long.
         """
         self.data.reshape(-1)[:nbytes:SYSTEM_PAGE] = 0
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from kvist.cli.terminal import Activity, note
+from kvist.cli.terminal import Activity, note, show
+from kvist.engine.checks import salt_bytes
 from kvist.engine.params import RequestMetrics, SamplingParams
 from kvist.errors import UsageError
 
@@ -19,7 +21,10 @@ ENOUGH = 512  # tokens of an answer whose length nobody asked for
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all requests of a run have in common. fit: answers whose length nobody asked for end with the context."""
+    """What all requests of a run have in common, or begin with where a line of a file says nothing else.
+
+    fit: answers whose length nobody asked for end with the context. pin: keep the system message's pages in the cache.
+    """
 
     model: str
     kv_cache_dtype: str | None
@@ -28,6 +33,9 @@ class Setting:
     fit: bool = True
     system: str | None = None
     raw: bool = False
+    priority: int = 0
+    cache_salt: str | None = None
+    pin: bool = False
 
 
 def prompt_ids(llm: LLM, text: str, system: str | None, raw: bool) -> list[int]:
@@ -42,6 +50,15 @@ def prompt_ids(llm: LLM, text: str, system: str | None, raw: bool) -> list[int]:
     return llm.chat_ids([*before, {"role": "user", "content": text}])
 
 
+def pin_system(llm: LLM, setting: Setting) -> None:
+    """Keep the full pages that all conversations with this system message begin with, if that is asked for."""
+    if not setting.pin:
+        return
+    one, other = (prompt_ids(llm, text, setting.system, setting.raw) for text in "ab")
+    same = [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))]
+    llm.engine.manager.pin("system", same, salt=salt_bytes(setting.cache_salt))
+
+
 def fitted(params: SamplingParams, llm: LLM, prompt_tokens: int) -> SamplingParams:
     """`params` with no more tokens than the context has room for."""
     most = max(params.min_tokens, 1)
@@ -52,12 +69,12 @@ def fitted(params: SamplingParams, llm: LLM, prompt_tokens: int) -> SamplingPara
 class Answer:
     """One answer: written as it comes, kept for the report."""
 
-    def __init__(self, llm: LLM, ids: list[int], params: SamplingParams) -> None:
+    def __init__(self, llm: LLM, ids: list[int], params: SamplingParams, cache_salt: str | None = None) -> None:
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
         self.logprobs: list[list[dict[str, Any]]] = []
         self.token_ids: list[int] = []
-        self._llm, self._chunks = llm, llm.stream(ids, params)
+        self._llm, self._chunks = llm, llm.stream(ids, params, cache_salt=cache_salt)
         self._prompt_tokens = len(ids)
         self._text: list[str] = []
         self._metrics = RequestMetrics(len(ids))
@@ -71,7 +88,7 @@ class Answer:
             for chunk in self._with_spinner():
                 self._take(chunk)
                 if stream and chunk.text:
-                    print(chunk.text, end="", flush=True)
+                    show(chunk.text)
         except KeyboardInterrupt:
             if stream:
                 print(flush=True)
@@ -119,6 +136,7 @@ class Answer:
                 "generated_tokens": m.generated_tokens,
                 "kv_projections": m.kv_projections,
                 "preemptions": m.preemptions,
+                "reuse": None if m.reuse is None else asdict(m.reuse),
                 "drafted_tokens": m.drafted_tokens,
                 "accepted_tokens": m.accepted_tokens,
                 "acceptance_rate": m.acceptance_rate,

@@ -1,6 +1,6 @@
 """`kvist run -f`: answer a file of prompts, all through one engine, and go on where a run was stopped.
 
-The file is read as a stream: nothing of it is kept in memory but the requests under way.
+The file is read as a stream: nothing of it is kept in memory but the requests under way, and what is pinned.
 """
 
 from __future__ import annotations
@@ -9,20 +9,22 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from kvist.cli.answer import Setting, fitted, prompt_ids
+from kvist.cli.answer import Setting, fitted, pin_system, prompt_ids
 from kvist.cli.batch_file import AnswersFile, BatchRequest, read_requests
+from kvist.cli.flags import as_fields
 from kvist.cli.terminal import Activity, note
-from kvist.engine.admission import check_vocabulary, total_length
+from kvist.engine.admission import admit
+from kvist.engine.checks import salt_bytes
 from kvist.engine.params import SamplingParams
 from kvist.errors import UsageError
 
 if TYPE_CHECKING:
-    from kvist.llm import LLM
+    from kvist.llm import LLM, Request
     from kvist.outputs import RequestOutput
 
 
@@ -61,15 +63,18 @@ class _Run:
         self._llm, self._source, self._setting, self._answers = llm, source, setting, answers
         self._done, self._total = done, total
         self._heads: deque[str] = deque()  # of the requests under way
+        self._longest = 0  # tokens of the longest request, of those that are checked
 
     def go(self, stats: bool) -> None:
         """Check all requests, then answer them."""
         began, first, prompt, cached, made = time.monotonic(), self._done, 0, 0, 0
         try:
+            pin_system(self._llm, self._setting)
             with Activity("checking prompts") as activity:
                 for i, request in enumerate(self._requests()):
                     activity.report("checking prompts", i, self._total - first)
-                    self._prepared(request)
+                    with self._named(request):
+                        self._check(request)
             with Activity("answering") as activity:
                 activity.report("answering", self._done, self._total)
                 for output in self._llm.generate_each(self._submitted()):
@@ -93,27 +98,46 @@ class _Run:
     def _requests(self) -> Iterator[BatchRequest]:
         return islice(read_requests(self._source, self._setting), self._done, None)
 
-    def _submitted(self) -> Iterator[tuple[list[int], SamplingParams]]:
+    def _submitted(self) -> Iterator[Request]:
+        from kvist.llm import Request
+
         for request in self._requests():
             self._heads.append(request.head)
-            yield self._prepared(request)
+            yield Request(*self._prepared(request), request.priority, request.cache_salt)
+
+    def _check(self, request: BatchRequest) -> None:
+        """Refuse what could not run, and pin what is to be pinned: before anything runs, so that none is refused later.
+
+        A pin must leave room for whatever stands before it, and all that stands behind it must fit beside it.
+        """
+        ids, params = self._prepared(request)
+        engine, salt = self._llm.engine, salt_bytes(request.cache_salt)
+        taken = admit(
+            ids, params, engine.limits, engine.manager, salt=salt, priority=request.priority,
+            longest=self._longest if request.pin else 0,
+        )  # fmt: skip
+        self._longest = max(self._longest, taken.limit)
+        if request.pin:
+            engine.manager.pin(f"line {request.line}", ids, salt=salt)
 
     def _prepared(self, request: BatchRequest) -> tuple[list[int], SamplingParams]:
-        """The token ids and parameters of a request; UsageError names the line of one that could not run."""
+        """The token ids and parameters of a request."""
         llm, setting, prompt = self._llm, self._setting, request.prompt
-        try:
-            if isinstance(prompt, str):
-                ids = prompt_ids(llm, prompt, setting.system, setting.raw)
-            else:
-                ids = llm.chat_ids(prompt) if request.is_chat else list(prompt)  # type: ignore[arg-type]
-            params = fitted(request.params, llm, len(ids)) if request.fit else request.params
-            limits = llm.engine.limits
-            total_length(ids, params.max_tokens, limits, llm.engine.manager)
-            ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else limits.eos_ids)
-            check_vocabulary(params, ends, limits)
-        except UsageError as error:
-            raise UsageError(f"{self._source.name} line {request.line}: {error}") from error
+        if isinstance(prompt, str):
+            ids = prompt_ids(llm, prompt, setting.system, setting.raw)
+        else:
+            ids = llm.chat_ids(prompt) if request.is_chat else list(prompt)  # type: ignore[arg-type]
+        params = fitted(request.params, llm, len(ids)) if request.fit else request.params
         return ids, params
+
+    @contextmanager
+    def _named(self, request: BatchRequest) -> Iterator[None]:
+        """Say which line a UsageError is about."""
+        try:
+            yield
+        except UsageError as error:
+            said = as_fields(str(error), request.fields)
+            raise UsageError(f"{self._source.name} line {request.line}: {said}") from error
 
     def _write(self, output: RequestOutput, activity: Activity) -> None:
         """One line: the head, what was answered, and nothing that another run could answer otherwise."""

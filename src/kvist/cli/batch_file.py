@@ -23,22 +23,32 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from kvist.cli.answer import ENOUGH, Setting
+from kvist.cli.flags import as_fields
+from kvist.engine.checks import flag
 from kvist.engine.params import SamplingParams
 from kvist.errors import UsageError, unknown_name
 
 PARAMETERS = frozenset(field.name for field in fields(SamplingParams))
-KNOWN = ("id", "prompt", "messages", *sorted(PARAMETERS))
+KNOWN = ("id", "prompt", "messages", "priority", "cache_salt", "pin", *sorted(PARAMETERS))
 
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
-    """One line of the prompts' file. prompt: text, token ids or messages. fit: its length was not asked for."""
+    """One line of the prompts' file. prompt: text, token ids or messages. fit: its length was not asked for.
+
+    fields: the names in it, as messages about it should have them. priority, cache_salt, pin: as in `LLM.generate`; no
+    answer depends on them.
+    """
 
     line: int
+    fields: frozenset[str]
     prompt: str | list[int] | list[Mapping[str, object]]
     params: SamplingParams
     fit: bool
     head: str
+    priority: int
+    cache_salt: str | None
+    pin: bool
 
     @property
     def is_chat(self) -> bool:
@@ -61,6 +71,26 @@ def read_requests(file: BinaryIO, setting: Setting) -> Iterator[BatchRequest]:
 
 
 def _request(data: bytes, line: int, index: int, setting: Setting) -> BatchRequest:
+    value = _object(data, line)
+    try:
+        name, prompt = value.get("id"), _prompt(value)
+        if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
+            raise UsageError(f"id is {str(name)[:40]!r}: give a string or a whole number")
+        given = {key: item for key, item in value.items() if key in PARAMETERS and item is not None}
+        fit = setting.fit and "max_tokens" not in given
+        given.setdefault("seed", ((setting.params.seed or 0) << 32) + index)  # its own, whatever runs beside it
+        params = _parameters(setting.params, given, fit)
+        own = {key: value[key] for key in ("priority", "cache_salt", "pin") if value.get(key) is not None}
+        flag("pin", own.setdefault("pin", False))
+    except UsageError as error:
+        raise UsageError(as_fields(str(error), value)) from error
+    head = json.dumps({"index": index, "id": name, "digest": _digest(prompt, params, fit, setting)})
+    common = {"priority": setting.priority, "cache_salt": setting.cache_salt}
+    return BatchRequest(line, frozenset(value), prompt, params, fit, head[:-1], **{**common, **own})
+
+
+def _object(data: bytes, line: int) -> dict[str, Any]:
+    """The JSON object of a line, with no field that is not known."""
     try:
         value = json.loads(data.decode("utf-8-sig" if line == 1 else "utf-8"))
     except UnicodeDecodeError as error:
@@ -73,19 +103,8 @@ def _request(data: bytes, line: int, index: int, setting: Setting) -> BatchReque
         raise UsageError(f"a JSON {type(value).__name__}: give an object or a string")
     for name in value:
         if name not in KNOWN:
-            raise unknown_name("field", name, KNOWN)
-    name = value.get("id")
-    if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
-        raise UsageError(f"id is {str(name)[:40]!r}: give a string or a whole number")
-    prompt = _prompt(value)
-    given = {key: item for key, item in value.items() if key in PARAMETERS and item is not None}
-    fit = setting.fit and "max_tokens" not in given
-    given.setdefault("seed", ((setting.params.seed or 0) << 32) + index)  # one of its own, whatever runs beside it
-    params = _parameters(setting.params, given, fit)
-    if params.prompt_logprobs is not None:
-        raise UsageError("prompt_logprobs are not written to files: leave them out, or use the library")
-    head = json.dumps({"index": index, "id": name, "digest": _digest(prompt, params, fit, setting)})
-    return BatchRequest(line, prompt, params, fit, head[:-1])
+            raise UsageError(as_fields(str(unknown_name("field", name, KNOWN)), KNOWN))
+    return value
 
 
 def _prompt(value: dict[str, Any]) -> str | list[int] | list[Mapping[str, object]]:
@@ -116,9 +135,12 @@ def _parameters(defaults: SamplingParams, given: dict[str, Any], fit: bool) -> S
     if isinstance(bias, dict):  # JSON has no numbers as keys
         given["logit_bias"] = {int(key) if key.isdecimal() and len(key) < 10 else key: bias[key] for key in bias}
     try:
-        return replace(defaults, **given)
+        params = replace(defaults, **given)
     except TypeError as error:
         raise UsageError(f"a sampling parameter is of the wrong type ({error})") from error
+    if params.prompt_logprobs is not None:
+        raise UsageError("prompt_logprobs are not written to files: leave them out, or use the library")
+    return params
 
 
 def _digest(prompt: object, params: SamplingParams, fit: bool, setting: Setting) -> str:

@@ -6,7 +6,6 @@ Ctrl-C stops an answer and keeps what there is of it; while it is stopping, or w
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from types import FrameType
@@ -15,12 +14,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from kvist.cli.answer import cost_lines, fitted
+from kvist.cli.answer import Setting, cost_lines, fitted, pin_system
 from kvist.cli.chat_branches import Branches
 from kvist.cli.chat_commands import NAMES, Leave, run_command
 from kvist.cli.editor import Dropped, Editor
 from kvist.cli.flags import as_flags
-from kvist.cli.terminal import Activity
+from kvist.cli.terminal import Activity, show
 from kvist.engine.params import RequestMetrics, SamplingParams
 from kvist.errors import InternalError, KvistError, UsageError
 
@@ -29,11 +28,8 @@ if TYPE_CHECKING:
     from kvist.outputs import TextChunk
     from kvist.session import Session
 
-VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
-"""Control characters as pictures: a model must not steer the terminal."""
 
-
-def chat(llm: LLM, params: SamplingParams, *, fit: bool, system: str | None, stats: bool) -> None:
+def chat(llm: LLM, setting: Setting, *, stats: bool) -> None:
     """Chat until the person leaves; then the model is closed."""
     with llm:
         if llm.tokenizer.chat_template is None:
@@ -41,19 +37,19 @@ def chat(llm: LLM, params: SamplingParams, *, fit: bool, system: str | None, sta
                 "this model has no chat template (a base model?), so it cannot chat: give a prompt to go on from, "
                 "`kvist run MODEL --raw 'Once upon a time'`, or use an instruct model"
             )
-        Chat(llm, params, fit=fit, system=system, stats=stats).run()
+        pin_system(llm, setting)
+        Chat(llm, setting, stats=stats).run()
 
 
 class Chat:
-    """A chat on a terminal. fit: nobody asked for a length of answers. stats: what each cost is told."""
+    """A chat on a terminal. stats: what each answer cost is told."""
 
-    def __init__(self, llm: LLM, params: SamplingParams, *, fit: bool, system: str | None, stats: bool) -> None:
-        self.llm, self.params = llm, params
-        self.branches = Branches(llm.session("1"), system)
+    def __init__(self, llm: LLM, setting: Setting, *, stats: bool) -> None:
+        self.llm, self.params = llm, setting.params
+        self.branches = Branches(llm.session("1", cache_salt=setting.cache_salt), setting.system)
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.last: RequestMetrics | None = None  # what the last answer cost
-        self._fit, self._stats = fit, stats
-        self._shown = VISIBLE if sys.stdout.isatty() else {}
+        self._fit, self._stats = setting.fit, stats
         self._editor = Editor(NAMES)
 
     def run(self) -> None:
@@ -92,7 +88,7 @@ class Chat:
         with closing(chunks), _stopping(session) as stopping:
             for last in self._with_spinner(chunks):
                 text = last.text or text
-                print(last.text.translate(self._shown), end="", flush=True)
+                show(last.text)
                 if stopping():  # also where Ctrl-C came before the answer began
                     session.stop()
         print("" if text.endswith("\n") else "\n", end="", flush=True)

@@ -70,13 +70,13 @@ def _rollback(chat: Chat, argument: str) -> None:
 def _stats(chat: Chat, argument: str) -> None:
     manager, branch = chat.llm.engine.manager, chat.branches.current
     stats, counters = manager.stats(), manager.counters
-    used = stats.cached + stats.live
+    used, pinned = stats.cached + stats.live, f", {stats.pinned} of them pinned" if stats.pinned else ""
     lines = [] if chat.last is None else cost_lines(chat.llm, chat.last)
     found = counters.prefix_hits / counters.prefix_queries if counters.prefix_queries else 0.0
     lines += [
         f"[branch {branch.name} of {', '.join(chat.branches.all)}: {_turns(len(branch.turns))}, {len(branch.session)} "
         f"of at most {chat.llm.engine.limits.max_model_len} tokens]",
-        f"[cache: {used} of {stats.total} pages of {stats.page_size} tokens hold something, "
+        f"[cache: {used} of {stats.total} pages of {stats.page_size} tokens hold something{pinned}, "
         f"{(stats.cached_bytes + stats.live_bytes) / 1e6:.1f} of {stats.pool_bytes / 1e6:.1f} MB | "
         f"found in it: {counters.prefix_hits} of {counters.prefix_queries} tokens asked ({found:.0%})]",
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Container
 from typing import Annotated, Any
 
 import typer
@@ -40,6 +41,10 @@ MaxBatchedTokens = Annotated[int | None, _engine("--max-num-batched-tokens", "To
 PrefixCaching = Annotated[
     bool | None, _engine("--enable-prefix-caching/--no-enable-prefix-caching", "Keep pages and share them.", "Reuse")
 ]
+CacheSalt = Annotated[str | None, _engine("--cache-salt", "Find only what was computed under the same salt.", "Reuse")]
+MaxPinnedShare = Annotated[
+    float | None, _engine("--max-pinned-share", "Part of the pages that may be pinned, 0 to 1.", "Reuse")
+]
 Weights = Annotated[str | None, _engine("--weights", "Type of the weights: auto, packed, f32, f16, bf16 or int8.")]
 Speculative = Annotated[
     str | None,
@@ -63,6 +68,7 @@ def engine_options(
     max_num_seqs: int | None = None,
     max_num_batched_tokens: int | None = None,
     enable_prefix_caching: bool | None = None,
+    max_pinned_share: float | None = None,
     enable_cache: bool | None = None,
     weights: str | None = None,
     seed: int | None = None,
@@ -78,6 +84,7 @@ def engine_options(
         "max_num_seqs": max_num_seqs,
         "max_num_batched_tokens": max_num_batched_tokens,
         "enable_prefix_caching": enable_prefix_caching,
+        "max_pinned_share": max_pinned_share,
         "enable_cache": enable_cache,
         "weights": weights,
         "seed": seed,
@@ -132,12 +139,20 @@ def whole_numbers(text: str, name: str) -> list[int]:
 
 
 _SPELLED = re.compile(
-    r"(?<![\w/.-])(max_model_len|kv_cache_dtype|page_size|kv_cache_memory_bytes|max_num_seqs|max_num_batched_tokens|"
-    r"enable_prefix_caching|speculative_config|max_tokens|min_tokens|top_k|top_p|min_p|typical_p|repetition_penalty|"
+    r"(?<![\w/.\"-])(max_model_len|kv_cache_dtype|page_size|kv_cache_memory_bytes|max_num_seqs|max_num_batched_tokens|"
+    r"enable_prefix_caching|max_pinned_share|cache_salt|speculative_config|max_tokens|min_tokens|top_k|top_p|min_p|typical_p|repetition_penalty|"
     r"presence_penalty|frequency_penalty|ignore_eos)(?![\w/.])"
 )
 
 
 def as_flags(message: str) -> str:
-    """A message of the library with its options spelled as flags: `max_model_len` becomes `--max-model-len`."""
+    """A message of the library with its options spelled as flags: `max_model_len` becomes `--max-model-len`.
+
+    What is in double quotes stays as it is.
+    """
     return _SPELLED.sub(lambda match: "--" + match[1].replace("_", "-"), message)
+
+
+def as_fields(message: str, fields: Container[str]) -> str:
+    """A message of the library about a JSON object that has these fields: options among them are in double quotes."""
+    return _SPELLED.sub(lambda match: f'"{match[1]}"' if match[1] in fields else match[1], message)

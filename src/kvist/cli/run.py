@@ -14,7 +14,7 @@ import typer
 
 from kvist.cli import flags, sampling
 from kvist.cli.answer import ENOUGH, Answer, Setting, fitted, prompt_ids
-from kvist.cli.terminal import Activity
+from kvist.cli.terminal import Activity, show
 from kvist.engine.params import SamplingParams
 from kvist.errors import UsageError
 
@@ -34,8 +34,8 @@ File = Annotated[
     typer.Option(
         "--file",
         "-f",
-        help='Answer the lines of a file together: {"prompt": TEXT} or {"messages": [...]}, with "id" and sampling '
-        "parameters if you like, or a JSON string.",
+        help='Answer the lines of a file together: {"prompt": TEXT} or {"messages": [...]}, with "id", sampling '
+        "parameters, priority, cache_salt and pin if you like, or a JSON string.",
         rich_help_panel=BATCH,
     ),
 ]
@@ -56,6 +56,16 @@ MaxTokens = Annotated[
     typer.Option("--max-tokens", help=f"Longest answer in tokens; {ENOUGH} by default, if the context has room."),
 ]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end token.")]
+Priority = Annotated[
+    int | None,
+    typer.Option("--priority", help="Of the lines of --file that give none; lower runs first.", rich_help_panel=BATCH),
+]
+Pin = Annotated[
+    bool,
+    typer.Option(
+        "--pin", help="Keep the system message in the cache, in a chat or for --file.", rich_help_panel="Reuse"
+    ),
+]
 Stats = Annotated[bool, typer.Option("--stats", help="Tell on standard error what each answer cost.")]
 NoCache = Annotated[
     bool, typer.Option("--no-cache", help="The uncached baseline: compute all keys and values again at every step.")
@@ -63,45 +73,27 @@ NoCache = Annotated[
 
 
 def run(
-    model: flags.Model,
-    prompt: Prompt = None,
-    file: File = None,
-    output: Output = None,
-    system: System = None,
-    raw: Raw = False,
-    max_tokens: MaxTokens = None,
-    ignore_eos: IgnoreEos = False,
-    stats: Stats = False,
-    json_: flags.Json = False,
-    no_cache: NoCache = False,
-    temperature: sampling.Temperature = 0.0,
-    top_k: sampling.TopK = 0,
-    top_p: sampling.TopP = 1.0,
-    min_p: sampling.MinP = 0.0,
-    typical_p: sampling.TypicalP = 1.0,
-    repetition_penalty: sampling.RepetitionPenalty = 1.0,
-    presence_penalty: sampling.PresencePenalty = 0.0,
-    frequency_penalty: sampling.FrequencyPenalty = 0.0,
-    seed: flags.Seed = None,
-    min_tokens: sampling.MinTokens = 0,
-    stop: sampling.Stop = None,
-    logprobs: sampling.Logprobs = None,
-    max_model_len: flags.MaxModelLen = None,
-    kv_cache_dtype: flags.KvCacheDtype = None,
-    page_size: flags.PageSize = None,
-    kv_cache_memory_bytes: flags.KvCacheMemory = None,
-    max_num_seqs: flags.MaxNumSeqs = None,
-    max_num_batched_tokens: flags.MaxBatchedTokens = None,
-    enable_prefix_caching: flags.PrefixCaching = None,
-    weights: flags.Weights = None,
-    threads: flags.Threads = None,
+    model: flags.Model, prompt: Prompt = None, file: File = None, output: Output = None, system: System = None,
+    raw: Raw = False, max_tokens: MaxTokens = None, ignore_eos: IgnoreEos = False, stats: Stats = False,
+    json_: flags.Json = False, no_cache: NoCache = False, priority: Priority = None,
+    temperature: sampling.Temperature = 0.0, top_k: sampling.TopK = 0, top_p: sampling.TopP = 1.0,
+    min_p: sampling.MinP = 0.0, typical_p: sampling.TypicalP = 1.0,
+    repetition_penalty: sampling.RepetitionPenalty = 1.0, presence_penalty: sampling.PresencePenalty = 0.0,
+    frequency_penalty: sampling.FrequencyPenalty = 0.0, seed: flags.Seed = None, min_tokens: sampling.MinTokens = 0,
+    stop: sampling.Stop = None, logprobs: sampling.Logprobs = None,
+    max_model_len: flags.MaxModelLen = None, kv_cache_dtype: flags.KvCacheDtype = None,
+    page_size: flags.PageSize = None, kv_cache_memory_bytes: flags.KvCacheMemory = None,
+    max_num_seqs: flags.MaxNumSeqs = None, max_num_batched_tokens: flags.MaxBatchedTokens = None,
+    enable_prefix_caching: flags.PrefixCaching = None, cache_salt: flags.CacheSalt = None, pin: Pin = False,
+    max_pinned_share: flags.MaxPinnedShare = None, weights: flags.Weights = None, threads: flags.Threads = None,
     speculative_config: flags.Speculative = None,
-) -> None:
+) -> None:  # fmt: skip
     """Answer a prompt, a file of prompts, or, without either on a terminal, chat.
 
     Answers go to standard output as they come, everything else to standard error.
     """
     _check_flags(raw, system, logprobs, json_ or file is not None, prompt, file, output)
+    _check_reuse(pin, system, priority, file)
     params = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p, seed=seed,
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
@@ -112,9 +104,13 @@ def run(
         max_model_len=max_model_len, kv_cache_dtype=kv_cache_dtype, page_size=page_size,
         kv_cache_memory_bytes=kv_cache_memory_bytes, max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens, enable_prefix_caching=enable_prefix_caching,
-        enable_cache=not no_cache, weights=weights, threads=threads, speculative_config=speculative_config,
+        max_pinned_share=max_pinned_share, enable_cache=not no_cache, weights=weights, threads=threads,
+        speculative_config=speculative_config,
     )  # fmt: skip
-    setting = Setting(model, kv_cache_dtype, weights, params, fit=max_tokens is None, system=system, raw=raw)
+    setting = Setting(
+        model, kv_cache_dtype, weights, params, fit=max_tokens is None, system=system, raw=raw,
+        priority=priority or 0, cache_salt=cache_salt, pin=pin,
+    )  # fmt: skip
     if file is not None:
         from kvist.cli.batch import answer_file
 
@@ -130,14 +126,17 @@ def _answer(text: str | None, setting: Setting, options: dict[str, Any], *, json
             raise UsageError(f"{'--raw' if setting.raw else '--json'} needs a prompt or --file: it is not for a chat")
         from kvist.cli.chat import chat
 
-        chat(start(setting.model, options), setting.params, fit=setting.fit, system=setting.system, stats=stats)
+        chat(start(setting.model, options), setting, stats=stats)
         return
+    if setting.pin:
+        raise UsageError("--pin keeps the system message for what follows: it is for a chat or --file")
     with start(setting.model, options) as llm:
         ids = prompt_ids(llm, text, setting.system, setting.raw)
-        answer = Answer(llm, ids, fitted(setting.params, llm, len(ids)) if setting.fit else setting.params)
+        params = fitted(setting.params, llm, len(ids)) if setting.fit else setting.params
+        answer = Answer(llm, ids, params, setting.cache_salt)
         answer.write(stream=not json_)
         if json_:
-            print(json.dumps(answer.as_json(setting.model), ensure_ascii=False))
+            show(json.dumps(answer.as_json(setting.model), ensure_ascii=False), "\n")
         answer.tell(ended_short=setting.fit, stats=stats)
 
 
@@ -161,6 +160,13 @@ def _check_flags(
         raise UsageError("a prompt and --file are two things to answer: give one of them")
     if output is not None and file is None:
         raise UsageError("--output is for the answers to --file: give that as well, or redirect standard output")
+
+
+def _check_reuse(pin: bool, system: str | None, priority: int | None, file: Path | None) -> None:
+    if pin and system is None:
+        raise UsageError("--pin keeps the system message in the cache: give --system as well")
+    if priority is not None and file is None:
+        raise UsageError("--priority is for requests that run together: give --file as well")
 
 
 def read_prompt(argument: str | None) -> str | None:

@@ -1,4 +1,7 @@
-"""What a waiting person sees: a spinner or a bar on standard error, and nothing at all where that is not a terminal."""
+"""What a person sees: answers, which steer no terminal, and while waiting a spinner or a bar.
+
+These are drawn on standard error, and nothing at all is where that is not a terminal.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,10 @@ from typing import Self
 
 PATIENCE = 0.5  # seconds before anything is drawn: what is done by then needs no bar
 REFRESH = 0.1  # seconds
+
+VISIBLE: dict[int, int | str] = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+VISIBLE |= {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
+"""Control characters as they are shown: as pictures or, where there are none, as JSON has them."""
 
 
 class Activity:
@@ -41,7 +48,7 @@ class Activity:
         with self._lock:
             if self._drawn:
                 print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
-            print(text, flush=True)
+            show(text, "\n")
 
     def end(self) -> None:
         """Stop drawing and clear the line; idempotent."""
@@ -96,6 +103,14 @@ def share(done: int, total: int) -> str:
     if total == 0:
         return ""
     return f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total >= 1_000_000 else f"{done} of {total}"
+
+
+def show(text: str, end: str = "") -> None:
+    """Write what a model said to standard output, at once.
+
+    On a terminal its control characters, other than newline and tab, are only shown: a model must not steer it.
+    """
+    print(text.translate(VISIBLE) if sys.stdout.isatty() else text, end=end, flush=True)
 
 
 def note(message: str) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from kvist.cache.manager import CacheManager
 from kvist.engine.checks import whole
-from kvist.engine.params import SamplingParams
+from kvist.engine.params import BeamSearchParams, SamplingParams
 from kvist.errors import RequestError
 
-MOST_PRIORITY = 1000  # either way
+MOST_PRIORITY = 1000  # either way: further out one would wait for it without end
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,40 @@ class EngineLimits:
     check_integrity: bool = False
 
 
-def total_length(prompt: Tokens[int], max_tokens: int | None, limits: EngineLimits, manager: CacheManager) -> int:
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """When a request that was taken ends: after `limit` tokens, prompt included, or one of `ends`."""
+
+    limit: int
+    ends: frozenset[int]
+
+
+def admit(
+    prompt: Tokens[int],
+    params: SamplingParams | BeamSearchParams,
+    limits: EngineLimits,
+    manager: CacheManager,
+    *,
+    salt: bytes = b"",
+    priority: int = 0,
+    longest: int = 0,
+) -> Admission:
+    """Take a request that can run to its end; RequestError for any other, with the arithmetic.
+
+    longest: tokens of the longest request that is under way, where this one's prompt is going to be pinned: both must
+    fit beside all pins then (0: it is not pinned).
+    """
+    limit = _total_length(prompt, params.max_tokens, limits, manager)
+    ends = frozenset() if params.ignore_eos else limits.eos_ids
+    if isinstance(params, SamplingParams):
+        ends |= frozenset(params.stop_token_ids)
+        _check_vocabulary(params, ends, limits)
+    whole("priority", priority, -MOST_PRIORITY, MOST_PRIORITY)
+    _check_pins(prompt, salt, limit, longest, manager)
+    return Admission(limit, ends)
+
+
+def _total_length(prompt: Tokens[int], max_tokens: int | None, limits: EngineLimits, manager: CacheManager) -> int:
     """Tokens after which a request ends, prompt included; RequestError for one that can never fit."""
     longest, count = limits.max_model_len, len(prompt)
     if count == 0:
@@ -54,17 +87,8 @@ def total_length(prompt: Tokens[int], max_tokens: int | None, limits: EngineLimi
     return total
 
 
-def check_priority(priority: int) -> None:
-    """Refuse a priority that is no whole number, or so far out that it would be waited for without end."""
-    whole("priority", priority, -MOST_PRIORITY, MOST_PRIORITY)
-
-
-def check_pins(prompt: Tokens[int], salt: bytes, total: int, longest: int, manager: CacheManager) -> None:
-    """Refuse a request of `total` tokens that does not fit beside what is pinned: it could never run to its end.
-
-    longest: tokens of the longest request that is under way, where this one's prompt is going to be pinned: both must
-    fit beside all pins then (0: it is not pinned).
-    """
+def _check_pins(prompt: Tokens[int], salt: bytes, total: int, longest: int, manager: CacheManager) -> None:
+    """Refuse a request of `total` tokens that does not fit beside what is pinned, or whose pin lets another not fit."""
     if not len(manager.pins) and not longest:
         return
     keys = manager.keys(prompt, salt=salt)
@@ -84,7 +108,7 @@ def check_pins(prompt: Tokens[int], salt: bytes, total: int, longest: int, manag
             )
 
 
-def check_vocabulary(params: SamplingParams, ends: frozenset[int], limits: EngineLimits) -> None:
+def _check_vocabulary(params: SamplingParams, ends: frozenset[int], limits: EngineLimits) -> None:
     """Refuse parameters that name tokens this model does not have, or leave none to choose."""
     _check_tokens(tuple(params.logit_bias or ()), "logit_bias: token id", limits)
     _check_tokens(tuple(params.stop_token_ids), "stop_token_ids: token id", limits)

@@ -30,6 +30,15 @@ def number(name: str, value: Any, least: float, most: float, wanted: str, *, abo
         raise UsageError(f"{name} is {value!r}: give {wanted}")
 
 
+def salt_bytes(cache_salt: str | None) -> bytes:
+    """A salt as the cache takes it, which hashes it. Refuses what is no text, or empty."""
+    if cache_salt is None:
+        return b""
+    if not isinstance(cache_salt, str) or not cache_salt:
+        raise UsageError(f"cache_salt is {cache_salt!r}: give some text, or leave it out")
+    return cache_salt.encode("utf-8", "surrogatepass")
+
+
 def flag(name: str, value: Any) -> None:
     """Refuse what is neither True nor False."""
     if not isinstance(value, bool):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Generator, Iterator
 from collections.abc import Sequence as Tokens
+from contextlib import closing
 
 from kvist.cache.manager import CacheManager
-from kvist.engine.admission import EngineLimits, check_pins, check_priority, check_vocabulary, total_length
+from kvist.engine.admission import EngineLimits, admit
 from kvist.engine.answers import Answers, Observer
 from kvist.engine.batch import Piece, Wanted
 from kvist.engine.beams import BeamSearch
@@ -44,7 +44,7 @@ class Engine:
         self.runner, self.manager, self.limits, self.events = runner, manager, limits, events
         self.scheduler = Scheduler(manager, limits.max_num_seqs, limits.max_num_batched_tokens, events)
         self.answers = Answers(runner, manager, self.scheduler, events, limits.enable_cache, speculation)
-        self._inboxes: dict[str, deque[TokenOutput]] = {}  # of the streams that are open
+        self._inboxes: dict[str, list[TokenOutput]] = {}  # of the streams that are open
         self._submitted = 0
         self.steps = 0
 
@@ -90,20 +90,19 @@ class Engine:
 
         Raises RequestError for a prompt that can never run, with the arithmetic.
         """
-        limit = total_length(prompt, params.max_tokens, self.limits, self.manager)
-        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.limits.eos_ids)
-        check_vocabulary(params, ends, self.limits)
-        check_priority(priority)
         longest = max((request.open[0].limit for request in self.answers.requests.values()), default=0)
-        check_pins(prompt, salt, limit, longest if pin else 0, self.manager)
+        taken = admit(
+            prompt, params, self.limits, self.manager, salt=salt, priority=priority, longest=longest if pin else 0
+        )
         name = self._name(request_id)
         if pin:
             self.manager.pin(name, prompt, salt=salt)
         seed = params.seed if params.seed is not None else (self.limits.seed << 32) + self._submitted
         metrics = RequestMetrics(len(prompt), arrival_time=time.monotonic())
         family = Family(
-            name, prompt, params, limit=limit, ends=ends, seed=seed, salt=salt, metrics=metrics, watching=watching
-        )
+            name, prompt, params, limit=taken.limit, ends=taken.ends, seed=seed, salt=salt, metrics=metrics,
+            watching=watching,
+        )  # fmt: skip
         self._queue(name, family, priority)
         return name
 
@@ -113,13 +112,10 @@ class Engine:
 
         Raises RequestError for a prompt that can never run, with the arithmetic.
         """
-        limit = total_length(prompt, params.max_tokens, self.limits, self.manager)
-        check_priority(priority)
-        check_pins(prompt, salt, limit, 0, self.manager)
+        taken = admit(prompt, params, self.limits, self.manager, salt=salt, priority=priority)
         name = self._name(request_id)
-        ends = frozenset() if params.ignore_eos else self.limits.eos_ids
         metrics = RequestMetrics(len(prompt), arrival_time=time.monotonic())
-        search = BeamSearch(name, prompt, params, ends=ends, salt=salt, metrics=metrics)
+        search = BeamSearch(name, prompt, params, ends=taken.ends, salt=salt, metrics=metrics)
         self._queue(name, search, priority)
         return search
 
@@ -154,14 +150,32 @@ class Engine:
 
         Other requests run along. Several streams may be open: each keeps what a step gave it until it is asked.
         """
+        with closing(self.follow(prompt, params, salt=salt, watching=watching, priority=priority, pin=pin)) as steps:
+            for outputs in steps:
+                yield from outputs
+
+    def follow(
+        self,
+        prompt: Tokens[int],
+        params: SamplingParams,
+        *,
+        salt: bytes = b"",
+        watching: Watching | None = None,
+        priority: int = 0,
+        pin: bool = False,
+    ) -> Generator[list[TokenOutput], None, None]:
+        """As `stream`, but comes back after every step, with all it gave: nothing while a prompt is read.
+
+        So one can leave between any two steps, and the request is cancelled.
+        """
         name = self.submit(prompt, params, salt=salt, watching=watching, priority=priority, pin=pin)
-        inbox = self._inboxes[name] = deque()
+        self._inboxes[name] = []
         try:
-            while name in self.answers.requests or inbox:
-                if not inbox:
+            while name in self.answers.requests or self._inboxes[name]:
+                if not self._inboxes[name]:
                     self.step()
-                while inbox:
-                    yield inbox.popleft()
+                given, self._inboxes[name] = self._inboxes[name], []
+                yield given
         finally:
             del self._inboxes[name]
             self.cancel(name)
@@ -233,23 +247,3 @@ class Engine:
         if all(len(piece.tokens) == 1 + piece.drafts for piece in pieces):
             self.speculation.cost.note(sum(len(piece.tokens) for piece in pieces), time.perf_counter() - begin)
         return logits
-
-    def follow(
-        self, prompt: Tokens[int], params: SamplingParams, *, salt: bytes = b"", watching: Watching | None = None
-    ) -> Generator[list[TokenOutput], None, None]:
-        """As `stream`, but comes back after every step, with all it gave: nothing while a prompt is read.
-
-        So one can leave between any two steps, and the request is cancelled.
-        """
-        name = self.submit(prompt, params, salt=salt, watching=watching)
-        inbox = self._inboxes[name] = deque()
-        try:
-            while name in self.answers.requests or inbox:
-                if not inbox:
-                    self.step()
-                given = list(inbox)
-                inbox.clear()
-                yield given
-        finally:
-            del self._inboxes[name]
-            self.cancel(name)

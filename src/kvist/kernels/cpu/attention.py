@@ -7,14 +7,14 @@ nothing else: not on the page size, the chunk it was computed in, the rows besid
 the splits.
 
 A row with a *window* sees the positions t - window + 1..t. Its first split is the one its window begins in, and tiles
-that no row of an item sees are not touched; in the tile that holds a window's edge, as in the one that holds t, rows
-are weighed one by one.
+that no row of an item sees are not touched. In the tile that holds a window's edge, as in the one that holds t, what a
+row sees depends on its token: there the heads of one token are weighed together, token by token.
 
 An *item* is a tile of query rows (some tokens x the query heads of one KV head, so K and V are read once for the
 group) and either all its splits, folded at once, or one split, left as a partial result that `merge` folds later.
 
-Few rows read K and V where they lie, and ask for the next tile meanwhile. Many rows copy a tile as float32 first and
-pass by it six at a time.
+Few rows read K and V where they lie, and meanwhile ask for what comes next: the item's next tile or, in its last one,
+the first tile of the piece that probably follows. Many rows copy a tile as float32 first and pass by it six at a time.
 
 Scratch of a thread, float32, R = rows of an item, d = head size::
 

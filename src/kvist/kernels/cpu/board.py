@@ -15,12 +15,11 @@ sleeps: one of them always sees the other.
 from __future__ import annotations
 
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.interpreter import run_table, wait
+from kvist.kernels.cpu.interpreter import SPINS, run_table, wait
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.scalar import get_i64, let_others_run, nanoseconds, peek, put_i64, slot, take
 
 LINGER = 2_000_000  # nanoseconds
-SPINS = 4000  # looks before the core is given away between looks
 LOOKS = 64  # looks between looks at the clock
 LINE = abi.BOARD_LINE * 8
 

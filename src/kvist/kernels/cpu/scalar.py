@@ -53,27 +53,6 @@ arg_f32: Callable[[int, int], float] = _slot(ARG, types.float32, ir.FloatType())
 
 
 @intrinsic
-def get_u8(typingctx: Any, address: Any) -> Any:
-    """The byte at address, as int64."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.zext(builder.load(pointer(builder, args[0], ir.IntType(8))), I64)
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def get_f16(typingctx: Any, address: Any) -> Any:
-    """The float16 at address, as float32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        half = builder.load(pointer(builder, args[0], ir.HalfType()), align=1)
-        return builder.fpext(half, ir.FloatType())
-
-    return types.float32(types.int64), codegen
-
-
-@intrinsic
 def put_i64(typingctx: Any, address: Any, value: Any) -> Any:
     """Store an int64."""
 
