@@ -168,8 +168,8 @@ def test_a_page_that_others_hold_makes_no_victim(make_engine: MakeEngine) -> Non
     engine.submit(prompt(33, 2), greedy(12), request_id="other")
     engine.step()
     twin, other = (s for s in engine.scheduler.running if s.request_id != "first")
-    assert loss(engine.manager, twin.table, 3)[0]
-    assert loss(engine.manager, other.table, 3) == (False, 33)
+    assert loss(engine.manager, twin.table, [3])[0]
+    assert loss(engine.manager, other.table, [3]) == (False, 33)
     found = drain(engine)
     assert found["twin"] == alone(make_engine, prompt(33, 1), 40)[1:]  # the first came above
     assert found["other"] == alone(make_engine, prompt(33, 2), 12)[1:]

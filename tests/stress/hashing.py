@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kvist.cache.codec import codec
-from kvist.cache.group import GONE, PageGroup
+from kvist.cache.group import PageGroup
 from kvist.cache.layout import LayerSpec, PageLayout
 from kvist.cache.manager import CacheManager
+from kvist.cache.table import GONE
 from kvist.engine.admission import EngineLimits
 from kvist.engine.engine import Engine
 from kvist.engine.runner import Runner

@@ -17,9 +17,6 @@ from dataclasses import dataclass, replace
 from kvist.cache.layout import LayerSpec, PageLayout
 from kvist.errors import UsageError
 
-GONE = -1
-"""Stands in a page table where the page of a position is not needed any more."""
-
 
 @dataclass(frozen=True)
 class PageGroup:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from kvist.cache.group import GONE
 from kvist.cache.prefix import content_key, pack
+from kvist.cache.table import GONE
 from kvist.errors import InternalError
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvist.cache.group import GONE, PageGroup
+from kvist.cache.group import PageGroup
 from kvist.cache.integrity import check_integrity
 from kvist.cache.ledger import PageLedger
 from kvist.cache.pins import PinBoard
@@ -37,7 +37,7 @@ from kvist.cache.prefix import root_key
 from kvist.cache.report import Break, explain
 from kvist.cache.search import Found, page_keys, search
 from kvist.cache.stats import CacheCounters, CacheStats
-from kvist.cache.table import PageTable, PrefixMatch
+from kvist.cache.table import GONE, PageTable, PrefixMatch
 from kvist.cache.window import pass_by, take_back
 from kvist.errors import InternalError, UsageError
 from kvist.events import EventChannel
@@ -150,16 +150,12 @@ class CacheManager:
 
         The table advances, every full page is sealed, and pages that no later token sees are let go of.
         """
-        tokens = table.tokens
-        computed = len(tokens)
-        end = computed + len(new_tokens)
+        first, end = table.computed // self._page_size, table.computed + len(new_tokens)
         if end > table.reserved:
             raise InternalError(f"{end} tokens committed where {table.reserved} are reserved")
-        tokens.extend(new_tokens)
-        first, past = computed // self._page_size, end // self._page_size
-        if first != past:
-            for i in range(first, past):
-                self._seal(table, i)
+        table.tokens.extend(new_tokens)
+        for i in range(first, end // self._page_size):
+            self._seal(table, i)
         if self._sliding:
             pass_by(self.ledgers, table)
 

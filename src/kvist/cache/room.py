@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kvist.cache.group import GONE
+from kvist.cache.table import GONE
 
 if TYPE_CHECKING:
     from kvist.cache.ledger import PageLedger

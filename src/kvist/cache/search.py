@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from kvist.cache.group import GONE, PageGroup
+from kvist.cache.group import PageGroup
 from kvist.cache.prefix import TOKEN_BYTES, PrefixIndex, content_key, pack
+from kvist.cache.table import GONE
 
 
 @dataclass(frozen=True, slots=True)

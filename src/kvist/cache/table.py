@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from kvist.cache.group import GONE
+GONE = -1
+"""Stands in a page table where no later token sees what the page held."""
 
 
 @dataclass(eq=False, slots=True)

@@ -235,7 +235,6 @@ class SequenceRows:
     """The rows of one sequence in a step.
 
     `count` rows from `first` on are its positions `position`, `position` + 1, ...
-
     pages: int32 (groups, n), of each group of layers the ids of the pages that hold positions 0 ..
     position + count - 1, in order; `GONE` where no layer of a group sees a position any more.
     """

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kvist.cache.codec import codec
-from kvist.cache.group import GONE
 from kvist.cache.pool import PagePool
+from kvist.cache.table import GONE
 from kvist.kernels.program import (
     BLOCK_TYPES,
     Activation,

@@ -163,6 +163,12 @@ def first_tile(item: int, window: int) -> tuple[int, int]:
 
 
 @jit
+def page_ids(item: int, op: int) -> int:
+    """Address of an item's page ids, those of the group that the op's layer is in."""
+    return slot(item, abi.ITEM_PAGES) + arg(op, 10) * slot(item, abi.ITEM_STRIDE)
+
+
+@jit
 def scale_rows(source: int, stride: int, rows: int, group: int, dims: int, scale: Any, q: int) -> None:
     """Copy the query rows of an item, a token's heads together, times the scale of its scores."""
     for r in range(rows):
@@ -185,8 +191,7 @@ def make_attend(dtype: str) -> Any:
         item = slot(ctx, abi.ITEM_TABLE) + (piece // kv_heads) * ITEM_BYTES
         kv_head = piece % kv_heads
         row, tokens = slot(item, abi.ITEM_ROW), slot(item, abi.ITEM_TOKENS)
-        position, layer_group = slot(item, abi.ITEM_POSITION), arg(op, 10)
-        pages = slot(item, abi.ITEM_PAGES) + layer_group * slot(item, abi.ITEM_STRIDE)
+        position, pages = slot(item, abi.ITEM_POSITION), page_ids(item, op)
         begin_split = max(slot(item, abi.ITEM_FROM), first_split(position, window))
         last_split, partial = slot(item, abi.ITEM_TO), slot(item, abi.ITEM_PARTIAL)
         page_size, page_bytes = slot(ctx, abi.PAGE_SIZE), arg(op, 9)
@@ -210,7 +215,6 @@ def make_attend(dtype: str) -> Any:
         # the piece that probably follows: its first tile is asked for during this one's last
         after = piece + 1 if piece + 1 < slot(ctx, abi.ITEMS) * kv_heads else piece
         follower = slot(ctx, abi.ITEM_TABLE) + (after // kv_heads) * ITEM_BYTES
-        n_pages = slot(follower, abi.ITEM_PAGES) + layer_group * slot(follower, abi.ITEM_STRIDE)
         n_head = head + (after % kv_heads - kv_head) * page_size * dims * 2 * itemsize
         n_begin, n_live = first_tile(follower, window)
         scale_rows(query + row * q_stride + head_offset, q_stride, rows, group, dims, splat(factor), q)
@@ -221,7 +225,7 @@ def make_attend(dtype: str) -> Any:
             for tile in range(max(split * (SPLIT // TILE), oldest // TILE), end):
                 attend_tile(
                     tile, end, rows, group, position, dims, pages, page_size, page_bytes, head, q, p, copy, acc,
-                    row_max, row_sum, window, cap, n_pages, n_begin, n_live, n_head,
+                    row_max, row_sum, window, cap, page_ids(follower, op), n_begin, n_live, n_head,
                 )  # fmt: skip
             if partial < 0:
                 skip = max(0, split * SPLIT - position) * group
