@@ -29,6 +29,7 @@ from kvist.kernels.program import (
     Matmul,
     Norm,
     Program,
+    Rotary,
     RotaryStore,
     SequenceRows,
     Weight,
@@ -156,12 +157,26 @@ class ReferenceExecutable:
                 seen = slice(max(0, end - op.window) if op.window else 0, end)
                 for head in range(kv_head * group, (kv_head + 1) * group):
                     scores = K[seen] @ rows[r, head] * op.scale
+                    value = V[seen]
+                    if kept := min(op.first, seen.start):
+                        query = _turned_back(op.turn, rows[r, head], end - 1 - (op.first + (op.window or 0) - 1))
+                        scores = np.concatenate([K[:kept] @ query * op.scale, scores])
+                        value = np.concatenate([V[:kept], value])
                     scores = scores if op.softcap is None else op.softcap * np.tanh(scores / op.softcap)
                     top = scores.max() if op.sinks is None else max(scores.max(), op.sinks[head])
                     p = np.exp(scores - top)
                     rest = 0.0 if op.sinks is None else np.exp(op.sinks[head] - top)
-                    out[r, head] = p @ V[seen] / (p.sum() + rest)
+                    out[r, head] = p @ value / (p.sum() + rest)
         return out.reshape(sequence.count, -1)
+
+
+def _turned_back(turn: Rotary | None, q: Array, back: int) -> Array:
+    """A query as if it stood `back` positions earlier."""
+    if turn is None or back <= 0:
+        return q
+    a, b, rest = np.split(q, [turn.half, 2 * turn.half])
+    cos, sin = turn.cos[back].astype(np.float64), turn.sin[back].astype(np.float64)
+    return np.concatenate([a * cos + b * sin, b * cos - a * sin, rest])
 
 
 def _norm(op: Norm, x: Array) -> Array:

@@ -92,8 +92,8 @@ class StepSize:
             tuple((s.position, s.count) for s in sequences),
         )
 
-    def within(self, window: int | None) -> tuple[int, int]:
-        """positions and seen where a row sees the last `window` positions only, its own included."""
+    def within(self, window: int | None, first: int = 0) -> tuple[int, int]:
+        """positions and seen where a row sees the last `window` positions, its own included, and the `first` ones."""
         if window is None:
             return self.positions, self.seen
         positions = sum(min(position + count, window + count - 1) for position, count in self.sequences)
@@ -101,6 +101,9 @@ class StepSize:
         for position, count in self.sequences:
             short = min(count, max(0, window - position))  # rows that see all there is
             seen += short * position + short * (short + 1) // 2 + (count - short) * window
+            before = range(position - window + 1, position + count - window + 1)  # positions in front of each window
+            seen += sum(min(first, max(0, here)) for here in before) if first else 0
+            positions += min(first, max(0, before.start))
         return positions, seen
 
 
@@ -171,7 +174,7 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layouts: S
                 operations=rows * heads * half * 6,
             )  # fmt: skip
         case Attend():
-            positions, seen = size.within(op.window)
+            positions, seen = size.within(op.window, op.first)
             return Traffic(
                 pages_read=positions * _slot_bytes(layouts, op.layer),
                 operations=program.num_heads * seen * (4 * program.head_dim + (3 if op.softcap else 0)),
