@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from kvist.cache.pool import PagePool
+    from kvist.kernels.choosing import Chooser
 
 FloatType = Literal["f32", "f16", "bf16"]
 BlockType = Literal["q8_0", "q4_0", "q4_1", "q4_k", "q6_k"]
@@ -27,12 +28,8 @@ Activation = Literal["silu", "gelu_tanh", "gelu"]
 Floats = npt.NDArray[np.float32]
 
 BLOCK_TYPES: dict[str, tuple[int, int]] = {
-    "q8_0": (32, 34),
-    "q4_0": (32, 18),
-    "q4_1": (32, 20),
-    "q4_k": (256, 144),
-    "q6_k": (256, 210),
-}
+    "q8_0": (32, 34), "q4_0": (32, 18), "q4_1": (32, 20), "q4_k": (256, 144), "q6_k": (256, 210),
+}  # fmt: skip
 """Block-quantised types: numbers in a block, bytes of a block. A row is a whole number of blocks."""
 
 
@@ -275,10 +272,11 @@ class Executable(Protocol):
         """Run one step; float32 logits (sampled rows, vocab), valid until the next run."""
 
     def likeliest(self) -> npt.NDArray[np.int64]:
-        """Of each row of the last run's logits the index of the largest, the first of equals.
+        """Of each row of the last run's logits the largest, the first of equals; -1: not known, or not all are finite."""
 
-        -1 where it is not known, or a logit is not finite.
-        """
+    @property
+    def chooser(self) -> Chooser:
+        """What chooses tokens from logits, on the same threads. Not during a run."""
 
 
 class Backend(Protocol):

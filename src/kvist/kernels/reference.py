@@ -33,6 +33,7 @@ from kvist.kernels.program import (
     Weight,
     WeightType,
 )
+from kvist.kernels.reference_choosing import ReferenceChooser
 
 Array = npt.NDArray[np.float64]
 
@@ -112,6 +113,11 @@ class ReferenceExecutable:
     def likeliest(self) -> npt.NDArray[np.int64]:
         """See `kernels.program.Executable`."""
         return self._likeliest
+
+    @property
+    def chooser(self) -> ReferenceChooser:
+        """See `kernels.program.Executable`."""
+        return ReferenceChooser()
 
     def _rotary_store(self, op: RotaryStore, buffers: dict[str, Array], batch: BatchMetadata) -> None:
         dims = self._program.head_dim

@@ -1,6 +1,6 @@
 """What changes a row of logits before a token is chosen: end tokens held back, biases, penalties; in that order.
 
-Each is a few numbers of the row: all others keep their bits. Penalties see the tokens before the row's position, those
+Each is a few numbers of the row, which a chooser changes in a copy of it (see `kernels.choosing`). Penalties see the tokens before the row's position, those
 of drafts that stand before it included; a row behind a wrong draft is never used.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from kvist.engine.params import SamplingParams
-from kvist.kernels.program import Floats
+from kvist.kernels.choosing import Changes
 
 
 class Alterations:
@@ -55,28 +55,15 @@ class Alterations:
         self._seen[slot] = token
         self._times[slot] += 1
 
-    def apply(self, logits: Floats, ahead: Sequence[int], out: Floats) -> Floats:
-        """The altered row in `out`; ahead: drafts that stand between the answer so far and the row."""
-        np.copyto(out, logits)
-        if self.generated + len(ahead) < self._params.min_tokens:
-            out[self._ends] = -np.inf
-        out[self._biased] += self._bias
-        if self._params.penalizes:
-            self._penalize(out, ahead)
-        return out
-
-    def _penalize(self, out: Floats, ahead: Sequence[int]) -> None:
-        count = len(self._slots)
-        seen, times = self._seen[:count], self._times[:count]
-        if ahead:
-            seen, times = self._with(ahead)
-        params, values = self._params, out[seen]
-        if params.repetition_penalty != 1.0:
-            factor = np.float32(params.repetition_penalty)
-            values = np.where(values > 0, values / factor, values * factor)
-        values -= np.float32(params.frequency_penalty) * times
-        values -= np.float32(params.presence_penalty) * (times > 0)
-        out[seen] = values
+    def changes(self, ahead: Sequence[int]) -> Changes:
+        """What changes the next row; ahead: drafts that stand between the answer so far and it."""
+        params, count = self._params, len(self._slots)
+        held = self._ends if self.generated + len(ahead) < params.min_tokens else self._ends[:0]
+        seen, times = self._with(ahead) if ahead and params.penalizes else (self._seen[:count], self._times[:count])
+        return Changes(
+            held, self._biased, self._bias, seen, times,
+            params.repetition_penalty, params.presence_penalty, params.frequency_penalty,
+        )  # fmt: skip
 
     def _with(self, ahead: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and times as they are once `ahead` is part of the answer."""

@@ -16,6 +16,7 @@ ARG = 4  # the first argument
 PLAN, EMBED, RMS_NORM, LAYER_NORM, MATMUL, ROTARY_STORE, ATTEND, MERGE, GATE, LIKELIEST, CAP = range(1, 12)
 CHOOSE, PLACE, GATHER, EXPERTS, COMBINE = range(12, 17)  # of a mixture of experts
 READ, FMA_PEAK, CONVERT, FIND_NONFINITE = range(20, 24)
+DRAW, RATE = range(24, 26)  # tokens from rows of logits; log-probabilities
 
 # --- the context ----------------------------------------------------------------------------------------------------
 (
@@ -61,6 +62,37 @@ SEQ_ROW, SEQ_TOKENS, SEQ_POSITION, SEQ_PAGES = range(
 # --- a piece of attention: a tile of query rows and a range of splits -----------------------------------------------
 ITEM_SLOTS = 8
 ITEM_ROW, ITEM_TOKENS, ITEM_POSITION, ITEM_PAGES, ITEM_FROM, ITEM_TO, ITEM_PARTIAL = range(7)
+
+# --- a row of logits that a token is chosen from: int64, then float64 ---------------------------------------------------
+(
+    DRAW_LOGITS,
+    DRAW_SIZE,
+    DRAW_LIKELIEST,  # -1: not known
+    DRAW_CHANGED,  # whether what follows changes the row
+    DRAW_HELD,  # address of int64: ids that become minus infinity
+    DRAW_HELD_COUNT,
+    DRAW_BIASED,  # address of int64
+    DRAW_BIAS,  # address of float32, one for each
+    DRAW_BIASED_COUNT,
+    DRAW_SEEN,  # address of int64
+    DRAW_TIMES,  # address of float32, one for each
+    DRAW_SEEN_COUNT,
+    DRAW_REPETITION,
+    DRAW_PRESENCE,
+    DRAW_FREQUENCY,
+    DRAW_INVERSE,  # 1 / temperature; 0: greedy
+    DRAW_TOP_K,
+    DRAW_TOP_P,
+    DRAW_MIN_P,
+    DRAW_TYPICAL_P,
+    DRAW_NUMBER,  # from 0 to 1
+    DRAW_SLOTS,
+) = range(22)
+
+# --- a row whose log-probabilities are asked for; its results: largest, rank, sum (float64), ids of the likeliest --------
+RATE_SLOTS = 6
+RATE_LOGITS, RATE_SIZE, RATE_LIKELIEST, RATE_TOKEN, RATE_COUNT, RATE_OUT = range(6)
+RATED = 3  # results before the ids
 
 EVERYTHING = 1 << 40  # the window of a row that sees all positions
 TILE = 64  # positions of a tile, at multiples of 64
