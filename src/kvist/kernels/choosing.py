@@ -9,8 +9,8 @@
   weigh at least that; each looks at what the one before it left.
 * `typical_p` (Meister et al. 2023) keeps those whose information is **nearest** to its mean, the entropy: the fewest
   whose sum is that share of the sum. Nearness is 64 - abs(x - mean) in float32, where x = (logit - largest) /
-  temperature, which is the information but for sign and a constant, and the mean is weighted, summed in float64 in
-  sixteen lanes, then by one tree.
+  temperature, which is the information but for sign and a constant. The mean is sum of x * weight / sum of weights;
+  the products are float32, and added in float64, by id, in sixteen lanes, then by one tree.
 * The drawn token is the first, by id, whose weight together with all before it exceeds number x sum.
 
 The norm of log-probabilities is largest + ln(sum of exp(logit - largest)): float32's exp, summed like the mean.

@@ -38,10 +38,10 @@ def _draw(row: Draw) -> int:
     check_found(best)
     if row.temperature == 0.0:
         return best
-    weights = filtered(logits, row)
+    ids, weights = filtered(logits, row)
     total = float(weights.sum())
     target = min(row.number * total, total - LEAST / 2)
-    return int(weights.cumsum().searchsorted(target, side="right"))
+    return int(ids[weights.cumsum().searchsorted(target, side="right")])
 
 
 def changed(logits: Floats, changes: Changes) -> Floats:
@@ -72,31 +72,28 @@ def weights_of(logits: Floats, temperature: float) -> Doubles:
     return np.where(e < coarse, (e + coarse) - coarse, e).astype(np.float64)
 
 
-def filtered(logits: Floats, row: Draw) -> Doubles:
-    """Weights of the tokens that may be drawn, 0 for the others."""
+def filtered(logits: Floats, row: Draw) -> tuple[Ids, Doubles]:
+    """The tokens that may be drawn, by id, and their weights."""
     weights = weights_of(logits, row.temperature)
+    ids = np.arange(len(weights))
     if row.top_k > 0:
-        weights = _first(weights, np.ones_like(weights), weights, row.top_k)
+        ids = _first(ids, weights, (weights > 0).astype(np.float64), row.top_k)
     if row.top_p < 1.0:
-        weights = _first(weights, weights, weights, row.top_p * float(weights.sum()))
+        ids = _first(ids, weights, weights, row.top_p * float(weights[ids].sum()))
     if row.min_p > 0.0:
-        weights = np.where(weights >= np.float32(row.min_p), weights, 0.0)
+        ids = ids[weights[ids] >= np.float32(row.min_p)]
     if row.typical_p < 1.0:
-        x = np.where(weights > 0, scaled(logits, row.temperature), np.float32(0))
-        mean = np.float32(lane_sum(x.astype(np.float64) * weights) / float(weights.sum()))
-        nearness = np.float32(64) - np.abs(x - mean)
-        weights = _first(nearness, weights, weights, row.typical_p * float(weights.sum()))
-    return weights
+        x, total = np.where(weights > 0, scaled(logits, row.temperature), np.float32(0)), float(weights[ids].sum())
+        mean = np.float32(lane_sum((x * weights.astype(np.float32)).astype(np.float64)[ids]) / total)
+        ids = _first(ids, np.float32(64) - np.abs(x - mean), weights, row.typical_p * total)
+    return ids, weights[ids]
 
 
-def _first(keys: npt.NDArray[np.floating], measures: Doubles, weights: Doubles, target: float) -> Doubles:
-    """Weights of the tokens with the largest keys, of equals the lower ids, as many as measure the target."""
-    possible = weights.nonzero()[0]
+def _first(ids: Ids, keys: npt.NDArray[np.floating], measures: Doubles, target: float) -> Ids:
+    """The fewest of `ids` with the largest keys, of equals the lower ids, that together measure the target."""
+    possible = ids[measures[ids] > 0]
     order = possible[np.argsort(-keys[possible], kind="stable")]
-    kept = order[: int(measures[order].cumsum().searchsorted(target)) + 1]
-    out = np.zeros_like(weights)
-    out[kept] = weights[kept]
-    return out
+    return np.sort(order[: int(measures[order].cumsum().searchsorted(target)) + 1])
 
 
 def _rate(row: Rating) -> Rated:

@@ -23,7 +23,7 @@ class CpuChooser:
     def __init__(self, team: Team) -> None:
         self._team, self._unit = team, team.unit("choosing")
         self._memory = np.empty((team.threads, 0), np.uint8)
-        self._room = 0
+        self._size = self._room = 0
 
     def draw(self, rows: Sequence[Draw]) -> list[int]:
         """See `choosing.Chooser`."""
@@ -54,9 +54,9 @@ class CpuChooser:
         ]
 
     def _run(self, code: int, table: npt.NDArray[np.int64], size: int, out: npt.NDArray[np.int64]) -> None:
-        if 4 * size > self._room - 128:
-            self._room = (4 * size + 128 + 63) // 64 * 64
-            self._memory = allocate({"rows": ((self._team.threads, 6 * self._room), np.uint8)})["rows"]
+        if size > self._size:  # whole vectors, and sixteen zeros behind what is left of a row
+            self._size, self._room = size, 4 * (-(-size // 16) * 16 + 16)
+            self._memory = allocate({"rows": ((self._team.threads, 6 * self._room + 64), np.uint8)})["rows"]
         memory = self._memory
         run_ops(self._team, [[
             code, self._unit, table.ctypes.data, len(table), table.strides[0], memory.ctypes.data, memory.strides[0],

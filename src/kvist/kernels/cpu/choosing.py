@@ -2,9 +2,8 @@
 
 ::
 
-    logits ── copied only if something changes them ──► weights ── a filter: select, then cut ──► draw
-                                                           │  in place: what is cut weighs 0
-                                                           └─ with them sums of blocks of 1,024 tokens
+    logits ── copied only if something changes them ──► weights ── a filter: select, then keep ──► pick
+                                                              in place: weights and ids of what is left
 
 What a token is, is defined by `kernels.choosing`. Sums of weights are exact there, so it does not matter in what order
 they are added here; the other two sums (a mean, the sum of exp) run in sixteen lanes, then by one tree. A row of 49,152
@@ -21,15 +20,17 @@ from kvist.kernels.cpu.scalar import (
     arg,
     get_f32,
     get_f64,
+    get_i32,
     get_i64,
     put_f32,
     put_f64,
+    put_i32,
     put_i64,
     slot,
     slot_f32,
     slot_f64,
 )
-from kvist.kernels.cpu.select import select_keys, select_pairs
+from kvist.kernels.cpu.select import select_by_count, select_by_sum, select_by_value
 from kvist.kernels.cpu.vector import (
     absolute,
     add,
@@ -44,10 +45,10 @@ from kvist.kernels.cpu.vector import (
     where_less,
 )
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
-from kvist.kernels.cpu.wide import add_wide, as_bits, as_float, count_equal, mul_wide, reduce_wide, widen
+from kvist.kernels.cpu.wide import add_where, add_wide, as_bits, as_float, count_between, numbered, pack_between, reduce_wide, widen
 
 INFINITY = float("inf")
-BLOCK = 1024  # tokens whose weights are added before the sum is kept
+BLOCK = 1024  # weights that are added before the sum is looked at
 GROUP = 256  # logits whose largest is known
 LEAST = 2.0**-32  # the smallest weight; all are multiples of it
 COARSE = 2.0**-9  # below it float32 numbers may lie between multiples of LEAST
@@ -108,91 +109,100 @@ def scaled(x: Any, top: Any, inverse: Any) -> Any:
 
 
 @jit
-def weigh(row: int, size: int, top: float, inverse: float, weights: int, sums: int, spare: int) -> float:
-    """Every token's weight, and the sums of blocks; the sum of all."""
-    largest, factor, coarse, total = splat(top), splat(inverse), splat(COARSE), 0.0
-    for start in range(0, size, BLOCK):
-        own = widen(splat(0.0))
-        for d in range(start, min(size, start + BLOCK), 16):
-            e = exp(scaled(load_some(row, d, size, spare), largest, factor))
-            w = where_less(e, coarse, sub(add(e, coarse), coarse), e)
-            store_f32(weights + d * 4, w)
-            own = add_wide(own, widen(w))
-        put_f64(sums + start // BLOCK * 8, reduce_wide(own))
-        total += get_f64(sums + start // BLOCK * 8)
-    return total
+def weigh(row: int, size: int, top: float, inverse: float, weights: int, spare: int) -> float:
+    """Every token's weight; their sum."""
+    largest, factor, coarse, total = splat(top), splat(inverse), splat(COARSE), widen(splat(0.0))
+    for d in range(0, size, 16):
+        e = exp(scaled(load_some(row, d, size, spare), largest, factor))
+        w = where_less(e, coarse, sub(add(e, coarse), coarse), e)
+        store_f32(weights + d * 4, w)
+        total = add_wide(total, widen(w))
+    return reduce_wide(total)
 
 
 @jit
-def cut(
-    keys: int, weights: int, size: int, least: float, above: float, target: float, floor: float, sums: int
-) -> float:
-    """Set weights to 0 whose keys are below `least`, and those at it but for the first that reach the target.
+def keep(
+    keys: int, weights: int, ids: int, count: int, low: int, above: float, target: float, floor: float, whole: bool
+) -> Any:
+    """Leave the weights and ids (int32) whose keys are above `low` (bits), and the first at it that reach the target.
 
-    above: what all keys above `least` measure. A measure is the weight, at least floor. Sums anew; the sum of all.
+    above: what all keys above measure. A measure is the weight, at least floor. whole: of the row, ids are not there
+    yet. How many are left, and their sum.
     """
-    bound, total = splat(least), 0.0
-    for start in range(0, size, BLOCK):
-        own = widen(splat(0.0))
-        for d in range(start, min(size, start + BLOCK), 16):
-            key, w = load_f32(keys + d * 4), load_f32(weights + d * 4)
-            if count_equal(key, least) > 0:
-                for i in range(d * 4, d * 4 + 64, 4):
-                    if get_f32(keys + i) == least:
-                        if above < target:
-                            above += max(get_f32(weights + i), floor)
-                        else:
-                            put_f32(weights + i, 0.0)
-                w = load_f32(weights + d * 4)
-            w = where_less(key, bound, splat(0.0), w)
-            store_f32(weights + d * 4, w)
-            own = add_wide(own, widen(w))
-        put_f64(sums + start // BLOCK * 8, reduce_wide(own))
-        total += get_f64(sums + start // BLOCK * 8)
-    return total
+    least, bound, end = splat(as_float(low)), splat(as_float(low + 1)), splat(INFINITY)
+    total, ties, kept = widen(splat(0.0)), 0.0, 0
+    for d in range(0, count, 16):
+        key = load_f32(keys + d * 4)
+        if count_between(key, least, end) == 0:
+            continue
+        w, own = load_f32(weights + d * 4), numbered(d) if whole else load_f32(ids + d * 4)
+        if count_between(key, least, bound) == 0:
+            pack_between(ids + kept * 4, own, key, bound, end)
+            kept += pack_between(weights + kept * 4, w, key, bound, end)
+            total = add_where(total, key, bound, widen(w))
+            continue
+        store_f32(ids + d * 4, own)
+        for i in range(d * 4, d * 4 + 64, 4):
+            at, x, token = get_f32(keys + i), get_f32(weights + i), get_i32(ids + i)
+            tied = at == as_float(low)
+            if (tied and above < target) or at >= as_float(low + 1):
+                above += max(x, floor) if tied else 0.0
+                ties += x
+                put_f32(weights + kept * 4, x)
+                put_i32(ids + kept * 4, token)
+                kept += 1
+    store_f32(weights + kept * 4, splat(0.0))
+    return kept, ties + reduce_wide(total)
 
 
 @jit
-def typical(row: int, size: int, top: float, inverse: float, weights: int, total: float, keys: int, spare: int) -> None:
-    """Keys: how near each token's information is to its mean, from AFAR down; 0 for what weighs nothing."""
+def near(row: int, size: int, top: float, inverse: float, weights: int, total: float, keys: int, spare: int) -> float:
+    """Keys: how near each token's information is to its mean, from AFAR down; 0 for what weighs nothing. The mean."""
     largest, factor, zero = splat(top), splat(inverse), splat(0.0)
     own = widen(zero)
     for d in range(0, size, 16):
         w = load_f32(weights + d * 4)
         x = where_less(zero, w, scaled(load_some(row, d, size, spare), largest, factor), zero)
         store_f32(keys + d * 4, x)
-        own = add_wide(own, mul_wide(widen(x), widen(w)))
-    mean, afar = splat(reduce_wide(own) / total), splat(AFAR)
+        own = add_wide(own, widen(mul(x, w)))
+    mean, afar = reduce_wide(own) / total, splat(AFAR)
     for d in range(0, size, 16):
-        near = sub(afar, absolute(sub(load_f32(keys + d * 4), mean)))
-        store_f32(keys + d * 4, where_less(zero, load_f32(weights + d * 4), near, zero))
+        nearness = sub(afar, absolute(sub(load_f32(keys + d * 4), splat(mean))))
+        store_f32(keys + d * 4, where_less(zero, load_f32(weights + d * 4), nearness, zero))
+    return mean
 
 
 @jit
-def pick(weights: int, size: int, sums: int, total: float, number: float) -> int:
-    """The token that a number from 0 to 1 falls on: the first whose weight and those before it exceed their share."""
-    target, start = min(number * total, total - LEAST / 2), 0
-    below = get_f64(sums)
+def power_below(weight: float) -> float:
+    """A logarithm that is at most ln(weight), and nearer than 0.7."""
+    return (as_bits(weight) // (1 << 23) - 127) * 0.6931472
+
+
+@jit
+def pick(weights: int, count: int, total: float, number: float) -> int:
+    """Where a number from 0 to 1 falls: on the first weight that together with those before it exceeds its share."""
+    target, below, after, place = min(number * total, total - LEAST / 2), 0.0, 0.0, -BLOCK
+    while after <= target:
+        own, below, place = widen(splat(0.0)), after, place + BLOCK
+        for d in range(place * 4, min(place + BLOCK, count) * 4, 64):
+            own = add_wide(own, widen(load_f32(weights + d)))
+        after = below + reduce_wide(own)
+    place -= 1
     while below <= target:
-        start += BLOCK
-        below += get_f64(sums + start // BLOCK * 8)
-    below -= get_f64(sums + start // BLOCK * 8)
-    token = start - 1
-    while below <= target:
-        token += 1
-        below += get_f32(weights + token * 4)
-    return token
+        place += 1
+        below += get_f32(weights + place * 4)
+    return place
 
 
 @jit
 def draw(query: int, memory: int, room: int) -> int:
     """The token of a row, -1 if its logits are no numbers.
 
-    memory: rows of `room` bytes for changed logits, weights, keys and two lists; then sums; then a few logits.
+    memory: rows of `room` bytes for changed logits, weights, ids, keys and two lists, then a few logits.
     """
     row, size, best = slot(query, abi.DRAW_LOGITS), slot(query, abi.DRAW_SIZE), slot(query, abi.DRAW_LIKELIEST)
-    weights, keys, lists, sums = memory + room, memory + 2 * room, memory + 3 * room, memory + 5 * room
-    spare = memory + 6 * room - 64
+    weights, ids, keys, lists = memory + room, memory + 2 * room, memory + 3 * room, memory + 4 * room
+    spare = memory + 6 * room
     if slot(query, abi.DRAW_CHANGED) != 0:
         for d in range(0, size, 16):
             store_f32(memory + d * 4, load_some(row, d, size, spare))
@@ -203,26 +213,38 @@ def draw(query: int, memory: int, room: int) -> int:
     inverse = slot_f32(query, abi.DRAW_INVERSE)
     if best < 0 or inverse == 0.0:
         return best
-    top, count = get_f32(row + best * 4), (size + 15) // 16 * 16
-    total = weigh(row, size, top, inverse, weights, sums, spare)
+    top, count, whole = get_f32(row + best * 4), size, True
+    total = weigh(row, size, top, inverse, weights, spare)
     wanted, share = slot_f64(query, abi.DRAW_TOP_K), slot_f64(query, abi.DRAW_TOP_P)
     end = as_bits(1.0) + 1
     if wanted > 0.0:
-        low, above = select_keys(weights, weights, count, as_bits(LEAST), end, wanted, 1.0, lists, room)
-        total = cut(weights, weights, size, as_float(low), above, wanted, 1.0, sums)
+        low, above = select_by_count(weights, weights, count, as_bits(LEAST), end, wanted, lists, room)
+        count, total = keep(weights, weights, ids, count, low, above, wanted, 1.0, whole)
+        whole = False
     if share < 1.0:
-        least = max(LEAST, 0.999 * (1.0 - share) * total / size)  # what is below it is too little to be missed
+        least = max(LEAST, 0.999 * (1.0 - share) * total / count)  # what is below it is too little to be missed
         wanted = share * total
-        low, above = select_keys(weights, weights, count, as_bits(least), end, wanted, 0.0, lists, room)
-        total = cut(weights, weights, size, as_float(low), above, wanted, 0.0, sums)
+        low, above = select_by_sum(weights, weights, count, as_bits(least), end, wanted, lists, room)
+        count, total = keep(weights, weights, ids, count, low, above, wanted, 0.0, whole)
+        whole = False
     if slot_f32(query, abi.DRAW_MIN_P) > 0.0:
-        total = cut(weights, weights, size, slot_f32(query, abi.DRAW_MIN_P), 0.0, INFINITY, 0.0, sums)
+        low = as_bits(slot_f32(query, abi.DRAW_MIN_P))
+        count, total = keep(weights, weights, ids, count, low, 0.0, INFINITY, 0.0, whole)
+        whole = False
     if slot_f64(query, abi.DRAW_TYPICAL_P) < 1.0:
-        typical(row, size, top, inverse, weights, total, keys, spare)
-        wanted, end = slot_f64(query, abi.DRAW_TYPICAL_P) * total, as_bits(AFAR) + 1
-        low, above = select_pairs(keys, weights, count, as_bits(AFAR / 2), end, wanted, 0.0, lists, room)
-        total = cut(keys, weights, size, as_float(low), above, wanted, 0.0, sums)
-    return pick(weights, size, sums, total, slot_f64(query, abi.DRAW_NUMBER))
+        if not whole:
+            for i in range(0, count * 4, 4):
+                put_f32(lists + i, get_f32(row + get_i32(ids + i) * 4))
+            row = lists
+        share = slot_f64(query, abi.DRAW_TYPICAL_P)
+        mean = near(row, count, top, inverse, weights, total, keys, spare)
+        wanted, end = share * total, as_bits(AFAR) + 1
+        least = AFAR - max(-mean, mean - power_below(max(LEAST, 0.999 * (1.0 - share) * total / count)))
+        low, above = select_by_value(keys, weights, count, as_bits(least - 0.001), end, wanted, lists, room)
+        count, total = keep(keys, weights, ids, count, low, above, wanted, 0.0, whole)
+        whole = False
+    place = pick(weights, count, total, slot_f64(query, abi.DRAW_NUMBER))
+    return place if whole else get_i32(ids + place * 4)
 
 
 @jit
@@ -260,7 +282,7 @@ def best_of(row: int, size: int, tops: int, count: int, ids: int) -> None:
 def rate(query: int, memory: int, room: int) -> None:
     """Of a row the largest logit's index (-1: no numbers), a token's rank, the sum of exp(x - largest), the likeliest."""
     row, size, best = slot(query, abi.RATE_LOGITS), slot(query, abi.RATE_SIZE), slot(query, abi.RATE_LIKELIEST)
-    out, spare, none = slot(query, abi.RATE_OUT), memory + 6 * room - 64, splat(-INFINITY)
+    out, spare, none = slot(query, abi.RATE_OUT), memory + 6 * room, splat(-INFINITY)
     if best < 0:
         best = largest(row, size, spare)
     put_i64(out, best)

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, models, register_model
 
-from kvist.kernels.cpu.vector import F32, I32, I64, LANES, V16F, emit_splat, external, f32x16, pointer, shuffle
+from kvist.kernels.cpu.vector import F32, I32, I64, LANES, V16F, V16I, emit_splat, external, f32x16, pointer, shuffle
 
 F64 = ir.DoubleType()
 V16D = ir.VectorType(F64, LANES)
@@ -41,19 +41,14 @@ def widen(typingctx: Any, a: Any) -> Any:
     return f64x16(f32x16), codegen
 
 
-def _binary(instruction: str) -> Any:
-    @intrinsic
-    def function(typingctx: Any, a: Any, b: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return getattr(builder, instruction)(*args)
+@intrinsic
+def add_wide(typingctx: Any, a: Any, b: Any) -> Any:
+    """a + b."""
 
-        return f64x16(f64x16, f64x16), codegen
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fadd(*args)
 
-    return function
-
-
-add_wide = _binary("fadd")
-mul_wide = _binary("fmul")
+    return f64x16(f64x16, f64x16), codegen
 
 
 @intrinsic
@@ -90,15 +85,29 @@ def _count(builder: Any, mask: Any) -> Any:
     return builder.zext(found, I64)
 
 
+def _between(builder: Any, keys: Any, low: Any, high: Any) -> Any:
+    return builder.and_(builder.fcmp_ordered(">=", keys, low), builder.fcmp_ordered("<", keys, high))
+
+
 @intrinsic
-def count_equal(typingctx: Any, a: Any, number: Any) -> Any:
-    """How many lanes are this number."""
+def count_between(typingctx: Any, keys: Any, low: Any, high: Any) -> Any:
+    """How many lanes are from low up to, not including, high."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        number = context.cast(builder, args[1], signature.args[1], types.float32)
-        return _count(builder, builder.fcmp_ordered("==", args[0], emit_splat(builder, number)))
+        return _count(builder, _between(builder, *args))
 
-    return types.int64(f32x16, number), codegen
+    return types.int64(f32x16, f32x16, f32x16), codegen
+
+
+@intrinsic
+def numbered(typingctx: Any, begin: Any) -> Any:
+    """Lanes whose bits are the int32 begin, begin + 1, ..."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes = builder.bitcast(emit_splat(builder, builder.bitcast(builder.trunc(args[0], I32), F32)), V16I)
+        return builder.bitcast(builder.add(lanes, ir.Constant(V16I, list(range(LANES)))), V16F)
+
+    return f32x16(types.int64), codegen
 
 
 @intrinsic
@@ -107,7 +116,7 @@ def pack_between(typingctx: Any, address: Any, values: Any, keys: Any, low: Any,
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         address, values, keys, low, high = args
-        mask = builder.and_(builder.fcmp_ordered(">=", keys, low), builder.fcmp_ordered("<", keys, high))
+        mask = _between(builder, keys, low, high)
         kind = [V16F, F32.as_pointer(), MASK]
         store = external(builder, "llvm.masked.compressstore.v16f32", ir.VoidType(), kind)
         builder.call(store, [values, pointer(builder, address, F32), mask])
