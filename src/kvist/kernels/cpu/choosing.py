@@ -156,26 +156,47 @@ def keep(
 
 
 @jit
-def near(row: int, size: int, top: float, inverse: float, weights: int, total: float, keys: int, spare: int) -> float:
-    """Keys: how near each token's information is to its mean, from AFAR down; 0 for what weighs nothing. The mean."""
+def mean_of(row: int, size: int, top: float, inverse: float, weights: int, total: float, spare: int) -> float:
+    """The weighted mean of (logit - largest) / temperature."""
     largest, factor, zero = splat(top), splat(inverse), splat(0.0)
     own = widen(zero)
     for d in range(0, size, 16):
         w = load_f32(weights + d * 4)
         x = where_less(zero, w, scaled(load_some(row, d, size, spare), largest, factor), zero)
-        store_f32(keys + d * 4, x)
         own = add_wide(own, widen(mul(x, w)))
-    mean, afar = reduce_wide(own) / total, splat(AFAR)
-    for d in range(0, size, 16):
-        nearness = sub(afar, absolute(sub(load_f32(keys + d * 4), splat(mean))))
-        store_f32(keys + d * 4, where_less(zero, load_f32(weights + d * 4), nearness, zero))
-    return mean
+    return reduce_wide(own) / total
 
 
 @jit
-def power_below(weight: float) -> float:
-    """A logarithm that is at most ln(weight), and nearer than 0.7."""
-    return (as_bits(weight) // (1 << 23) - 127) * 0.6931472
+def near(
+    row: int, size: int, top: float, inverse: float, mean: float, least: float, keys: int, weights: int, ids: int,
+    whole: bool, spare: int,
+) -> int:  # fmt: skip
+    """Leave the tokens that weigh anything and are at least so near to the mean, their nearness in keys; how many."""
+    largest, factor, middle, afar, zero = splat(top), splat(inverse), splat(mean), splat(AFAR), splat(0.0)
+    bound, end, kept = splat(least), splat(INFINITY), 0
+    for d in range(0, size, 16):
+        w, own = load_f32(weights + d * 4), numbered(d) if whole else load_f32(ids + d * 4)
+        x = scaled(load_some(row, d, size, spare), largest, factor)
+        key = where_less(zero, w, sub(afar, absolute(sub(x, middle))), zero)
+        pack_between(weights + kept * 4, w, key, bound, end)
+        pack_between(ids + kept * 4, own, key, bound, end)
+        kept += pack_between(keys + kept * 4, key, key, bound, end)
+    store_f32(keys + kept * 4, zero)
+    store_f32(weights + kept * 4, zero)
+    return kept
+
+
+@jit
+def lost_below(share: float, total: float, count: int) -> int:
+    """Bits of a weight: all that weigh less are together less than what a share leaves out."""
+    return as_bits(max(LEAST, 0.999 * (1.0 - share) * total / count))
+
+
+@jit
+def power_below(bits: int) -> float:
+    """A logarithm of a weight that is not above its own, and nearer than 0.7."""
+    return (bits // (1 << 23) - 127) * 0.6931472
 
 
 @jit
@@ -222,10 +243,10 @@ def draw(query: int, memory: int, room: int) -> int:
         count, total = keep(weights, weights, ids, count, low, above, wanted, 1.0, whole)
         whole = False
     if share < 1.0:
-        least = max(LEAST, 0.999 * (1.0 - share) * total / count)  # what is below it is too little to be missed
-        wanted = share * total
-        low, above = select_by_sum(weights, weights, count, as_bits(least), end, wanted, lists, room)
-        count, total = keep(weights, weights, ids, count, low, above, wanted, 0.0, whole)
+        wanted, low = share * total, lost_below(share, total, count)
+        count, total = keep(weights, weights, ids, count, low, 0.0, INFINITY, 0.0, whole)
+        low, above = select_by_sum(weights, weights, count, low, end, wanted, lists, room)
+        count, total = keep(weights, weights, ids, count, low, above, wanted, 0.0, False)
         whole = False
     if slot_f32(query, abi.DRAW_MIN_P) > 0.0:
         low = as_bits(slot_f32(query, abi.DRAW_MIN_P))
@@ -237,11 +258,11 @@ def draw(query: int, memory: int, room: int) -> int:
                 put_f32(lists + i, get_f32(row + get_i32(ids + i) * 4))
             row = lists
         share = slot_f64(query, abi.DRAW_TYPICAL_P)
-        mean = near(row, count, top, inverse, weights, total, keys, spare)
-        wanted, end = share * total, as_bits(AFAR) + 1
-        least = AFAR - max(-mean, mean - power_below(max(LEAST, 0.999 * (1.0 - share) * total / count)))
-        low, above = select_by_value(keys, weights, count, as_bits(least - 0.001), end, wanted, lists, room)
-        count, total = keep(keys, weights, ids, count, low, above, wanted, 0.0, whole)
+        mean, wanted = mean_of(row, count, top, inverse, weights, total, spare), share * total
+        least = AFAR - 0.001 - max(-mean, mean - power_below(lost_below(share, total, count)))
+        count = near(row, count, top, inverse, mean, least, keys, weights, ids, whole, spare)
+        low, above = select_by_value(keys, weights, count, as_bits(least), as_bits(AFAR) + 1, wanted, lists, room)
+        count, total = keep(keys, weights, ids, count, low, above, wanted, 0.0, False)
         whole = False
     place = pick(weights, count, total, slot_f64(query, abi.DRAW_NUMBER))
     return place if whole else get_i32(ids + place * 4)

@@ -3,7 +3,7 @@
 Keys are float32 from 0, and each has a measure: 1, the key itself, or a number beside it. Wanted is the largest key t
 whose keys of at least t together measure a target. Bits of such floats are ordered as the floats are, so t is searched
 as an integer: each round measures what is above four numbers between the bounds, and packs what lies in the fifth that
-t must be in. What is left shrinks fast, so all rounds together read about as much as one or two rows.
+t must be in. What is left shrinks fast, so all rounds together read little more than the first.
 
 All sums are exact (weights are multiples of 2**-32, see `kernels.choosing`), so no order of adding is meant by them.
 """
@@ -29,8 +29,6 @@ def make_pack(paired: bool) -> Any:
         bottom, top, kept = splat(as_float(low)), splat(as_float(high)), 0
         for d in range(0, count * 4, 64):
             key = load_f32(keys + d)
-            if count_between(key, bottom, top) == 0:
-                continue
             if paired:
                 pack_between(lists + room + kept * 4, load_f32(values + d), key, bottom, top)
             kept += pack_between(lists + kept * 4, key, key, bottom, top)
@@ -70,8 +68,8 @@ def make_sum_above(paired: bool) -> Any:
     return sum_above
 
 
-def make_select(measure: Any, paired: bool, pack_first: bool) -> Any:
-    """A search by a measure. pack_first: the lower bound is known to leave little."""
+def make_select(measure: Any, paired: bool) -> Any:
+    """A search by a measure."""
     pack = make_pack(paired)
 
     @jit
@@ -82,9 +80,6 @@ def make_select(measure: Any, paired: bool, pack_first: bool) -> Any:
         for what is packed, `room` bytes each for keys and values.
         """
         above = 0.0
-        if pack_first:
-            count = pack(keys, values, count, low, high, lists, room)
-            keys, values = lists, lists + room
         while high - low > 1:
             span = high - low
             b1, b2, b3, b4 = low + span // 5, low + span * 2 // 5, low + span * 3 // 5, low + span * 4 // 5
@@ -106,6 +101,6 @@ def make_select(measure: Any, paired: bool, pack_first: bool) -> Any:
     return select
 
 
-select_by_count = make_select(count_above, False, False)
-select_by_sum = make_select(make_sum_above(False), False, True)
-select_by_value = make_select(make_sum_above(True), True, True)
+select_by_count = make_select(count_above, False)
+select_by_sum = make_select(make_sum_above(False), False)
+select_by_value = make_select(make_sum_above(True), True)
