@@ -17,6 +17,8 @@ from kvist.engine.params import BeamSearchParams, SamplingParams
 from kvist.errors import InternalError, RequestError, UsageError
 from kvist.events import EventKind
 from kvist.kernels.cpu.backend import CpuBackend
+from kvist.kernels.choosing import Rating
+from kvist.kernels.reference_choosing import ReferenceChooser
 from kvist.models.load import Model
 
 Found = list[tuple[tuple[int, ...], float, float]]
@@ -36,9 +38,9 @@ class Plain:
 
     def logprobs(self, tokens: tuple[int, ...]) -> np.ndarray:
         if tokens not in self.rows:
-            row = steps.logits_of(self.model, self.backend, tokens)[-1].astype(np.float64)
-            top = row.max()
-            self.rows[tokens] = row - (top + math.log(np.exp(row - top).sum()))
+            row = steps.logits_of(self.model, self.backend, tokens)[-1]
+            rated = ReferenceChooser().rate([Rating(row, -1, -1, len(row))])[0]
+            self.rows[tokens] = np.array(rated.logprobs)[np.argsort(rated.ids)]
         return self.rows[tokens]
 
     def search(self, ids: list[int], params: BeamSearchParams) -> Found:

@@ -18,6 +18,7 @@ import tiny
 from kvist.config import EngineConfig
 from kvist.engine.batch import Piece
 from kvist.engine.runner import Runner
+from kvist.kernels.choosing import Chooser
 from kvist.kernels.cpu.backend import CpuBackend
 from kvist.kernels.program import Backend, BatchMetadata, Executable, Floats, Limits, Program
 from kvist.models.load import Model, load_model
@@ -98,6 +99,10 @@ class _Sabotaged:
     inner: Executable
     kind: str
     pool: object
+
+    @property
+    def chooser(self) -> Chooser:
+        return self.inner.chooser
 
     def likeliest(self) -> npt.NDArray[np.int64]:
         return self.inner.likeliest()

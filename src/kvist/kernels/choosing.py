@@ -94,7 +94,7 @@ class Rated(NamedTuple):
 class Chooser(Protocol):
     """Chooses tokens from rows of logits, each as if it were alone. Logits stay as they are.
 
-    Both raise InternalError where a logit (before changes) is NaN or above all numbers, or none is finite.
+    Both raise InternalError where a logit, as changed, is NaN or above all numbers, or none is finite.
     """
 
     def draw(self, rows: Sequence[Draw]) -> list[int]:
