@@ -14,6 +14,7 @@ import steps
 from drafts import NGRAM, MakeEngine, prompt
 from kvist.engine.engine import Engine
 from kvist.engine.params import BeamSearchParams, SamplingParams
+from kvist.engine.sampler import Sampler
 from kvist.errors import InternalError, RequestError, UsageError
 from kvist.events import EventKind
 from kvist.kernels.cpu.backend import CpuBackend
@@ -207,13 +208,13 @@ def test_equal_sums_stand_in_the_order_of_parent_then_token(make_engine: MakeEng
     search = engine.submit_beams(prompt(4), BeamSearchParams(3, 3, ignore_eos=True))
     row = np.zeros(300, np.float32)
     row[[7, 250]] = 1.0
-    search.note(search.open[0], row)
+    search.note(search.open[0], row, Sampler(ReferenceChooser()))
     assert not search.advance(engine.manager, engine.scheduler)
     assert [beam.tokens[4:] for beam in search.open] == [[7], [250], [0]]
     flat = np.zeros(300, np.float32)
     flat[[3, 299]] = 2.0
     for beam in search.open[::-1]:
-        search.note(beam, flat)
+        search.note(beam, flat, Sampler(ReferenceChooser()))
     assert not search.advance(engine.manager, engine.scheduler)
     assert [beam.tokens[4:] for beam in search.open] == [[7, 3], [7, 299], [250, 3]]
     for beam in search.open:
