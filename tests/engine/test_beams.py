@@ -218,7 +218,7 @@ def test_equal_sums_stand_in_the_order_of_parent_then_token(make_engine: MakeEng
     assert not search.advance(engine.manager, engine.scheduler)
     assert [beam.tokens[4:] for beam in search.open] == [[7, 3], [7, 299], [250, 3]]
     for beam in search.open:
-        search.note(beam, np.ones(300, np.float32))
+        search.note(beam, np.ones(300, np.float32), Sampler(ReferenceChooser()))
     assert search.advance(engine.manager, engine.scheduler)
     assert [found.token_ids for found in search.finished] == [(7, 3, 0), (7, 3, 1), (7, 3, 2)]
 
@@ -233,7 +233,7 @@ def test_many_equal_sums_stand_in_order(make_engine: MakeEngine) -> None:
     two = [(p, i) for p in (0, 1) for i in range(20)]
     for expected in (best + rest, two, [(0, *last) for last in two]):
         for beam in search.open:
-            search.note(beam, row)
+            search.note(beam, row, Sampler(ReferenceChooser()))
         assert not search.advance(engine.manager, engine.scheduler)
         assert [tuple(beam.tokens[4:]) for beam in search.open] == expected
     engine.cancel(search.request_id)
@@ -254,7 +254,7 @@ def test_logits_that_are_no_numbers_are_an_error(make_engine: MakeEngine) -> Non
     search = engine.submit_beams(prompt(4), BeamSearchParams(3, 3))
     for bad in (np.nan, np.inf):
         with pytest.raises(InternalError, match="NaN or infinite"):
-            search.note(search.open[0], np.array([0.0, bad, 1.0], np.float32))
+            search.note(search.open[0], np.array([0.0, bad, 1.0], np.float32), Sampler(ReferenceChooser()))
     engine.cancel(search.request_id)
 
 

@@ -58,9 +58,10 @@ def changed(draw: st.DrawFn, size: int, left: int) -> Changes:
     held, biased, seen, source = draw(some), draw(some), draw(some), np.random.RandomState(draw(st.integers(0, 99)))
     held = held[held != left]  # one that is finite
     halves = st.sampled_from([0.0, 0.7, -1.1, 2.0])
+    values = [np.zeros(len(held)), source.standard_normal(len(biased)) * 5, source.randint(0, 4, len(seen))]
     return Changes(
-        held, biased, (source.standard_normal(len(biased)) * 5).astype(np.float32), seen,
-        source.randint(0, 4, len(seen)).astype(np.float32), draw(st.sampled_from([1.0, 1.1, 0.5])), draw(halves), draw(halves),
+        np.concatenate([held, biased, seen]), np.concatenate(values).astype(np.float32), len(held), len(biased),
+        draw(st.sampled_from([1.0, 1.1, 0.5])), draw(halves), draw(halves),
     )  # fmt: skip
 
 

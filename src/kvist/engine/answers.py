@@ -58,7 +58,7 @@ class Answers:
         self.observe: Observer | None = None
         self._runner, self._manager, self._scheduler, self._events = runner, manager, scheduler, events
         self._keep = keep  # False: the uncached baseline
-        self._sampler = Sampler(runner.executable.chooser)
+        self.sampler = Sampler(runner.executable.chooser)
 
     def take(self, step: list[tuple[Sequence, Piece]], logits: Floats, likeliest: list[int]) -> list[TokenOutput]:
         """Hand the rows of a step to the sequences that asked for them; what each request got."""
@@ -74,7 +74,7 @@ class Answers:
                 own, known = own[-1 - piece.drafts :], likeliest[row + wanted - 1 - piece.drafts : row + wanted]
                 request, drafts = self.requests[sequence.request_id], piece.tokens[len(piece.tokens) - piece.drafts :]
                 if isinstance(request, BeamSearch):
-                    request.note(sequence, own[0], self._sampler)
+                    request.note(sequence, own[0], self.sampler)
                     self._forget_computed(sequence)
                     searches[request] = None
                 else:
@@ -82,14 +82,18 @@ class Answers:
                     turns += [_Turn(branch, drafts, own, known) for branch in branches]
             row += wanted
         known = [turn.sequence.takes_likeliest and -1 not in turn.likeliest for turn in turns]  # the loop found them
-        rows = [row for turn, found in zip(turns, known, strict=True) if not found for row in _rows(turn)]
-        drawn = iter(self._sampler.choose(rows))
+        drawn = iter(
+            self.sampler.choose(row for turn, found in zip(turns, known, strict=True) if not found for row in _rows(turn))
+        )
         chosen = [
             turn.likeliest if found else [next(drawn) for _ in turn.likeliest]
             for turn, found in zip(turns, known, strict=True)
         ]
-        ratings = [rating for turn, tokens in zip(turns, chosen, strict=True) for rating in _ratings(turn, tokens)]
-        rated = iter(self._sampler.logprobs(ratings))
+        rated = iter(
+            self.sampler.logprobs(
+                rating for turn, tokens in zip(turns, chosen, strict=True) for rating in _ratings(turn, tokens)
+            )
+        )
         outputs: list[TokenOutput] = []
         for turn, tokens in zip(turns, chosen, strict=True):
             outputs += self._take_turn(turn, tokens, [next(rated) if _is_rated(turn) else None for _ in tokens])
@@ -122,7 +126,7 @@ class Answers:
         assert collected is not None and count is not None
         new = len(collected) - start  # what was read before a preemption is not again
         rows = zip(logits[new:], sequence.tokens[len(collected) + 1 : sequence.prompt_length], strict=False)
-        collected += self._sampler.logprobs(Rating(row, -1, token, count) for row, token in rows)
+        collected += self.sampler.logprobs(Rating(row, -1, token, count) for row, token in rows)
 
     def _take_turn(
         self, turn: _Turn, chosen: list[int], rated: list[tuple[TokenLogprob, ...] | None]

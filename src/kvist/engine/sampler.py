@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvist.engine.params import SamplingParams, TokenLogprob
 from kvist.engine.sampling.alterations import Alterations
@@ -12,8 +12,7 @@ from kvist.kernels.choosing import Chooser, Draw, Rated, Rating
 from kvist.kernels.program import Floats
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """All that a token depends on: logits (vocab,) and the rest.
 
     likeliest: the index of the largest logit if it is known and all are finite (a kernel finds it sooner), else -1.
@@ -35,9 +34,10 @@ class Sampler:
     def __init__(self, chooser: Chooser) -> None:
         self._chooser = chooser
 
-    def choose(self, rows: Sequence[Row]) -> list[int]:
+    def choose(self, rows: Iterable[Row]) -> list[int]:
         """A token for each row. Greedy: the largest, the first of equals. Otherwise a draw from the kept tokens."""
-        return self._chooser.draw([_draw(row) for row in rows]) if rows else []
+        asked = [_draw(row) for row in rows]
+        return self._chooser.draw(asked) if asked else []
 
     def logprobs(self, rows: Iterable[Rating]) -> list[tuple[TokenLogprob, ...]]:
         """Of each row's token, then of as many of the likeliest as are asked for (it may be among them).

@@ -18,7 +18,6 @@ The norm of log-probabilities is largest + ln(sum of exp(logit - largest)): floa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -32,18 +31,18 @@ Ids = npt.NDArray[np.int64]
 
 
 class Changes(NamedTuple):
-    """What changes a few numbers of a row, in this order; each step is rounded to float32.
+    """What changes a few numbers of a row; each step is rounded to float32.
 
-    held: ids that become minus infinity. bias: added to the logits of `biased`. Then those of `seen` are divided by
-    `repetition` where positive, else multiplied; frequency x times is subtracted, and presence where times is not 0.
-    No id is twice in one of the three lists.
+    ids: int64, those of three steps one after the other, none twice in one. The first `held` become minus infinity, the
+    next `biased` have their `values` (float32, one for each id) added. Of the rest, the values are times that they were
+    chosen: their logits are divided by `repetition` where positive, else multiplied; then frequency x times is
+    subtracted, and presence where times is not 0.
     """
 
-    held: Ids
-    biased: Ids
-    bias: Floats
-    seen: Ids
-    times: Floats
+    ids: Ids
+    values: Floats
+    held: int
+    biased: int
     repetition: float
     presence: float
     frequency: float
@@ -111,9 +110,3 @@ def check_found(likeliest: int) -> None:
             "a logit is NaN or infinite: the numbers left float32's range; try a float32 cache and weights"
         )
 
-
-def rated(row: Rating, best: int, rank: int, total: float, ids: Ids) -> Rated:
-    """What was found of a row, as log-probabilities: logit - norm."""
-    logits, norm = row.logits, float(row.logits[best]) + math.log(total)
-    own = float(logits[row.token]) - norm if row.token >= 0 else 0.0
-    return Rated(own, rank, ids.tolist(), [x - norm for x in logits[ids].tolist()])

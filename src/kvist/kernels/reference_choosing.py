@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from kvist.kernels.choosing import Changes, Draw, Floats, Ids, Rated, Rating, check_found, rated
+from kvist.kernels.choosing import Changes, Draw, Floats, Ids, Rated, Rating, check_found
 
 Doubles = npt.NDArray[np.float64]
 POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
@@ -46,12 +46,13 @@ def _draw(row: Draw) -> int:
 
 def changed(logits: Floats, changes: Changes) -> Floats:
     """The altered row."""
-    out = logits.copy()
-    out[changes.held] = -np.inf
-    out[changes.biased] += changes.bias
-    x, factor = out[changes.seen], np.float32(changes.repetition)
-    x = np.where(x > 0, x / factor, x * factor) - np.float32(changes.frequency) * changes.times
-    out[changes.seen] = np.where(changes.times > 0, x - np.float32(changes.presence), x)
+    ids, values, held, biased, repetition, presence, frequency = changes
+    out, seen, factor = logits.copy(), ids[held + biased :], np.float32(repetition)
+    out[ids[:held]] = -np.inf
+    out[ids[held : held + biased]] += values[held : held + biased]
+    x, times = out[seen], values[held + biased :]
+    x = np.where(x > 0, x / factor, x * factor) - np.float32(frequency) * times
+    out[seen] = np.where(times > 0, x - np.float32(presence), x)
     return out
 
 
@@ -103,7 +104,10 @@ def _rate(row: Rating) -> Rated:
     e = np.where(logits == -np.inf, np.float32(0), exp(logits - logits[best]))
     order: Ids = np.argsort(-logits, kind="stable")  # -0.0 and 0.0 are equal
     rank = int((order == token).argmax()) + 1 if token >= 0 else 0
-    return rated(row, best, rank, lane_sum(e.astype(np.float64)), order[: row.count])
+    norm = float(logits[best]) + math.log(lane_sum(e.astype(np.float64)))
+    own = float(logits[token]) - norm if token >= 0 else 0.0
+    ids = order[: row.count].tolist()
+    return Rated(own, rank, ids, [float(logits[i]) - norm for i in ids])
 
 
 def lane_sum(numbers: Doubles) -> float:

@@ -69,14 +69,11 @@ ITEM_ROW, ITEM_TOKENS, ITEM_POSITION, ITEM_PAGES, ITEM_FROM, ITEM_TO, ITEM_PARTI
     DRAW_SIZE,
     DRAW_LIKELIEST,  # -1: not known
     DRAW_CHANGED,  # whether what follows changes the row
-    DRAW_HELD,  # address of int64: ids that become minus infinity
-    DRAW_HELD_COUNT,
-    DRAW_BIASED,  # address of int64
-    DRAW_BIAS,  # address of float32, one for each
-    DRAW_BIASED_COUNT,
-    DRAW_SEEN,  # address of int64
-    DRAW_TIMES,  # address of float32, one for each
-    DRAW_SEEN_COUNT,
+    DRAW_IDS,  # address of int64
+    DRAW_VALUES,  # address of float32, one for each
+    DRAW_HELD,  # how many ids become minus infinity; are biased, next; are penalised, last
+    DRAW_BIASED,
+    DRAW_SEEN,
     DRAW_REPETITION,
     DRAW_PRESENCE,
     DRAW_FREQUENCY,
@@ -87,12 +84,12 @@ ITEM_ROW, ITEM_TOKENS, ITEM_POSITION, ITEM_PAGES, ITEM_FROM, ITEM_TO, ITEM_PARTI
     DRAW_TYPICAL_P,
     DRAW_NUMBER,  # from 0 to 1
     DRAW_SLOTS,
-) = range(22)
+) = range(19)
 
-# --- a row whose log-probabilities are asked for; its results: largest, rank, sum (float64), ids of the likeliest --------
+# --- a row whose log-probabilities are asked for; its results, int64 or float64, then ids of the likeliest, their logits
 RATE_SLOTS = 6
 RATE_LOGITS, RATE_SIZE, RATE_LIKELIEST, RATE_TOKEN, RATE_COUNT, RATE_OUT = range(6)
-RATED = 3  # results before the ids
+RATED_LARGEST, RATED_TOP, RATED_SUM, RATED_RANK, RATED_LOGIT, RATED_IDS = range(6)
 
 EVERYTHING = 1 << 40  # the window of a row that sees all positions
 TILE = 64  # positions of a tile, at multiples of 64

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from kvist.kernels.choosing import Changes, Draw, Rated, Rating, check_found, rated
+from kvist.kernels.choosing import Changes, Draw, Floats, Rated, Rating, check_found
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.jobs import run_ops
 from kvist.kernels.cpu.team import Team
 from kvist.memory import allocate
 
-NOTHING = [0] * (abi.DRAW_REPETITION - abi.DRAW_CHANGED)
-NEUTRAL = [1.0, 0.0, 0.0]
 
 
 class CpuChooser:
@@ -27,31 +27,34 @@ class CpuChooser:
 
     def draw(self, rows: Sequence[Draw]) -> list[int]:
         """See `choosing.Chooser`."""
-        table = np.empty((len(rows), abi.DRAW_SLOTS), np.int64)
-        integers, numbers = zip(*map(_integers_and_numbers, rows), strict=True)
-        table[:, : abi.DRAW_REPETITION] = integers
-        table.view(np.float64)[:, abi.DRAW_REPETITION :] = numbers
+        table = np.zeros((len(rows), abi.DRAW_SLOTS), np.int64)
+        table[:, : abi.DRAW_CHANGED] = [(_address(row.logits), len(row.logits), row.likeliest) for row in rows]
+        table.view(np.float64)[:, abi.DRAW_INVERSE :] = [
+            (1.0 / row.temperature if row.temperature else 0.0, *row[3:8]) for row in rows
+        ]
+        kept = _put_changes(table, [row.changes for row in rows])
         found = np.empty(len(rows), np.int64)
         self._run(abi.DRAW, table, max(len(row.logits) for row in rows), found)
+        del kept
         check_found(int(found.min()))
         tokens: list[int] = found.tolist()
         return tokens
 
     def rate(self, rows: Sequence[Rating]) -> list[Rated]:
         """See `choosing.Chooser`."""
-        width = abi.RATED + max(min(row.count, len(row.logits)) for row in rows)
-        out = np.zeros((len(rows), width), np.int64)
-        table = np.array([_slots(row) for row in rows], np.int64)
+        counts = [min(row.count, len(row.logits)) for row in rows]
+        out = np.zeros((len(rows), abi.RATED_IDS + 2 * max(counts)), np.int64)
+        table = np.array(
+            [
+                (_address(row.logits), len(row.logits), row.likeliest, row.token, count, 0)
+                for row, count in zip(rows, counts, strict=True)
+            ],
+            np.int64,
+        )
         table[:, abi.RATE_OUT] = out.ctypes.data + np.arange(len(rows)) * out.strides[0]
         self._run(abi.RATE, table, max(len(row.logits) for row in rows), out)
-        check_found(int(out[:, 0].min()))
-        sums = out.view(np.float64)[:, 2].tolist()
-        return [
-            rated(row, best, rank, total, ids[: min(row.count, len(row.logits))])
-            for row, best, rank, total, ids in zip(
-                rows, out[:, 0].tolist(), out[:, 1].tolist(), sums, out[:, abi.RATED :], strict=True
-            )
-        ]
+        check_found(int(out[:, abi.RATED_LARGEST].min()))
+        return _rated(rows, counts, out)
 
     def _run(self, code: int, table: npt.NDArray[np.int64], size: int, out: npt.NDArray[np.int64]) -> None:
         if size > self._size:  # whole vectors, and sixteen zeros behind what is left of a row
@@ -64,34 +67,39 @@ class CpuChooser:
         ]])  # fmt: skip
 
 
-def _integers_and_numbers(row: Draw) -> tuple[list[int], list[float]]:
-    """A row of the table, its two kinds of slots."""
-    logits, changes = row.logits, row.changes
-    integers = [_address(logits), len(logits), row.likeliest]
-    temperature = row.temperature
-    numbers = [
-        0.0 if temperature == 0.0 else 1.0 / temperature, row.top_k, row.top_p, row.min_p, row.typical_p, row.number
-    ]  # fmt: skip
-    if changes is None:
-        return integers + NOTHING, NEUTRAL + numbers
-    return integers + _addresses(changes), [changes.repetition, changes.presence, changes.frequency, *numbers]
+def _put_changes(table: npt.NDArray[np.int64], changes: Sequence[Changes | None]) -> list[npt.NDArray[np.generic]]:
+    """Fill in where each row's changes are, side by side in arrays that must stay until the rows are drawn."""
+    some = [(i, one) for i, one in enumerate(changes) if one is not None]
+    if not some:
+        return []
+    ids, values = np.concatenate([one.ids for _, one in some]), np.concatenate([one.values for _, one in some])
+    places = [i for i, _ in some]
+    counts = np.array([(one.held, one.biased, len(one.ids) - one.held - one.biased) for _, one in some])
+    ends = counts.sum(1).cumsum()
+    table[places, abi.DRAW_IDS] = ids.ctypes.data + (ends - counts.sum(1)) * ids.itemsize
+    table[places, abi.DRAW_VALUES] = values.ctypes.data + (ends - counts.sum(1)) * values.itemsize
+    table[places, abi.DRAW_CHANGED] = 1
+    table[places, abi.DRAW_HELD : abi.DRAW_HELD + 3] = counts
+    table.view(np.float64)[places, abi.DRAW_REPETITION : abi.DRAW_INVERSE] = [one[4:] for _, one in some]
+    return [ids, values]
 
 
-def _addresses(changes: Changes) -> list[int]:
-    held, biased, bias, seen, times = changes[:5]
-    return [
-        1, _address(held), len(held), _address(biased), _address(bias), len(biased),
-        _address(seen), _address(times), len(seen),
-    ]  # fmt: skip
+def _rated(rows: Sequence[Rating], counts: Sequence[int], out: npt.NDArray[np.int64]) -> list[Rated]:
+    """What the unit found, as log-probabilities: logit - (largest + ln(sum))."""
+    numbers, most, found = out.view(np.float64), max(counts), []
+    tops, sums, logits = (numbers[:, i].tolist() for i in (abi.RATED_TOP, abi.RATED_SUM, abi.RATED_LOGIT))
+    norms = [top + math.log(total) for top, total in zip(tops, sums, strict=True)]
+    ids, ranks = out[:, abi.RATED_IDS :].tolist(), out[:, abi.RATED_RANK].tolist()
+    values = (numbers[:, abi.RATED_IDS :] - np.array(norms)[:, None]).tolist() if most else [[]] * len(rows)
+    for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
+        own = logits[i] - norms[i] if row.token >= 0 else 0.0
+        found.append(Rated(own, ranks[i], ids[i][:count], values[i][count : 2 * count]))
+    return found
 
 
-def _slots(row: Rating) -> tuple[int, ...]:
-    logits = row.logits
-    return _address(logits), len(logits), row.likeliest, row.token, min(row.count, len(logits)), 0
-
-
-def _address(array: npt.NDArray[np.generic]) -> int:
-    """Where an array of consecutive numbers begins."""
+def _address(array: Floats) -> int:
+    """Where an array of consecutive numbers begins (the shortest way to it; `array.ctypes` takes three times as long)."""
     assert array.flags.c_contiguous
-    address: int = array.__array_interface__["data"][0]
-    return address
+    if array.flags.writeable:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
+    return int(array.ctypes.data)

@@ -22,6 +22,7 @@ from kvist.kernels.cpu.scalar import (
     get_f64,
     get_i32,
     get_i64,
+    prefetch,
     put_f32,
     put_f64,
     put_i32,
@@ -50,6 +51,7 @@ from kvist.kernels.cpu.wide import add_where, add_wide, as_bits, as_float, count
 INFINITY = float("inf")
 BLOCK = 1024  # weights that are added before the sum is looked at
 GROUP = 256  # logits whose largest is known
+AHEAD = 4096  # bytes that a pass asks memory for before it reads them: another core may have written them just now
 LEAST = 2.0**-32  # the smallest weight; all are multiples of it
 COARSE = 2.0**-9  # below it float32 numbers may lie between multiples of LEAST
 AFAR = 64.0  # nearness of a token whose information is the mean
@@ -59,6 +61,7 @@ AFAR = 64.0  # nearness of a token whose information is the mean
 def load_some(row: int, d: int, size: int, spare: int) -> Any:
     """Logits d to d + 15; behind the row's end minus infinity."""
     if size - d >= 16:
+        prefetch(row + d * 4 + AHEAD)
         return load_f32(row + d * 4)
     for i in range(size - d):
         put_f32(spare + i * 4, get_f32(row + (d + i) * 4))
@@ -84,17 +87,17 @@ def largest(row: int, size: int, spare: int) -> int:
 @jit
 def change(query: int, row: int) -> None:
     """Hold ends back, add biases, then penalties; each a few numbers of the row, rounded to float32 after each step."""
-    ids = slot(query, abi.DRAW_HELD)
-    for i in range(slot(query, abi.DRAW_HELD_COUNT)):
+    ids, values = slot(query, abi.DRAW_IDS), slot(query, abi.DRAW_VALUES)
+    biased = slot(query, abi.DRAW_HELD)
+    seen = biased + slot(query, abi.DRAW_BIASED)
+    for i in range(biased):
         put_f32(row + get_i64(ids + i * 8) * 4, -INFINITY)
-    ids, values = slot(query, abi.DRAW_BIASED), slot(query, abi.DRAW_BIAS)
-    for i in range(slot(query, abi.DRAW_BIASED_COUNT)):
+    for i in range(biased, seen):
         place = row + get_i64(ids + i * 8) * 4
         put_f32(place, get_f32(place) + get_f32(values + i * 4))
-    ids, values = slot(query, abi.DRAW_SEEN), slot(query, abi.DRAW_TIMES)
     factor, once = slot_f32(query, abi.DRAW_REPETITION), slot_f32(query, abi.DRAW_PRESENCE)
     each = slot_f32(query, abi.DRAW_FREQUENCY)
-    for i in range(slot(query, abi.DRAW_SEEN_COUNT)):
+    for i in range(seen, seen + slot(query, abi.DRAW_SEEN)):
         place, times = row + get_i64(ids + i * 8) * 4, get_f32(values + i * 4)
         x = get_f32(place)
         x = x / factor if x > 0.0 else x * factor
@@ -301,12 +304,12 @@ def best_of(row: int, size: int, tops: int, count: int, ids: int) -> None:
 
 @jit
 def rate(query: int, memory: int, room: int) -> None:
-    """Of a row the largest logit's index (-1: no numbers), a token's rank, the sum of exp(x - largest), the likeliest."""
+    """Of a row the largest logit (-1: no numbers), the sum of exp(x - largest), a token's rank, the likeliest."""
     row, size, best = slot(query, abi.RATE_LOGITS), slot(query, abi.RATE_SIZE), slot(query, abi.RATE_LIKELIEST)
     out, spare, none = slot(query, abi.RATE_OUT), memory + 6 * room, splat(-INFINITY)
     if best < 0:
         best = largest(row, size, spare)
-    put_i64(out, best)
+    put_i64(out + abi.RATED_LARGEST * 8, best)
     if best < 0:
         return
     top, own = splat(get_f32(row + best * 4)), widen(splat(0.0))
@@ -317,11 +320,16 @@ def rate(query: int, memory: int, room: int) -> None:
             high = maximum(high, x)
             own = add_wide(own, widen(where_less(none, x, exp(sub(x, top)), splat(0.0))))
         put_f32(memory + start // GROUP * 4, reduce_max(high))
-    put_f64(out + 16, reduce_wide(own))
-    if slot(query, abi.RATE_TOKEN) >= 0:
-        put_i64(out + 8, rank_of(row, size, slot(query, abi.RATE_TOKEN), spare))
-    if slot(query, abi.RATE_COUNT) > 0:
-        best_of(row, size, memory, slot(query, abi.RATE_COUNT), out + 24)
+    put_f64(out + abi.RATED_TOP * 8, get_f32(row + best * 4))
+    put_f64(out + abi.RATED_SUM * 8, reduce_wide(own))
+    token, count, ids = slot(query, abi.RATE_TOKEN), slot(query, abi.RATE_COUNT), out + abi.RATED_IDS * 8
+    if token >= 0:
+        put_i64(out + abi.RATED_RANK * 8, rank_of(row, size, token, spare))
+        put_f64(out + abi.RATED_LOGIT * 8, get_f32(row + token * 4))
+    if count > 0:
+        best_of(row, size, memory, count, ids)
+        for i in range(count):
+            put_f64(ids + (count + i) * 8, get_f32(row + get_i64(ids + i * 8) * 4))
 
 
 def run(ctx: int, op: int, piece: int, tid: int) -> int:
