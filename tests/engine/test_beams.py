@@ -4,7 +4,6 @@ scores.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,8 +16,8 @@ from kvist.engine.params import BeamSearchParams, SamplingParams
 from kvist.engine.sampler import Sampler
 from kvist.errors import InternalError, RequestError, UsageError
 from kvist.events import EventKind
-from kvist.kernels.cpu.backend import CpuBackend
 from kvist.kernels.choosing import Rating
+from kvist.kernels.cpu.backend import CpuBackend
 from kvist.kernels.reference_choosing import ReferenceChooser
 from kvist.models.load import Model
 

@@ -23,7 +23,7 @@ from kvist.kernels.cpu.profile import Launch
 from kvist.llm import LLM
 
 SEQUENCES, CONTEXT, STEPS = 64, 32, 24
-NUDGED = {token: 1.0 for token in range(0, 100)}
+NUDGED = dict.fromkeys(range(100), 1.0)
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "greedy, penalties": {"temperature": 0.0, "repetition_penalty": 1.1, "frequency_penalty": 0.2},
@@ -94,8 +94,9 @@ def _run(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> list[tup
         profile = opened.enter_context(executable.profile())
         noted = [opened.enter_context(timed(engine.answers.sampler, name)) for name in ("choose", "logprobs")]
         while engine.has_work:
-            for each in (*noted, profile.launches):
-                each.clear()
+            profile.launches.clear()
+            for spans in noted:
+                spans.clear()
             begin = time.perf_counter()
             made = len(engine.step())
             seconds = time.perf_counter() - begin

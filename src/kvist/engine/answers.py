@@ -83,7 +83,9 @@ class Answers:
             row += wanted
         known = [turn.sequence.takes_likeliest and -1 not in turn.likeliest for turn in turns]  # the loop found them
         drawn = iter(
-            self.sampler.choose(row for turn, found in zip(turns, known, strict=True) if not found for row in _rows(turn))
+            self.sampler.choose(
+                row for turn, found in zip(turns, known, strict=True) if not found for row in _rows(turn)
+            )
         )
         chosen = [
             turn.likeliest if found else [next(drawn) for _ in turn.likeliest]

@@ -107,7 +107,9 @@ class BeamSearch:
     def _best(self) -> list[_Step]:
         """The best candidates of all beams, best first."""
         tables = [self._found[beam] for beam in self.open]
-        sums = np.stack([beam.cumulative + np.array(logprobs) for beam, (_, logprobs) in zip(self.open, tables, strict=True)])
+        sums = np.stack(
+            [beam.cumulative + np.array(logprobs) for beam, (_, logprobs) in zip(self.open, tables, strict=True)]
+        )
         best = np.argsort(-sums.ravel(), kind="stable")[: self._looked_at]
         steps = []
         for i in best.tolist():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
 from typing import NamedTuple
 
 from kvist.engine.params import SamplingParams, TokenLogprob
@@ -60,11 +61,13 @@ def _draw(row: Row) -> Draw:
     if params.greedy:
         return Draw(row.logits, row.likeliest, 0.0, 0, 1.0, 0.0, 1.0, 0.0, changes)
     return Draw(
-        row.logits, row.likeliest, params.temperature, max(params.top_k, 0), params.top_p, params.min_p, params.typical_p,
-        uniform(row.seed, row.position), changes,
+        row.logits, row.likeliest, params.temperature, max(params.top_k, 0), params.top_p, params.min_p,
+        params.typical_p, uniform(row.seed, row.position), changes,
     )  # fmt: skip
 
 
 def _told(token: int, rated: Rated) -> tuple[TokenLogprob, ...]:
-    ranks = range(1, len(rated.ids) + 1)
-    return TokenLogprob(token, rated.logprob, rated.rank), *map(TokenLogprob, rated.ids, rated.logprobs, ranks)
+    """A `TokenLogprob` of each, made without a call of Python for each: there may be a thousand in a step."""
+    own = (token, rated.logprob, rated.rank)
+    others = zip(rated.ids, rated.logprobs, range(1, len(rated.ids) + 1), strict=True)
+    return tuple(map(tuple.__new__, repeat(TokenLogprob), chain([own], others)))

@@ -1,9 +1,9 @@
 """What a token is, given a row of logits: the words for it, and the definition that every chooser keeps to.
 
 * The token without temperature is the largest logit, the first of equals.
-* A token's **weight** is exp((logit - largest) / temperature): each operation in float32, by the kernels' own `exp`, the
-  result rounded to a multiple of 2**-32. So the likeliest weighs 1, what is 2**33 times less likely weighs nothing, and
-  *sums of weights are exact in float64*, in whatever order they are added.
+* A token's **weight** is exp((logit - largest) / temperature): each operation in float32, by the kernels' own `exp`,
+  the result rounded to a multiple of 2**-32. So the likeliest weighs 1, what is 2**33 times less likely weighs
+  nothing, and *sums of weights are exact in float64*, in whatever order they are added.
 * A token is **likelier** that weighs more, and of equals the one with the lower id.
 * `top_k` keeps the likeliest k, `top_p` the fewest likeliest whose sum is that share of the sum, `min_p` those that
   weigh at least that; each looks at what the one before it left.
@@ -67,7 +67,7 @@ class Draw(NamedTuple):
 
 
 class Rating(NamedTuple):
-    """Whose log-probabilities are asked for: of a row's token (-1: of none), and of so many of the likeliest.
+    """Log-probabilities that are asked for: of a row's token (-1: of none), and of as many of the likeliest as wanted.
 
     logits, likeliest: as in `Draw`.
     """
@@ -75,7 +75,7 @@ class Rating(NamedTuple):
     logits: Floats
     likeliest: int
     token: int
-    count: int
+    wanted: int
 
 
 class Rated(NamedTuple):
@@ -109,4 +109,3 @@ def check_found(likeliest: int) -> None:
         raise InternalError(
             "a logit is NaN or infinite: the numbers left float32's range; try a float32 cache and weights"
         )
-

@@ -272,7 +272,7 @@ class Executable(Protocol):
         """Run one step; float32 logits (sampled rows, vocab), valid until the next run."""
 
     def likeliest(self) -> npt.NDArray[np.int64]:
-        """Of each row of the last run's logits the largest, the first of equals; -1: not known, or not all are finite."""
+        """Of each row of the last logits the largest, the first of equals; -1: not known, or not all are finite."""
 
     @property
     def chooser(self) -> Chooser:

@@ -64,7 +64,8 @@ def likeliest(logits: Floats) -> int:
 
 def scaled(logits: Floats, temperature: float) -> Floats:
     """(logit - largest) / temperature, float32."""
-    return (logits - logits.max()) * np.float32(1.0 / temperature)
+    x: Floats = (logits - logits.max()) * np.float32(1.0 / temperature)
+    return x
 
 
 def weights_of(logits: Floats, temperature: float) -> Doubles:
@@ -106,7 +107,7 @@ def _rate(row: Rating) -> Rated:
     rank = int((order == token).argmax()) + 1 if token >= 0 else 0
     norm = float(logits[best]) + math.log(lane_sum(e.astype(np.float64)))
     own = float(logits[token]) - norm if token >= 0 else 0.0
-    ids = order[: row.count].tolist()
+    ids = order[: row.wanted].tolist()
     return Rated(own, rank, ids, [float(logits[i]) - norm for i in ids])
 
 
@@ -129,7 +130,8 @@ def exp(x: Floats) -> Floats:
     for coefficient in POLYNOMIAL[1:]:
         p = fma(p, r, np.float32(coefficient))
     p = fma(p, r * r, r) + np.float32(1)
-    return p * np.ldexp(np.float32(1), n.astype(np.int32))
+    e: Floats = p * np.ldexp(np.float32(1), n.astype(np.int32))
+    return e
 
 
 def fma(a: Floats, b: Floats | np.float32, c: Floats | np.float32) -> Floats:

@@ -69,7 +69,13 @@ class Alterations:
         if ahead and params.penalizes:
             ids, values = self._with(ahead, ids, values, count - len(ids))
         return Changes(
-            ids, values, held, self._biased, params.repetition_penalty, params.presence_penalty, params.frequency_penalty
+            ids,
+            values,
+            held,
+            self._biased,
+            params.repetition_penalty,
+            params.presence_penalty,
+            params.frequency_penalty,
         )
 
     def _with(

@@ -63,7 +63,7 @@ SEQ_ROW, SEQ_TOKENS, SEQ_POSITION, SEQ_PAGES = range(
 ITEM_SLOTS = 8
 ITEM_ROW, ITEM_TOKENS, ITEM_POSITION, ITEM_PAGES, ITEM_FROM, ITEM_TO, ITEM_PARTIAL = range(7)
 
-# --- a row of logits that a token is chosen from: int64, then float64 ---------------------------------------------------
+# --- a row of logits that a token is chosen from: int64, then float64 -----------------------------------------------
 (
     DRAW_LOGITS,
     DRAW_SIZE,
@@ -86,9 +86,8 @@ ITEM_ROW, ITEM_TOKENS, ITEM_POSITION, ITEM_PAGES, ITEM_FROM, ITEM_TO, ITEM_PARTI
     DRAW_SLOTS,
 ) = range(19)
 
-# --- a row whose log-probabilities are asked for; its results, int64 or float64, then ids of the likeliest, their logits
-RATE_SLOTS = 6
-RATE_LOGITS, RATE_SIZE, RATE_LIKELIEST, RATE_TOKEN, RATE_COUNT, RATE_OUT = range(6)
+# --- a row whose log-probabilities are asked for; its results, int64 or float64, then ids of the likeliest
+RATE_LOGITS, RATE_SIZE, RATE_LIKELIEST, RATE_TOKEN, RATE_COUNT, RATE_OUT, RATE_LOGITS_OUT = range(7)
 RATED_LARGEST, RATED_TOP, RATED_SUM, RATED_RANK, RATED_LOGIT, RATED_IDS = range(6)
 
 EVERYTHING = 1 << 40  # the window of a row that sees all positions

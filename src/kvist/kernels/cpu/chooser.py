@@ -16,7 +16,6 @@ from kvist.kernels.cpu.team import Team
 from kvist.memory import allocate
 
 
-
 class CpuChooser:
     """See `choosing.Chooser`. It keeps room for the rows that threads work on."""
 
@@ -42,16 +41,17 @@ class CpuChooser:
 
     def rate(self, rows: Sequence[Rating]) -> list[Rated]:
         """See `choosing.Chooser`."""
-        counts = [min(row.count, len(row.logits)) for row in rows]
+        counts = [min(row.wanted, len(row.logits)) for row in rows]
         out = np.zeros((len(rows), abi.RATED_IDS + 2 * max(counts)), np.int64)
         table = np.array(
             [
-                (_address(row.logits), len(row.logits), row.likeliest, row.token, count, 0)
+                (_address(row.logits), len(row.logits), row.likeliest, row.token, count, 0, 0)
                 for row, count in zip(rows, counts, strict=True)
             ],
             np.int64,
         )
         table[:, abi.RATE_OUT] = out.ctypes.data + np.arange(len(rows)) * out.strides[0]
+        table[:, abi.RATE_LOGITS_OUT] = table[:, abi.RATE_OUT] + (abi.RATED_IDS + max(counts)) * 8
         self._run(abi.RATE, table, max(len(row.logits) for row in rows), out)
         check_found(int(out[:, abi.RATED_LARGEST].min()))
         return _rated(rows, counts, out)
@@ -89,16 +89,16 @@ def _rated(rows: Sequence[Rating], counts: Sequence[int], out: npt.NDArray[np.in
     numbers, most, found = out.view(np.float64), max(counts), []
     tops, sums, logits = (numbers[:, i].tolist() for i in (abi.RATED_TOP, abi.RATED_SUM, abi.RATED_LOGIT))
     norms = [top + math.log(total) for top, total in zip(tops, sums, strict=True)]
-    ids, ranks = out[:, abi.RATED_IDS :].tolist(), out[:, abi.RATED_RANK].tolist()
-    values = (numbers[:, abi.RATED_IDS :] - np.array(norms)[:, None]).tolist() if most else [[]] * len(rows)
+    ids, ranks = out[:, abi.RATED_IDS : abi.RATED_IDS + most].tolist(), out[:, abi.RATED_RANK].tolist()
+    values = (numbers[:, abi.RATED_IDS + most :] - np.array(norms)[:, None]).tolist()
     for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
         own = logits[i] - norms[i] if row.token >= 0 else 0.0
-        found.append(Rated(own, ranks[i], ids[i][:count], values[i][count : 2 * count]))
+        found.append(Rated(own, ranks[i], ids[i][:count], values[i][:count]))
     return found
 
 
 def _address(array: Floats) -> int:
-    """Where an array of consecutive numbers begins (the shortest way to it; `array.ctypes` takes three times as long)."""
+    """Where an array of consecutive numbers begins, by the shortest way: `array.ctypes` takes three times as long."""
     assert array.flags.c_contiguous
     if array.flags.writeable:
         return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
