@@ -90,6 +90,25 @@ def test_the_tokens_are_those_of_the_plain_chooser(
     assert [logits.tobytes() for logits in whole] == before
 
 
+def test_rows_that_are_changed_may_share_logits_or_be_read_only(backend: CpuBackend) -> None:
+    """Branches have their first token from one row; each changes it for itself."""
+    whole = logits_of(3, 6000, "usual")
+    before = whole.copy()
+    for shared in (whole, before):  # one that may be written to, one that may not
+        before.flags.writeable = shared is whole
+        rows = []
+        for i in range(24):
+            ids = np.random.RandomState(i).permutation(3000)[:50]
+            values = np.linspace(0, 9, 50, dtype=np.float32)
+            part = shared[i * 40 : i * 40 + 3000] if i % 2 else shared[:3000]
+            changes = Changes(ids, values, 2, 20, 1.3, 0.3, 0.2) if i % 5 else None
+            rows.append(Draw(part, int(part.argmax()) if i % 3 else -1, number=i / 24, changes=changes, **PLAIN))
+        expected = ReferenceChooser().draw(rows)
+        assert CpuChooser(backend.team).draw(rows) == expected
+        assert [CpuChooser(backend.team).draw([row])[0] for row in rows] == expected
+    assert np.array_equal(whole, before)
+
+
 @pytest.mark.parametrize("kind", ["flat", "usual", "wide", "ties", "equal"])
 @pytest.mark.parametrize(
     "options",

@@ -68,7 +68,7 @@ ITEM_ROW, ITEM_TOKENS, ITEM_POSITION, ITEM_PAGES, ITEM_FROM, ITEM_TO, ITEM_PARTI
     DRAW_LOGITS,
     DRAW_SIZE,
     DRAW_LIKELIEST,  # -1: not known
-    DRAW_CHANGED,  # whether what follows changes the row
+    DRAW_ALONE,  # whether no other row lies there: it may be changed for a while
     DRAW_IDS,  # address of int64
     DRAW_VALUES,  # address of float32, one for each
     DRAW_HELD,  # how many ids become minus infinity; are biased, next; are penalised, last

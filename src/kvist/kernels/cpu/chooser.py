@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from kvist.kernels.choosing import Changes, Draw, Floats, Rated, Rating, check_found
+from kvist.kernels.choosing import Draw, Floats, Rated, Rating, check_found
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.jobs import run_ops
 from kvist.kernels.cpu.team import Team
@@ -27,11 +27,11 @@ class CpuChooser:
     def draw(self, rows: Sequence[Draw]) -> list[int]:
         """See `choosing.Chooser`."""
         table = np.zeros((len(rows), abi.DRAW_SLOTS), np.int64)
-        table[:, : abi.DRAW_CHANGED] = [(_address(row.logits), len(row.logits), row.likeliest) for row in rows]
+        table[:, : abi.DRAW_ALONE] = [(_address(row.logits), len(row.logits), row.likeliest) for row in rows]
         table.view(np.float64)[:, abi.DRAW_INVERSE :] = [
             (1.0 / row.temperature if row.temperature else 0.0, *row[3:8]) for row in rows
         ]
-        kept = _put_changes(table, [row.changes for row in rows])
+        kept = _put_changes(table, rows)
         found = np.empty(len(rows), np.int64)
         self._run(abi.DRAW, table, max(len(row.logits) for row in rows), found)
         del kept
@@ -67,9 +67,9 @@ class CpuChooser:
         ]])  # fmt: skip
 
 
-def _put_changes(table: npt.NDArray[np.int64], changes: Sequence[Changes | None]) -> list[npt.NDArray[np.generic]]:
+def _put_changes(table: npt.NDArray[np.int64], rows: Sequence[Draw]) -> list[npt.NDArray[np.generic]]:
     """Fill in where each row's changes are, side by side in arrays that must stay until the rows are drawn."""
-    some = [(i, one) for i, one in enumerate(changes) if one is not None]
+    some = [(i, row.changes) for i, row in enumerate(rows) if row.changes is not None]
     if not some:
         return []
     ids, values = np.concatenate([one.ids for _, one in some]), np.concatenate([one.values for _, one in some])
@@ -78,10 +78,17 @@ def _put_changes(table: npt.NDArray[np.int64], changes: Sequence[Changes | None]
     ends = counts.sum(1).cumsum()
     table[places, abi.DRAW_IDS] = ids.ctypes.data + (ends - counts.sum(1)) * ids.itemsize
     table[places, abi.DRAW_VALUES] = values.ctypes.data + (ends - counts.sum(1)) * values.itemsize
-    table[places, abi.DRAW_CHANGED] = 1
+    table[:, abi.DRAW_ALONE] = _are_apart(table) and all(row.logits.flags.writeable for row in rows)
     table[places, abi.DRAW_HELD : abi.DRAW_HELD + 3] = counts
     table.view(np.float64)[places, abi.DRAW_REPETITION : abi.DRAW_INVERSE] = [one[4:] for _, one in some]
     return [ids, values]
+
+
+def _are_apart(table: npt.NDArray[np.int64]) -> bool:
+    """Whether no logits of a row are another's as well."""
+    order = table[:, abi.DRAW_LOGITS].argsort()
+    starts, sizes = table[order, abi.DRAW_LOGITS], table[order, abi.DRAW_SIZE]
+    return bool((np.diff(starts) >= 4 * sizes[:-1]).all())
 
 
 def _rated(rows: Sequence[Rating], counts: Sequence[int], out: npt.NDArray[np.int64]) -> list[Rated]:

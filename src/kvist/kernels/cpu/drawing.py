@@ -2,8 +2,8 @@
 
 ::
 
-    logits ── copied only if something changes them ──► weights ── a filter: select, then keep ──► pick
-                                                              in place: weights and ids of what is left
+    logits ── changes, for a while ──► weights ── a filter: select, then keep ──► pick
+                                             in place: weights and ids of what is left
 
 Sums of weights are exact, so it does not matter in what order they are added. A row of 49,152 logits and its weights
 stay in a core's second-level cache from the first pass to the last.
@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.kernels.cpu import abi
+from kvist.kernels.cpu.changing import change, put_back, remember, touches
 from kvist.kernels.cpu.logits import INFINITY, largest, load_some
 from kvist.kernels.cpu.math import exp, jit
 from kvist.kernels.cpu.scalar import (
@@ -45,27 +46,6 @@ BLOCK = 1024  # weights that are added before the sum is looked at
 LEAST = 2.0**-32  # the smallest weight; all are multiples of it
 COARSE = 2.0**-9  # below it float32 numbers may lie between multiples of LEAST
 AFAR = 64.0  # nearness of a token whose information is the mean
-
-
-@jit
-def change(query: int, row: int) -> None:
-    """Hold ends back, add biases, then penalties; each a few numbers of the row, rounded to float32 after each step."""
-    ids, values = slot(query, abi.DRAW_IDS), slot(query, abi.DRAW_VALUES)
-    biased = slot(query, abi.DRAW_HELD)
-    seen = biased + slot(query, abi.DRAW_BIASED)
-    for i in range(biased):
-        put_f32(row + get_i64(ids + i * 8) * 4, -INFINITY)
-    for i in range(biased, seen):
-        place = row + get_i64(ids + i * 8) * 4
-        put_f32(place, get_f32(place) + get_f32(values + i * 4))
-    factor, once = slot_f32(query, abi.DRAW_REPETITION), slot_f32(query, abi.DRAW_PRESENCE)
-    each = slot_f32(query, abi.DRAW_FREQUENCY)
-    for i in range(seen, seen + slot(query, abi.DRAW_SEEN)):
-        place, times = row + get_i64(ids + i * 8) * 4, get_f32(values + i * 4)
-        x = get_f32(place)
-        x = x / factor if x > 0.0 else x * factor
-        x = x - each * times
-        put_f32(place, x - once if times > 0.0 else x)
 
 
 @jit
@@ -185,16 +165,29 @@ def pick(weights: int, count: int, total: float, number: float) -> int:
 def draw(query: int, memory: int, room: int) -> int:
     """The token of a row, -1 if its logits are no numbers.
 
-    memory: rows of `room` bytes for changed logits, weights, ids, keys and two lists, then a few logits.
+    memory: rows of `room` bytes for what changes touch, weights, ids, keys and two lists, then a few logits.
     """
     row, size, best = slot(query, abi.DRAW_LOGITS), slot(query, abi.DRAW_SIZE), slot(query, abi.DRAW_LIKELIEST)
+    touched = touches(query)
+    if touched == 0:
+        return draw_from(query, row, size, best, memory, room)
+    if slot(query, abi.DRAW_ALONE) == 0 or touched > size:
+        for d in range(0, size, 16):
+            store_f32(memory + d * 4, load_some(row, d, size, memory + 6 * room))
+        best = change(query, memory, best)
+        return draw_from(query, memory, size, best, memory, room)
+    remember(query, row, memory)
+    best = change(query, row, best)
+    token = draw_from(query, row, size, best, memory, room)
+    put_back(query, row, memory)
+    return token
+
+
+@jit
+def draw_from(query: int, row: int, size: int, best: int, memory: int, room: int) -> int:
+    """The token of a row that is changed already."""
     weights, ids, keys, lists = memory + room, memory + 2 * room, memory + 3 * room, memory + 4 * room
     spare = memory + 6 * room
-    if slot(query, abi.DRAW_CHANGED) != 0:
-        for d in range(0, size, 16):
-            store_f32(memory + d * 4, load_some(row, d, size, spare))
-        change(query, memory)
-        row, best = memory, -1
     if best < 0:
         best = largest(row, size, spare)
     inverse = slot_f32(query, abi.DRAW_INVERSE)
