@@ -37,7 +37,7 @@ def put_back(query: int, row: int, memory: int) -> None:
 def change(query: int, row: int, best: int) -> int:
     """Hold ends back, add biases, then penalties; each step rounded to float32.
 
-    best: the index of the largest logit and all finite, or -1. What it is now, -1 where the whole row must be looked at.
+    best: the index of the largest logit if all are finite, or -1. What it is now, -1 where the row must be searched.
     """
     before = get_f32(row + best * 4) if best >= 0 else INFINITY
     ids, values = slot(query, abi.DRAW_IDS), slot(query, abi.DRAW_VALUES)

@@ -20,7 +20,6 @@ from kvist.kernels.cpu.math import exp, jit
 from kvist.kernels.cpu.scalar import (
     get_f32,
     get_i32,
-    get_i64,
     put_f32,
     put_i32,
     slot,
