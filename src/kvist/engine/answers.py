@@ -127,6 +127,7 @@ class Answers:
         collected, count = sequence.prompt_logprobs, sequence.params.prompt_logprobs
         assert collected is not None and count is not None
         new = len(collected) - start  # what was read before a preemption is not again
+        assert new >= 0, "a prompt is read from where it was read to"
         rows = zip(logits[new:], sequence.tokens[len(collected) + 1 : sequence.prompt_length], strict=False)
         collected += self.sampler.logprobs(Rating(row, -1, token, count) for row, token in rows)
 
