@@ -30,6 +30,7 @@ from kvist.engine.speculative.ngram import NgramProposer
 from kvist.engine.speculative.speculator import Speculator
 from kvist.events import EventChannel
 from kvist.kernels.program import BatchMetadata, Floats, SequenceRows
+from kvist.kernels.reference_choosing import ReferenceChooser
 
 VOCAB = 48
 EOS = 0
@@ -68,6 +69,10 @@ class HashingModel:
         assert len(logits) == len(batch.sampled_rows)
         self._likeliest = logits.argmax(1) if len(logits) else np.empty(0, np.int64)
         return logits
+
+    @property
+    def chooser(self) -> ReferenceChooser:
+        return ReferenceChooser()
 
     def likeliest(self) -> npt.NDArray[np.int64]:
         return self._likeliest

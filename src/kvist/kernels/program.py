@@ -26,6 +26,7 @@ from kvist.kernels.weight import WeightType as WeightType
 
 if TYPE_CHECKING:
     from kvist.cache.pool import PagePool
+    from kvist.kernels.choosing import Chooser
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 
@@ -244,10 +245,11 @@ class Executable(Protocol):
         """Run one step; float32 logits (sampled rows, vocab), valid until the next run."""
 
     def likeliest(self) -> npt.NDArray[np.int64]:
-        """Of each row of the last run's logits the index of the largest, the first of equals.
+        """Of each row of the last logits the largest, the first of equals; -1: not known, or not all are finite."""
 
-        -1 where it is not known, or a logit is not finite.
-        """
+    @property
+    def chooser(self) -> Chooser:
+        """What chooses tokens from logits, on the same threads. Not during a run."""
 
 
 class Backend(Protocol):

@@ -35,6 +35,7 @@ from kvist.kernels.program import (
     Weight,
     WeightType,
 )
+from kvist.kernels.reference_choosing import ReferenceChooser
 
 Array = npt.NDArray[np.float64]
 
@@ -114,6 +115,11 @@ class ReferenceExecutable:
     def likeliest(self) -> npt.NDArray[np.int64]:
         """See `kernels.program.Executable`."""
         return self._likeliest
+
+    @property
+    def chooser(self) -> ReferenceChooser:
+        """See `kernels.program.Executable`."""
+        return ReferenceChooser()
 
     def _pool_of(self, layer: int) -> tuple[int, PagePool]:
         """The group of a layer, and its pages."""

@@ -237,17 +237,17 @@ def make_attend(dtype: str) -> Any:
                             row_max + r * 4, row_sum + r * 4, dims, split == begins,
                         )  # fmt: skip
         if partial < 0:
-            write_rows(out + row * q_stride + head_offset, q_stride, rows, group, dims, sinks, kv_head, total, total_max, total_sum)
+            write_rows(out + row * q_stride + head_offset, q_stride, rows, group, dims, sinks, kv_head, total, total_max)
 
     return attend
 
 
 @jit
 def write_rows(
-    out: int, stride: int, rows: int, group: int, dims: int, sinks: int, kv_head: int, total: int, total_max: int,
-    total_sum: int,
-) -> None:  # fmt: skip
+    out: int, stride: int, rows: int, group: int, dims: int, sinks: int, kv_head: int, total: int, total_max: int
+) -> None:
     """What the rows of an item have summed, divided; sinks: address of learned scores that take part (0: none)."""
+    total_sum = total_max + rows * 4
     for r in range(rows):
         acc = total + r * dims * 4
         if sinks != 0:
