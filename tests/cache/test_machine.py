@@ -258,7 +258,9 @@ class CacheMachine(RuleBasedStateMachine):
         self.manager.commit(table, tokens)
         for group, pages in zip(self.manager.groups, table.groups, strict=True):
             passed = max(0, len(held) - (group.window or 1 << 30) + 1) // self.size
-            assert {*pages[-(-group.sinks // self.size) : passed]} <= {GONE}, "what no later token sees is let go of at once"
+            assert {*pages[-(-group.sinks // self.size) : passed]} <= {GONE}, (
+                "what no later token sees is let go of at once"
+            )
 
     @invariant()
     def the_cache_is_sound(self) -> None:
@@ -306,7 +308,11 @@ def test_the_manager_agrees_with_a_dictionary() -> None:
     run_state_machine_as_test(
         CacheMachine,
         settings=settings(
-            max_examples=250, stateful_step_count=50, deadline=None, derandomize=True, suppress_health_check=QUIET,
+            max_examples=250,
+            stateful_step_count=50,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=QUIET,
             phases=[Phase.generate],  # a failure is short enough to read, and shrinking one takes minutes
         ),
     )

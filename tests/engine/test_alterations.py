@@ -66,6 +66,8 @@ def test_a_row_is_altered_by_the_book(
     for token in ahead:
         alterations.add(token)
     assert np.array_equal(changed(logits, alterations.changes([])), expected)
-    assert np.array_equal(changed(logits, alterations.anew().changes([])), by_the_book(logits, params, prompt, [], ends))
+    assert np.array_equal(
+        changed(logits, alterations.anew().changes([])), by_the_book(logits, params, prompt, [], ends)
+    )
     if not Alterations.wanted(params):
         assert np.array_equal(expected, logits)

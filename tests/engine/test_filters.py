@@ -48,7 +48,9 @@ def drawn(
 def kept(logits: np.ndarray, params: SamplingParams) -> list[int]:
     """The tokens that may be drawn, by id."""
     p = params
-    ids, weights = filtered(logits, Draw(logits, -1, p.temperature, max(p.top_k, 0), p.top_p, p.min_p, p.typical_p, 0.0, None))
+    ids, weights = filtered(
+        logits, Draw(logits, -1, p.temperature, max(p.top_k, 0), p.top_p, p.min_p, p.typical_p, 0.0, None)
+    )
     assert np.array_equal(weights, weights_of(logits, p.temperature)[ids])
     return [int(i) for i, weight in zip(ids, weights, strict=True) if weight > 0]
 
@@ -83,7 +85,9 @@ def prefix(order: Sequence[int], weights: np.ndarray, wanted: float) -> list[int
 
 @quick
 @given(logits=ANY_LOGITS, seed=st.integers(0, 2**70), position=st.integers(0, 1 << 20), data=st.data())
-def test_greedy_is_the_first_of_the_largest(sampler: Sampler, logits: np.ndarray, seed: int, position: int, data: st.DataObject) -> None:
+def test_greedy_is_the_first_of_the_largest(
+    sampler: Sampler, logits: np.ndarray, seed: int, position: int, data: st.DataObject
+) -> None:
     best = next(i for i in range(len(logits)) if logits[i] == logits.max())
     top_p, min_p = data.draw(st.floats(0.01, 1)), data.draw(st.floats(0, 1))
     assert drawn(sampler, logits, SamplingParams(temperature=0.0, top_p=top_p, min_p=min_p), seed, position) == best
@@ -158,7 +162,14 @@ def test_candidates_of_known_probabilities(params: dict[str, Any], expected: lis
     seed=st.integers(-(2**65), 2**65), position=st.integers(0, 1 << 31),
 )  # fmt: skip
 def test_a_draw_is_one_of_the_candidates_and_repeats(
-    sampler: Sampler, logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float, seed: int, position: int
+    sampler: Sampler,
+    logits: np.ndarray,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    seed: int,
+    position: int,
 ) -> None:
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     before = logits.copy()
@@ -335,7 +346,9 @@ def follow(sampler: Sampler, logits: np.ndarray, params: SamplingParams) -> None
 
 def test_seeds_and_positions_give_different_draws(sampler: Sampler) -> None:
     logits = np.zeros(50, np.float32)
-    texts = {tuple(drawn(sampler, logits, SamplingParams(), seed, position) for position in range(20)) for seed in range(50)}
+    texts = {
+        tuple(drawn(sampler, logits, SamplingParams(), seed, position) for position in range(20)) for seed in range(50)
+    }
     assert len(texts) == 50
 
 

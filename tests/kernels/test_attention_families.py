@@ -30,7 +30,7 @@ CASES: list[tuple[Shape, int, str, int, dict[str, Any]]] = [
     (Shape(32, 2, 2), 600, "f16", 16, {"window": 37, "softcap": 5.0, "sinks": True}),
     (Shape(64, 2, 3), 700, "f16", 16, {"window": 100, "first": 4}),
     (Shape(32, 1, 2), 1300, "f32", 64, {"window": 513, "first": 70}),
-    (Shape(24, 2, 1), 300, "bf16", 16, {"window": 20, "first": 20, "softcap": 4.0}),
+    (Shape(48, 2, 1), 300, "bf16", 16, {"window": 20, "first": 20, "softcap": 4.0}),
 ]
 IDS = [f"{s.dims}x{s.kv_heads}x{s.group}-{n}-{kv}-{'-'.join(map(str, extra))}" for s, n, kv, _, extra in CASES]
 

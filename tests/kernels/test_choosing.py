@@ -39,7 +39,10 @@ def logits_of(seed: int, size: int, kind: str) -> np.ndarray:
 
 @st.composite
 def draws(draw: st.DrawFn) -> Draw:
-    size, kind = draw(st.sampled_from(SIZES)), draw(st.sampled_from(["flat", "usual", "wide", "ties", "equal", "far", "holes"]))
+    size, kind = (
+        draw(st.sampled_from(SIZES)),
+        draw(st.sampled_from(["flat", "usual", "wide", "ties", "equal", "far", "holes"])),
+    )
     logits = logits_of(draw(st.integers(0, 1 << 20)), size, kind)
     changes = draw(st.none() | changed(size, int(logits.argmax())))
     known = draw(st.booleans()) and np.isfinite(logits).all()
@@ -83,7 +86,9 @@ def test_the_tokens_are_those_of_the_plain_chooser(
     before = [logits.tobytes() for logits in whole]
     found = [outcome(ReferenceChooser(), row) for row in rows]
     assert found == [outcome(CpuChooser(backend.team), row) for row in rows]
-    rows, expected = ([one for one, token in zip(some, found, strict=True) if token is not None] for some in (rows, found))
+    rows, expected = (
+        [one for one, token in zip(some, found, strict=True) if token is not None] for some in (rows, found)
+    )
     order = data.draw(st.permutations(range(len(expected))))
     for made in (backend, one_thread):
         assert not rows or CpuChooser(made.team).draw([rows[i] for i in order]) == [expected[i] for i in order]
@@ -119,7 +124,10 @@ def test_a_large_vocabulary(backend: CpuBackend, kind: str, options: dict[str, A
     """One chooser for rows of several lengths, the longest in between: what it keeps of one shows in no other."""
     chooser = CpuChooser(backend.team)
     sizes = (5000, 49_152, 5001, 50_257, 16, 33)
-    rows = [Draw(logits_of(i, size, kind), -1, number=i / 7, changes=None, **PLAIN | options) for i, size in enumerate(sizes)]
+    rows = [
+        Draw(logits_of(i, size, kind), -1, number=i / 7, changes=None, **PLAIN | options)
+        for i, size in enumerate(sizes)
+    ]
     for some in (rows[:1], rows, rows[::-1]):
         assert chooser.draw(some) == ReferenceChooser().draw(some)
 
@@ -133,7 +141,9 @@ def test_log_probabilities_are_those_of_the_plain_chooser(
     for kind in ("flat", "usual", "wide", "ties", "equal", "far", "holes"):
         logits = logits_of(seed, size, kind)
         known = int(logits.argmax()) if data.draw(st.booleans()) and np.isfinite(logits).all() else -1
-        rows.append(Rating(logits, known, data.draw(st.integers(-1, size - 1)), data.draw(st.sampled_from([0, 1, 5, 20, 300]))))
+        rows.append(
+            Rating(logits, known, data.draw(st.integers(-1, size - 1)), data.draw(st.sampled_from([0, 1, 5, 20, 300])))
+        )
     assert CpuChooser(backend.team).rate(rows) == ReferenceChooser().rate(rows)
 
 
@@ -150,7 +160,9 @@ def test_the_plain_exp_is_near_and_its_multiply_adds_round_once() -> None:
     exact = np.exp(x.astype(np.float64))
     assert (np.abs(exp(x) - exact) < 2.5e-7 * exact).all() and exp(np.zeros(1, np.float32)) == 1
     source = np.random.RandomState(1)
-    a, b, c = ((source.standard_normal(3000) * 10.0 ** source.uniform(-6, 6, 3000)).astype(np.float32) for _ in range(3))
+    a, b, c = (
+        (source.standard_normal(3000) * 10.0 ** source.uniform(-6, 6, 3000)).astype(np.float32) for _ in range(3)
+    )
     c[::2] = (-(a.astype(np.float64) * b))[::2].astype(np.float32)  # what is left is the product's own rounding
     c[::3] *= np.float32(1 + 2**-12)
     for x1, y1, z1, found in zip(a, b, c, fma(a, b, c), strict=True):

@@ -85,7 +85,9 @@ class HashingModel:
             numbers = ledger.pool.data.view(np.uint64)
             begin = ledger.group.first_seen(one.position)
             assert (pages[begin : -(-end // size)] != GONE).all(), "a page that is read was let go of"
-            read = np.where(pages[: -(-end // size), None] == GONE, np.uint64(0), numbers[pages[: -(-end // size)], :size])
+            read = np.where(
+                pages[: -(-end // size), None] == GONE, np.uint64(0), numbers[pages[: -(-end // size)], :size]
+            )
             read = read.reshape(-1)[:end]
             mixed = (read ^ (read >> np.uint64(29))) * PLACES[::-1][:end]  # each at its place: order counts
             sums = np.concatenate([[np.uint64(0)], np.cumsum(mixed, dtype=np.uint64)])

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kvist.cache.layout import LayerSpec, PageLayout
+from kvist.cache.policy import Span
 from kvist.errors import UsageError
 
 
@@ -58,16 +59,14 @@ class PageGroup:
         return range(self.kept, max(self.kept, self.first_seen(position)))
 
 
-def page_groups(template: PageLayout, windows: Sequence[int | None]) -> tuple[PageGroup, ...]:
+def page_groups(template: PageLayout, spans: Sequence[Span]) -> tuple[PageGroup, ...]:
     """Group the layers of `template` by what they see, the widest first; each group without pages as yet."""
-    spans = sorted(set(windows), key=lambda window: (window is not None, -(window or 0)))
-    return tuple(PageGroup(replace(template, layers=_only(template.layers, windows, span)), 0, span) for span in spans)
+    kinds = sorted(set(spans), key=lambda span: (span.window is not None, -(span.window or 0), -span.sinks))
+    return tuple(PageGroup(replace(template, layers=_only(template.layers, spans, kind)), 0, *kind) for kind in kinds)
 
 
-def _only(
-    layers: Sequence[LayerSpec | None], windows: Sequence[int | None], span: int | None
-) -> tuple[LayerSpec | None, ...]:
-    return tuple(spec if window == span else None for spec, window in zip(layers, windows, strict=True))
+def _only(layers: Sequence[LayerSpec | None], spans: Sequence[Span], kind: Span) -> tuple[LayerSpec | None, ...]:
+    return tuple(spec if span == kind else None for spec, span in zip(layers, spans, strict=True))
 
 
 @dataclass(frozen=True)

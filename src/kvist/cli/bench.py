@@ -64,6 +64,7 @@ def bench(
     ] = 3,
     weights: flags.Weights = None,
     kv_cache_dtype: flags.KvCacheDtype = None,
+    policy: flags.Policy = None,
     page_size: flags.PageSize = None,
     kv_cache_memory_bytes: flags.KvCacheMemory = None,
     max_num_batched_tokens: flags.MaxBatchedTokens = None,
@@ -85,7 +86,7 @@ def bench(
     row_counts = flags.whole_numbers(rows, "rows")
     counts = flags.whole_numbers(lengths, "lengths")
     options = flags.engine_options(
-        weights=weights, kv_cache_dtype=kv_cache_dtype, page_size=page_size, threads=threads,
+        weights=weights, kv_cache_dtype=kv_cache_dtype, policy=policy, page_size=page_size, threads=threads,
         kv_cache_memory_bytes=kv_cache_memory_bytes, max_num_batched_tokens=max_num_batched_tokens,
     )  # fmt: skip
     if quality:

@@ -206,13 +206,13 @@ def make_attend(dtype: str) -> Any:
             acc = slot(ctx, abi.PARTIALS) + at
             row_max = acc + rows * dims * 4
             row_sum = row_max + rows * 4
-        head_offset = kv_head * group * dims * 4
+        place = row * q_stride + kv_head * group * dims * 4
         # the piece that probably follows: its first tile is asked for during this one's last
         after = piece + 1 if piece + 1 < slot(ctx, abi.ITEMS) * kv_heads else piece
         follower = slot(ctx, abi.ITEM_TABLE) + (after // kv_heads) * ITEM_BYTES
         n_head = head + (after % kv_heads - kv_head) * page_size * dims * 2 * itemsize
         n_begin, n_live = first_tile(follower, window)
-        scale_rows(query + row * q_stride + head_offset, q_stride, rows, group, dims, splat(factor), q)
+        scale_rows(query + place, q_stride, rows, group, dims, splat(factor), q)
         last, oldest = position + tokens - 1, max(0, position - window + 1)
         for split in range(begin_split, last_split):
             clear(rows, dims, acc, row_max, row_sum)
@@ -237,7 +237,7 @@ def make_attend(dtype: str) -> Any:
                             row_max + r * 4, row_sum + r * 4, dims, split == begins,
                         )  # fmt: skip
         if partial < 0:
-            write_rows(out + row * q_stride + head_offset, q_stride, rows, group, dims, sinks, kv_head, total, total_max)
+            write_rows(out + place, q_stride, rows, group, dims, sinks, kv_head, total, total_max)
 
     return attend
 
