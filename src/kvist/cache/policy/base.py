@@ -26,5 +26,8 @@ class Policy(Protocol):
     def endless(self) -> bool:
         """Whether positions beyond those a model was trained for can be run, since no token sees so far."""
 
+    def takes(self, page_size: int) -> bool:
+        """Whether it works with pages of this size."""
+
     def check(self, page_size: int, trained: int) -> None:
         """Refuse pages, or a model trained for so many positions, that it cannot work with: `UsageError`."""

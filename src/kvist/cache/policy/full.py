@@ -26,5 +26,9 @@ class Full:
         """See `Policy`."""
         return Span(window)
 
+    def takes(self, page_size: int) -> bool:
+        """See `Policy`."""
+        return True
+
     def check(self, page_size: int, trained: int) -> None:
         """See `Policy`."""

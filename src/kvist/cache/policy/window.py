@@ -52,9 +52,13 @@ class Window:
         """See `Policy`."""
         return Span(window) if window is not None and window <= self.window else Span(self.window, self.sinks)
 
+    def takes(self, page_size: int) -> bool:
+        """See `Policy`."""
+        return page_size <= self.window
+
     def check(self, page_size: int, trained: int) -> None:
         """See `Policy`."""
-        if self.window < page_size:
+        if not self.takes(page_size):
             raise UsageError(
                 f"policy {self.name}: the window is smaller than a page of {page_size}; give a window of at least "
                 f"{page_size} or smaller pages"
