@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kvist.bench import speculation, workloads
+from kvist.bench import shared, speculation, workloads
 from kvist.bench.roofline import Roofline, cost_of
 from kvist.bench.workloads import DECODES, PREFILLS, Result, Setting
 from kvist.config import SpeculativeConfig
@@ -27,6 +27,7 @@ NAMES = (
     "ttft_cold_2048",
     "ttft_warm_2048",
     "mixed_64",
+    *shared.NAMES,
     *speculation.NAMES,
 )
 
@@ -102,6 +103,8 @@ def _run(
         **{name: partial(_one, workloads.prefill, setting, name, length) for name, length in PREFILLS.items()},
         "ttft_cold_2048, ttft_warm_2048": lambda: workloads.first_token_times(setting, 2048),
         "mixed_64": lambda: (workloads.mixed(setting, "mixed_64", 64),),
+        "shared_64": lambda: (shared.serve(setting, "shared_64"),),
+        "shared_64_tight": lambda: (shared.serve_tight(setting, llm, "shared_64_tight"),),
         **{name: partial(_one, speculation.compare, llm, drafting, name, repeats) for name in speculation.NAMES},
     }
     for name, run in runs.items():
