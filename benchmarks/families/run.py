@@ -27,7 +27,6 @@ from kvist import LLM
 from kvist.bench.bench import bench, commit
 from kvist.bench.profile import profile
 from kvist.bench.profile_table import lines
-from kvist.bench.roofline import Roofline
 from tiny import Tiny, tensors, write_folder
 
 WORKLOADS = ("decode_1", "decode_16", "decode_64", "prefill_2048")
@@ -60,7 +59,7 @@ def measured(shape: Tiny, folder: Path, repeats: int, profiles: bool) -> dict[st
         row = {"family": shape.name, "parameters": parameters, "roofline": row["roofline"], "results": row["results"]}
         if profiles:
             say(f"{shape.name}: profiles")
-            found = list(profile(llm, Roofline(llm.backend.team, llm.model.weights_bytes), WORKLOADS))
+            found = list(profile(llm, report.roofline, WORKLOADS))
             row["profiles"] = [one.as_json() for one in found]
             say("\n".join(line for one in found for line in [*lines(one), ""]))
     return row

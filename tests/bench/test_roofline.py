@@ -73,6 +73,7 @@ def test_experts_are_read_and_computed_as_far_as_rows_choose_them(
         seen = 4 * tiny.layers * tiny.heads * tiny.head_dim
         one = tiny.layers * chosen * expert
         assert cost.of([(0, 1)], 1) == (4 * (others + one) + slot, 2 * (others + one) + seen)
+        assert cost.step_bytes == 4 * (others + one) + slot
         read, operations = cost.of([(0, 1)] * 2, 2)  # two rows, which choose apart from each other
         met = tiny.layers * expert * (chosen + chosen * (count - chosen) / count)
         assert read == pytest.approx(4 * (others + met) + 2 * slot, abs=tiny.layers)  # rounded layer by layer

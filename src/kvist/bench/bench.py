@@ -81,21 +81,22 @@ def bench(
 
     `starting` is told each name before it runs. drafting: of the workloads of speculation, ngram by default.
     """
-    roofline = Roofline(llm.backend.team, llm.model.weights_bytes)
+    cost = cost_of(llm.model, llm.engine)
+    roofline = Roofline(llm.backend.team, cost.step_bytes)
     layout = llm.engine.manager.layout
     report = Report(model, llm.backend.threads, llm.model.weights, layout.codec.name, roofline, [], {})
-    return report, _run(llm, report, names, repeats, drafting or SpeculativeConfig("ngram"), starting)
+    setting = Setting(llm.engine, cost, roofline, repeats)
+    return report, _run(llm, report, setting, names, drafting or SpeculativeConfig("ngram"), starting)
 
 
 def _run(
     llm: LLM,
     report: Report,
+    setting: Setting,
     names: Sequence[str],
-    repeats: int,
     drafting: SpeculativeConfig,
     starting: Callable[[str], None],
 ) -> Iterator[Result]:
-    setting = Setting(llm.engine, cost_of(llm.model, llm.engine), report.roofline, repeats)
     report.roofline.probe("read")
     report.roofline.probe("fma")
     runs: dict[str, Callable[[], tuple[Result, ...]]] = {
@@ -105,7 +106,10 @@ def _run(
         "mixed_64": lambda: (workloads.mixed(setting, "mixed_64", 64),),
         "shared_64": lambda: (shared.serve(setting, "shared_64"),),
         "shared_64_tight": lambda: (shared.serve_tight(setting, llm, "shared_64_tight"),),
-        **{name: partial(_one, speculation.compare, llm, drafting, name, repeats) for name in speculation.NAMES},
+        **{
+            name: partial(_one, speculation.compare, llm, drafting, name, setting.repeats)
+            for name in speculation.NAMES
+        },
     }
     for name, run in runs.items():
         if names and not set(names) & set(name.split(", ")):

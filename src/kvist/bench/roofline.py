@@ -25,7 +25,7 @@ PASSES = 3  # a probe takes the best of so many
 class Roofline:
     """Probes of read bandwidth and FMA peak by all threads, in bytes and operations a second.
 
-    The buffer that is read is as large as the weights.
+    The buffer that is read is as large as what a step reads (see `Cost.step_bytes`): caches hold as much of it.
     """
 
     team: Team
@@ -84,6 +84,11 @@ class Cost:
         ops = [op for op in self.program.ops if isinstance(op, Matmul | Experts | Attend)]
         moved = sum((traffic_of([op], size, self.program, self.layouts) for op in ops), Traffic())
         return moved.weights + moved.pages_read, moved.operations
+
+    @property
+    def step_bytes(self) -> int:
+        """What a step of one row reads at least."""
+        return self.of([(0, 1)], 1)[0]
 
 
 def cost_of(model: Model, engine: Engine) -> Cost:
