@@ -152,10 +152,10 @@ def _quality(model: str, types: tuple[str, ...], options: dict[str, Any], activi
 def _profile(llm: LLM, model: str, names: tuple[str, ...], activity: Activity, as_json: bool) -> None:
     from kvist.bench.profile import profile
     from kvist.bench.profile_table import lines
-    from kvist.bench.roofline import Roofline
+    from kvist.bench.roofline import Roofline, cost_of
 
     found = []
-    roofline = Roofline(llm.backend.team, llm.model.weights_bytes)
+    roofline = Roofline(llm.backend.team, cost_of(llm.model, llm.engine).step_bytes)
     for one in profile(llm, roofline, names, lambda name: activity.report(name, 0, 0)):
         found.append(one.as_json())
         for line in [] if as_json else [*lines(one), ""]:

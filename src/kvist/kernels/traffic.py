@@ -83,13 +83,17 @@ class StepSize:
     @staticmethod
     def of(batch: BatchMetadata, sampled: int) -> StepSize:
         """The size of a batch of which `sampled` rows give logits."""
-        sequences = batch.sequences
+        return StepSize.over([(s.position, s.count) for s in batch.sequences], sampled)
+
+    @staticmethod
+    def over(sequences: Sequence[tuple[int, int]], sampled: int) -> StepSize:
+        """The size of a step over sequences of (position, count), of which `sampled` rows give logits."""
         return StepSize(
-            len(batch.tokens),
+            sum(count for _, count in sequences),
             sampled,
-            sum(s.position + s.count for s in sequences),
-            sum(s.count * s.position + s.count * (s.count + 1) // 2 for s in sequences),
-            tuple((s.position, s.count) for s in sequences),
+            sum(position + count for position, count in sequences),
+            sum(count * position + count * (count + 1) // 2 for position, count in sequences),
+            tuple(sequences),
         )
 
     def within(self, window: int | None, first: int = 0) -> tuple[int, int]:
@@ -180,10 +184,11 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layouts: S
                 operations=program.num_heads * seen * (4 * program.head_dim + (3 if op.softcap else 0)),
             )
         case Experts():
-            first, used = op.experts[0], min(len(op.experts), rows * op.chosen)  # experts that may all be met
+            first, count = op.experts[0], len(op.experts)
+            used = count * (1 - (1 - op.chosen / count) ** rows)  # that rows choose, if they choose evenly
             held = sum(w.data.nbytes for w in (first.gate, first.up, first.down))
             numbers = sum(w.rows * w.columns for w in (first.gate, first.up, first.down))
-            return Traffic(weights=used * held, operations=2 * rows * op.chosen * numbers)
+            return Traffic(weights=round(used * held), operations=2 * rows * op.chosen * numbers)
         case Cap():
             return Traffic(operations=3 * rows * op.out.width)
         case Gate():
