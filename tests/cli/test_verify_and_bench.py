@@ -95,7 +95,10 @@ def test_bench_serves_requests_that_begin_alike(cli: Cli, tmp_path: Path, tiny_m
     done = cli("bench", str(model), *shared.NAMES, "--repeats", "1", "--json", "--kv-cache-memory-bytes", "64MiB")
     assert (done.returncode, done.stderr) == (0, "")
     roomy, tight = json.loads(done.stdout)["results"]
-    assert (roomy["preemptions"], round(roomy["hit_rate"], 3)) == (0, round(31_000 / sum(shared.Work.drawn().lengths), 3))
+    assert (roomy["preemptions"], round(roomy["hit_rate"], 3)) == (
+        0,
+        round(31_000 / sum(shared.Work.drawn().lengths), 3),
+    )
     assert 0 < roomy["wasted_share"] < 0.02
     assert tight["preemptions"] > 0 and tight["wasted_share"] < 0.04
     keys = ("ttft_p50", "ttft_p99", "itl_p50", "itl_p99", "worst_gap_steps", "tokens_per_s")

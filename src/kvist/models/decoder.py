@@ -107,7 +107,14 @@ class _Writer:
         ops += [
             RotaryStore(q, k, v, layer, self._local if local else self._rotary),
             Attend(
-                q, a, layer, config.attention_scale, window, config.attention_softcap, sinks, first,
+                q,
+                a,
+                layer,
+                config.attention_scale,
+                window,
+                config.attention_softcap,
+                sinks,
+                first,
                 self._turns[local] if first else None,
             ),
         ]
