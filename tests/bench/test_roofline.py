@@ -26,7 +26,9 @@ def parameters(llm: LLM, layers: bool) -> int:
 
 
 def biases(llm: LLM) -> int:
-    return sum(vector.nbytes for role, vector in llm.model.vectors.items() if role.endswith(".bias") and "norm" not in role)
+    return sum(
+        vector.nbytes for role, vector in llm.model.vectors.items() if role.endswith(".bias") and "norm" not in role
+    )
 
 
 def made(tmp_path: Path, tiny: Tiny) -> LLM:

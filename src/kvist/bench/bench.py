@@ -107,8 +107,7 @@ def _run(
         "shared_64": lambda: (shared.serve(setting, "shared_64"),),
         "shared_64_tight": lambda: (shared.serve_tight(setting, llm, "shared_64_tight"),),
         **{
-            name: partial(_one, speculation.compare, llm, drafting, name, setting.repeats)
-            for name in speculation.NAMES
+            name: partial(_one, speculation.compare, llm, drafting, name, setting.repeats) for name in speculation.NAMES
         },
     }
     for name, run in runs.items():
