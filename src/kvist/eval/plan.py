@@ -14,7 +14,7 @@ class Plan:
     """Sizes in tokens, but for counts.
 
     tokens: positions of a document at most. documents: how many. lengths, seeds: of passkey texts. contexts: where
-    decode steps are timed.
+    decode steps are timed, more than `STEADY` apart.
     """
 
     tokens: int

@@ -8,7 +8,7 @@ from typing import Any
 from kvist.eval.method import Method
 
 COLUMNS = (
-    ("bits", 6), ("B/token", 9), ("perplexity", 12), ("change, 95% interval", 27), ("KLD mean", 10), ("99.9%", 10),
+    ("bits", 6), ("B/token", 9), ("perplexity", 12), ("change, 95% interval", 28), ("KLD mean", 10), ("99.9%", 10),
     ("top-1", 9), ("if sure", 9), ("passkey", 9), ("step ms", 9), ("+us/1k", 8),
 )  # fmt: skip
 
@@ -56,7 +56,9 @@ def _cells(one: dict[str, Any]) -> Iterator[str]:
 
 
 def _percent(share: float) -> str:
-    return f"{share:+.3%}" if share else "0"
+    if not share:
+        return "0"
+    return f"{share:+.3%}" if abs(share) < 0.1 else f"{share:+.1%}"
 
 
 def _or_dash(number: float | None, form: str) -> str:
