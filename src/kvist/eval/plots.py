@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from kvist.eval.method import Method
 NAMES = ("quality.svg", "position.svg")
 
 STYLE = {
-    "figure.figsize": (7.5, 4.6), "figure.constrained_layout.use": True, "font.size": 10, "axes.grid": True,
+    "figure.figsize": (9, 4.5), "figure.constrained_layout.use": True, "font.size": 10, "axes.grid": True,
     "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "kvist",
 }  # fmt: skip
 
@@ -34,31 +35,45 @@ def draw(found: dict[str, Any], folder: Path) -> list[Path]:
     files = [folder / name for name in NAMES]
     with pyplot.rc_context(STYLE):
         for file, picture in zip(files, (_quality, _position), strict=True):
-            figure, axes = pyplot.subplots()
-            picture(found, axes)
+            figure = pyplot.figure()
+            picture(found, figure)
             figure.savefig(file, metadata={"Date": None})
             pyplot.close(figure)
     return files
 
 
-def _quality(found: dict[str, Any], axes: Any) -> None:
-    """Perplexity change, with its interval, against bytes of a position."""
+def _quality(found: dict[str, Any], figure: Any) -> None:
+    """Perplexity change, with its interval, and mean divergence, both against bytes of a position.
+
+    What is exact has no place on a logarithmic axis.
+    """
+    change, divergence = figure.subplots(1, 2, sharex=True)
     for number, one in enumerate(found["methods"]):
-        change = 100 * one["perplexity_change"]
-        low, high = (100 * bound for bound in one["perplexity_change_interval"])
-        reach = [[max(change - low, 0)], [max(high - change, 0)]]
-        size = one["live_bytes_per_token"] / 1000
-        axes.errorbar(size, change, yerr=reach, fmt="o", capsize=3, color=f"C{number % 10}", label=_name(one))
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("allocated bytes per token (kB)")
-    axes.set_ylabel("change of perplexity (%), 95% interval")
-    axes.set_title(f"{found['model']}: quality against memory")
-    axes.legend()
+        percent = 100 * one["perplexity_change"]
+        reach = _reach(percent, [100 * bound for bound in one["perplexity_change_interval"]])
+        size, look = one["live_bytes_per_token"] / 1000, {"fmt": "o", "capsize": 4, "color": f"C{number % 10}"}
+        change.errorbar(size, percent, yerr=reach, label=_name(one), **look)
+        if one["kld_mean"] > 0:
+            divergence.errorbar(size, one["kld_mean"], yerr=_reach(one["kld_mean"], one["kld_mean_interval"]), **look)
+    change.axhline(0, color="black", linewidth=0.8)
+    change.set_ylabel("change of perplexity (%)")
+    change.legend()
+    divergence.set_yscale("log")
+    divergence.set_ylabel("mean KL divergence from float32 (nats)")
+    for axes in (change, divergence):
+        axes.set_xlim(left=0)
+        axes.set_xlabel("allocated bytes per token (kB)")
+    figure.suptitle(f"{found['model']}: quality against memory, with 95% intervals")
 
 
-def _position(found: dict[str, Any], axes: Any) -> None:
-    """Mean divergence against position; methods that are exact everywhere are left out of a logarithmic axis."""
+def _reach(middle: float, interval: Sequence[float]) -> list[list[float]]:
+    """An interval as matplotlib wants it: how far it goes down and up."""
+    return [[max(middle - interval[0], 0)], [max(interval[1] - middle, 0)]]
+
+
+def _position(found: dict[str, Any], figure: Any) -> None:
+    """Mean divergence against position; what is exact has no place on a logarithmic axis."""
+    axes = figure.subplots()
     for number, one in enumerate(found["methods"]):
         buckets = [bucket for bucket in one["by_position"] if bucket["kld_mean"] > 0]
         if buckets:
