@@ -35,10 +35,10 @@ class Reading:
         self._engine, self._documents = engine, documents
         self._tables = [engine.manager.open() for _ in documents]
 
-    def run(self, reading: Sequence[int], start: int, end: int) -> Floats:
+    def run(self, active: Sequence[int], start: int, end: int) -> Floats:
         """Run positions start..end-1 of some documents: their logits (rows, vocab), document after document."""
         pieces = []
-        for i in reading:
+        for i in active:
             table, tokens = self._tables[i], self._documents[i].ids[start : min(end, self._documents[i].positions)]
             if not self._engine.manager.reserve(table, len(tokens)):
                 raise CapacityError("the pages of the documents do not fit: measure fewer tokens")
@@ -68,23 +68,22 @@ def force(
     kept = [[_empty(document.positions) for document in documents] for _ in engines]
     held = [[0] * len(documents) for _ in engines]
     for start in range(0, max(document.positions for document in documents), CHUNK):
-        reading = [i for i, document in enumerate(documents) if document.positions > start]
-        logits = truth.run(reading, start, start + CHUNK)
-        ends = [min(start + CHUNK, documents[i].positions) for i in reading]
-        firsts = dict(zip(reading, np.cumsum([0] + [end - start for end in ends[:-1]]).tolist(), strict=True))
-        for number, own in enumerate(readings):
-            for position in range(start, max(ends)):
-                going = [i for i in reading if documents[i].positions > position]
+        active = [i for i, document in enumerate(documents) if document.positions > start]
+        ends = {i: min(start + CHUNK, documents[i].positions) for i in active}
+        logits = truth.run(active, start, start + CHUNK)
+        firsts = dict(zip(active, np.cumsum([0, *(ends[i] - start for i in active)]).tolist(), strict=False))
+        for own, into in zip(readings, kept, strict=True):
+            for position in range(start, max(ends.values())):
+                going = [i for i in active if ends[i] > position]
                 rows = [firsts[i] + position - start for i in going]
                 tokens = [documents[i].ids[position + 1] for i in going]
-                _keep(kept[number], going, position, own.run(going, position, position + 1), logits[rows], tokens)
+                _keep(into, going, position, own.run(going, position, position + 1), logits[rows], tokens)
                 advanced(len(going))
-            for i in reading:
-                if documents[i].positions <= start + CHUNK:
-                    held[number][i] = own.close(i)
-        for i in reading:
-            if documents[i].positions <= start + CHUNK:
+        for i in active:
+            if ends[i] == documents[i].positions:
                 truth.close(i)
+                for own, sizes in zip(readings, held, strict=True):
+                    sizes[i] = own.close(i)
     return [
         [Scores(**arrays, live_bytes=size) for arrays, size in zip(*pair, strict=True)]
         for pair in zip(kept, held, strict=True)

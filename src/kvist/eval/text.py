@@ -96,7 +96,10 @@ def _prose() -> Iterator[Source]:
 
 
 def _manual() -> Iterator[Source]:
-    topics: dict[str, str] = import_module("pydoc_data.topics").topics
+    try:
+        topics: dict[str, str] = import_module("pydoc_data.topics").topics
+    except ModuleNotFoundError:
+        return  # a distribution may leave Python's help out
     for name in topics:
         yield name, partial(topics.__getitem__, name)
 
@@ -107,7 +110,9 @@ def _code() -> Iterator[Source]:
 
 
 def _packages() -> Iterator[Source]:
-    every = {distribution.metadata["Name"]: distribution for distribution in metadata.distributions()}
+    every: dict[str, metadata.Distribution] = {}
+    for distribution in metadata.distributions():
+        every.setdefault(distribution.metadata["Name"], distribution)  # the one that an import would find
     for name, distribution in every.items():
         yield f"{name} {distribution.version}", partial(_description, distribution)
 
