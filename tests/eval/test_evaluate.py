@@ -148,3 +148,10 @@ def test_plans_fit_the_model() -> None:
     assert QUICK.asking(None, None, 64).tokens == 64
     with pytest.raises(UsageError, match="300 tokens"):
         QUICK.asking(300, None, 256)
+
+
+def test_documents_as_long_as_the_model_goes(llm: LLM, folder: Path) -> None:
+    plan = Plan(tokens=256, documents=2, lengths=(256,), seeds=1, contexts=(10, 256 - 48)).within(256)
+    found = run(llm, folder, Store(), plan)
+    assert found["reference"]["positions"] == 512 and found["passkey_cells"] == 10
+    assert [step["context"] for step in found["methods"][0]["steps"]] == [10, 208]

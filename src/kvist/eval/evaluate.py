@@ -47,7 +47,7 @@ class Evaluation:
         """path: where the model's files are, which the results depend on. report: told what is measured."""
         self._llm, self._methods, self._plan, self._store, self._report = llm, tuple(methods), plan, store, report
         self.documents = documents(llm.tokenizer.encode, plan.documents, plan.tokens)
-        self._longest = max(document.positions for document in self.documents)
+        self._longest = max(document.positions for document in self.documents)  # some rotary embeddings go by it
         self._identity = [source_digest(), model_digest(path), llm.model.weights, llm.config.page_size]
 
     def run(self, model: str) -> Report:
@@ -71,7 +71,7 @@ class Evaluation:
         return Report(circumstances, self.documents, results, self._plan.contexts)
 
     def _key(self, method: Method, document: Document) -> str:
-        return key_of("document", self._identity, asdict(method), document.digest)
+        return key_of("document", self._identity, asdict(method), document.digest, self._longest)
 
     def _sizes(self, method: Method) -> Sizes:
         with method.engine(self._llm, max_num_seqs=1, max_model_len=self._longest) as engine:
@@ -87,7 +87,7 @@ class Evaluation:
         def advanced(positions: int) -> None:
             nonlocal done
             done += positions
-            self._report("reading documents", done, total)
+            self._report("reading documents, percent", 100 * done // total, 100)
 
         ordered = sorted(self.documents, key=lambda document: document.positions)
         slots = self._longest + self._llm.config.page_size
@@ -114,10 +114,11 @@ class Evaluation:
 
     def _passkeys(self, method: Method, number: int) -> list[bool]:
         """Of every length, seed and depth, in this order, whether the key was told."""
+        longest = max(self._plan.lengths, default=0)
         cells = [(length, seed) for length in self._plan.lengths for seed in range(self._plan.seeds)]
-        keys = [key_of("passkey", self._identity, asdict(method), cell) for cell in cells]
+        keys = [key_of("passkey", self._identity, asdict(method), cell, longest) for cell in cells]
         if any(self._store.get(key) is None for key in keys):
-            sizes = {"max_num_seqs": 2, "max_model_len": max(self._plan.lengths), "max_num_batched_tokens": BUDGET}
+            sizes = {"max_num_seqs": 2, "max_model_len": longest, "max_num_batched_tokens": BUDGET}
             with method.engine(self._llm, **sizes, enable_prefix_caching=True) as engine:
                 for i, (key, (length, seed)) in enumerate(zip(keys, cells, strict=True)):
                     self._report("finding pass keys", number * len(keys) + i, len(self._methods) * len(keys))

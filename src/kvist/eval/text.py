@@ -12,7 +12,8 @@
 A domain that a machine lacks is left out. Within a domain the order is that of a digest of the names, so it is the same
 every time and follows no alphabet; documents are taken from the domains in turn. The report names them all.
 
-The novels are Project Gutenberg's texts as the Debian package r-cran-janeaustenr 1.0.0-1 carries them.
+The novels are Project Gutenberg's texts as the Debian package r-cran-janeaustenr 1.0.0-1 carries them, cut by
+`scripts/make_eval_passages.py`.
 """
 
 from __future__ import annotations
