@@ -11,16 +11,14 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from kvist.divergence import distances
 from kvist.errors import unknown_name
-from kvist.kernels.program import BLOCK_TYPES
+from kvist.kernels.program import BLOCK_TYPES, Floats
 from kvist.llm import LLM
 from kvist.models.config import WEIGHT_TYPES
 from kvist.models.hub import resolve
 from kvist.models.weights import open_model
-
-Logs = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +54,21 @@ def qualities(
 ) -> Iterator[Quality]:
     """Measure types of weights of one model, float32 first. Pages are float32 throughout."""
     passage = resources.files("kvist.bench").joinpath("passage.txt").read_text()
-    truth: Logs | None = None
+    truth: Floats | None = None
     wanted = ["f32", *(name for name in types if name != "f32")]
     while wanted:
         name = wanted.pop(0)
         starting(f"{name} weights")
         with LLM(model, **{**options, "weights": name, "kv_cache_dtype": "f32"}) as llm:
             ids = llm.tokenizer.encode(passage)[: llm.engine.limits.max_model_len]
-            logs = _log_probabilities(llm.logits(ids))
+            logits = llm.logits(ids)
             if truth is None:
-                truth = logs
+                truth = logits
                 wanted = wanted or (["packed", "bf16", "f16"] if _is_packed(model) else ["bf16", "f16", "int8"])
-            yield Quality(name, llm.model.weights_bytes, len(ids), *_compare(logs, truth, ids))
+            found = distances(logits, truth, [*ids[1:], ids[0]])  # nothing came after the last: it is left out here:
+            perplexity = float(np.exp(-found.own[:-1].mean()))
+            divergence, agreement = float(found.divergence.mean()), float(found.same.mean())
+            yield Quality(name, llm.model.weights_bytes, len(ids), perplexity, divergence, agreement)
 
 
 def _is_packed(model: str) -> bool:
@@ -77,17 +78,3 @@ def _is_packed(model: str) -> bool:
         return any(file.info(name).dtype in BLOCK_TYPES for name in file.names())
     finally:
         file.close()
-
-
-def _log_probabilities(logits: npt.NDArray[np.float32]) -> Logs:
-    wide = logits.astype(np.float64)
-    wide -= wide.max(-1, keepdims=True)
-    wide -= np.log(np.exp(wide).sum(-1, keepdims=True))
-    return wide
-
-
-def _compare(logs: Logs, truth: Logs, ids: Sequence[int]) -> tuple[float, float, float]:
-    """Perplexity, divergence, agreement."""
-    own = logs[np.arange(len(ids) - 1), np.asarray(ids[1:])]
-    divergence = (np.exp(truth) * (truth - logs)).sum(-1)
-    return float(np.exp(-own.mean())), float(divergence.mean()), float((logs.argmax(-1) == truth.argmax(-1)).mean())

@@ -34,6 +34,7 @@ VERBS = {
     "ls": "List the models that are pulled.",
     "verify": "Prove that the cache changes no answer.",
     "bench": "Measure speed, as tokens per second and as a share of what the machine can do.",
+    "eval": "Measure what ways to keep the cache cost in quality, memory and time.",
 }
 """Every verb, with its line in `kvist --help`; `kvist.cli.VERB.VERB` is its function."""
 

@@ -1,0 +1,74 @@
+"""`kvist eval`: what ways to keep the cache cost in quality, memory and time; a table, JSON, pictures."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvist.cli import flags
+
+Codecs = Annotated[
+    str | None,
+    typer.Option("--kv-cache-dtype", help="Codecs to measure, separated by commas. [default: all]", show_default=False),
+]
+Policies = Annotated[str, typer.Option("--policy", help="Policies to measure with each codec, separated by commas.")]
+Quick = Annotated[
+    bool, typer.Option("--quick/--full", help="Two minutes on two cores, or hours and longer texts and contexts.")
+]
+Tokens = Annotated[int | None, typer.Option("--tokens", min=1, help="Positions of a document at most.")]
+Documents = Annotated[int | None, typer.Option("--documents", min=1, max=100_000, help="How many documents.")]
+Plots = Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Draw pictures into this folder.")]
+Resume = Annotated[
+    Path | None,
+    typer.Option("--resume", metavar="FILE", help="Keep results here, and measure only what is not there yet."),
+]
+
+
+def eval(
+    model: flags.Model,
+    kv_cache_dtype: Codecs = None,
+    policy: Policies = "full",
+    quick: Quick = True,
+    tokens: Tokens = None,
+    documents: Documents = None,
+    plots: Plots = None,
+    resume: Resume = None,
+    weights: flags.Weights = None,
+    page_size: flags.PageSize = None,
+    threads: flags.Threads = None,
+    json: flags.Json = False,
+) -> None:
+    """Measure ways to keep the cache against uncached float32: quality, bytes and speed, on text and pass keys."""
+    from kvist.cache.codec import CODECS
+    from kvist.cli.terminal import Activity
+    from kvist.eval.evaluate import Evaluation
+    from kvist.eval.method import methods, names
+    from kvist.eval.plan import FULL, QUICK
+    from kvist.eval.plots import draw, require
+    from kvist.eval.store import Store
+    from kvist.eval.table import lines
+    from kvist.llm import LLM
+    from kvist.models.hub import resolve
+
+    wanted = methods(CODECS if kv_cache_dtype is None else names(kv_cache_dtype), names(policy))
+    if plots is not None:
+        require()
+    path = resolve(model)
+    options = flags.engine_options(weights=weights, page_size=page_size, threads=threads)
+    with Store(resume) as store:
+        with Activity("loading the model") as activity:
+            llm = LLM(path, progress=activity.report, **options)
+        with llm, Activity("choosing text") as activity:
+            longest = llm.engine.limits.max_model_len
+            plan = (QUICK if quick else FULL).asking(tokens, documents, longest)
+            found = Evaluation(llm, path, wanted, plan, store, activity.report).run(model).as_json()
+    if json:
+        print(json_module.dumps(found))
+    else:
+        for line in lines(found):
+            typer.echo(line)
+    for file in draw(found, plots) if plots is not None else ():
+        typer.echo(f"wrote {file}", err=True)

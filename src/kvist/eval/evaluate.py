@@ -1,0 +1,163 @@
+"""Measure methods on one model: documents, passkeys, steps; what a store has already is not measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kvist.assemble import available_memory
+from kvist.eval.force import CHUNK, force
+from kvist.eval.method import REFERENCE, Method
+from kvist.eval.passkey import retrieved
+from kvist.eval.plan import Plan
+from kvist.eval.report import Report, Result
+from kvist.eval.scores import Scores
+from kvist.eval.speed import STEADY, step_seconds
+from kvist.eval.store import Store, key_of, model_digest, source_digest
+from kvist.eval.text import Document, documents
+from kvist.llm import LLM
+
+SIDE_BY_SIDE = 16
+"""Documents in a step at most: more make a step hardly any faster by the token."""
+
+FEW = 4
+"""Fewer documents side by side than this are worth measuring the methods in two halves."""
+
+BUDGET = 512
+"""Tokens of a step that computes a passkey's text."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a method keeps of a position: bytes, for so many numbers of K and V."""
+
+    bytes_per_token: int
+    values: int
+
+
+class Evaluation:
+    """One run: a model, methods, a plan. Results come from the store as far as it has them, the others go into it."""
+
+    def __init__(self, llm: LLM, path: Path, methods: Sequence[Method], plan: Plan, store: Store, report: Progress):
+        """path: where the model's files are, which the results depend on. report: told what is measured."""
+        self._llm, self._methods, self._plan, self._store, self._report = llm, tuple(methods), plan, store, report
+        self.documents = documents(llm.tokenizer.encode, plan.documents, plan.tokens)
+        self._longest = max(document.positions for document in self.documents)  # some rotary embeddings go by it
+        self._identity = [source_digest(), model_digest(path), llm.model.weights, llm.config.page_size]
+
+    def run(self, model: str) -> Report:
+        """Measure all. model: what the report calls it."""
+        sizes = {method: self._sizes(method) for method in self._methods}
+        self._read({method: size.bytes_per_token for method, size in sizes.items()})
+        found = {method: self._passkeys(method, i) for i, method in enumerate(self._methods)}
+        seconds = self._steps()
+        results = [
+            Result(
+                method, sizes[method].bytes_per_token, sizes[method].values,
+                [Scores.from_json(self._store.get(self._key(method, document))) for document in self.documents],
+                found[method], seconds[i],
+            )
+            for i, method in enumerate(self._methods)
+        ]  # fmt: skip
+        circumstances = {
+            "model": model, "weights": self._llm.model.weights, "threads": self._llm.backend.threads,
+            "page_size": self._llm.config.page_size, "plan": asdict(self._plan),
+        }  # fmt: skip
+        return Report(circumstances, self.documents, results, self._plan.contexts)
+
+    def _key(self, method: Method, document: Document) -> str:
+        return key_of("document", self._identity, asdict(method), document.digest, self._longest)
+
+    def _sizes(self, method: Method) -> Sizes:
+        with method.engine(self._llm, max_num_seqs=1, max_model_len=self._longest) as engine:
+            layouts = [group.layout for group in engine.manager.groups]
+            specs = [spec for layout in layouts for spec in layout.layers if spec is not None]
+            values = sum(2 * spec.kv_heads * spec.head_dim for spec in specs)
+            return Sizes(engine.manager.bytes_per_token, values)
+
+    def _read(self, costs: Mapping[Method, int]) -> None:
+        """Read all documents under all methods."""
+        done, total = 0, len(self._methods) * sum(document.positions for document in self.documents)
+
+        def advanced(positions: int) -> None:
+            nonlocal done
+            done += positions
+            self._report("reading documents, percent", 100 * done // total, 100)
+
+        ordered = sorted(self.documents, key=lambda document: document.positions)
+        slots = self._longest + self._llm.config.page_size
+        for methods, side in rounds(self._methods, {m: slots * cost for m, cost in costs.items()}, room()):
+            for first in range(0, len(ordered), side):
+                batch = ordered[first : first + side]
+                missing = [
+                    method for method in methods if any(self._store.get(self._key(method, d)) is None for d in batch)
+                ]
+                advanced((len(methods) - len(missing)) * sum(document.positions for document in batch))
+                if missing:
+                    self._force(missing, batch, advanced)
+
+    def _force(self, methods: Sequence[Method], batch: Sequence[Document], advanced: Callable[[int], None]) -> None:
+        common = {"max_num_seqs": len(batch), "max_model_len": self._longest, "enable_prefix_caching": False}
+        with ExitStack() as stack:
+            reference = stack.enter_context(
+                REFERENCE.engine(self._llm, **common, max_num_batched_tokens=CHUNK * len(batch))
+            )
+            engines = [stack.enter_context(method.engine(self._llm, **common)) for method in methods]
+            for method, scores in zip(methods, force(reference, engines, batch, advanced), strict=True):
+                for document, one in zip(batch, scores, strict=True):
+                    self._store.put(self._key(method, document), one.as_json())
+
+    def _passkeys(self, method: Method, number: int) -> list[bool]:
+        """Of every length, seed and depth, in this order, whether the key was told."""
+        longest = max(self._plan.lengths, default=0)
+        cells = [(length, seed) for length in self._plan.lengths for seed in range(self._plan.seeds)]
+        keys = [key_of("passkey", self._identity, asdict(method), cell, longest) for cell in cells]
+        if any(self._store.get(key) is None for key in keys):
+            sizes = {"max_num_seqs": 2, "max_model_len": longest, "max_num_batched_tokens": BUDGET}
+            with method.engine(self._llm, **sizes, enable_prefix_caching=True) as engine:
+                for i, (key, (length, seed)) in enumerate(zip(keys, cells, strict=True)):
+                    self._report("finding pass keys", number * len(keys) + i, len(self._methods) * len(keys))
+                    if self._store.get(key) is None:
+                        self._store.put(key, retrieved(engine, self._llm.tokenizer, length, seed, BUDGET))
+        return [bool(told) for key in keys for told in self._store.get(key)]
+
+    def _steps(self) -> Any:
+        """Of every method the median seconds of a step at each context; all of them again if a method is new."""
+        contexts, threads = self._plan.contexts, self._llm.backend.threads
+        key = key_of("steps", self._identity, threads, [asdict(method) for method in self._methods], contexts)
+        if self._store.get(key) is None and contexts:
+            sizes = {"max_num_seqs": 1, "max_model_len": contexts[-1] + STEADY, "max_num_batched_tokens": BUDGET}
+            progress = iter(range(1, len(contexts) + 1))
+            self._report("timing decode steps", 0, len(contexts))
+            with ExitStack() as stack:
+                engines = [stack.enter_context(method.engine(self._llm, **sizes)) for method in self._methods]
+                found = step_seconds(
+                    engines, contexts, self._llm.model.config.vocab_size, BUDGET,
+                    lambda context: self._report("timing decode steps", next(progress), len(contexts)),
+                )  # fmt: skip
+            self._store.put(key, found)
+        return self._store.get(key) or [[] for _ in self._methods]
+
+
+def room() -> int:
+    """Bytes that the pages of all documents side by side may take."""
+    return available_memory() // 4
+
+
+def rounds(methods: Sequence[Method], costs: Mapping[Method, int], room: int) -> Iterator[tuple[Sequence[Method], int]]:
+    """Which methods to measure together, and how many documents side by side. costs: bytes of a document's pages.
+
+    Together they share the reference's work; where too few documents would fit, they are measured in two halves.
+    """
+    side = min(SIDE_BY_SIDE, room // (costs[REFERENCE] + sum(costs[method] for method in methods)))
+    if side >= FEW or len(methods) == 1:
+        yield methods, max(side, 1)
+    else:
+        middle = len(methods) // 2
+        yield from rounds(methods[:middle], costs, room)
+        yield from rounds(methods[middle:], costs, room)

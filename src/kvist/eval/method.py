@@ -1,0 +1,64 @@
+"""A method: how the numbers of K and V are stored, and which positions a query may read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kvist.assemble import assemble
+from kvist.config import EngineConfig
+from kvist.engine.engine import Engine
+from kvist.errors import UsageError
+from kvist.llm import LLM
+
+FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A codec of the pages and a policy, by the names that `EngineConfig` takes."""
+
+    codec: str
+    policy: str = FULL
+
+    @property
+    def name(self) -> str:
+        """What tables and plots call it."""
+        return self.codec if self.policy == FULL else f"{self.codec} {self.policy}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As options of an engine."""
+        return {"kv_cache_dtype": self.codec, **({} if self.policy == FULL else {"policy": self.policy})}
+
+    @contextmanager
+    def engine(self, llm: LLM, **sizes: Any) -> Iterator[Engine]:
+        """An engine with the method's pages over the model of `llm`; sizes: further options. Closed at the end."""
+        made = assemble(llm.model, replace(llm.config, **self.options, **sizes), llm.backend)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+REFERENCE = Method("f32")
+FLOOR = Method("f16")
+"""What rounding to half precision costs: nobody asks more of a method."""
+
+
+def methods(codecs: Sequence[str], policies: Sequence[str] = (FULL,)) -> tuple[Method, ...]:
+    """Every codec with every policy, after float32 and float16. Raises UsageError for a name that is not known."""
+    given = [Method(codec, policy) for policy in policies for codec in codecs]
+    for method in given:
+        EngineConfig.from_options(method.options)
+        if method.codec == "auto":
+            raise UsageError("kv_cache_dtype auto is whatever the weights are: name the codecs to measure")
+    return tuple(dict.fromkeys((REFERENCE, FLOOR, *given)))
+
+
+def names(text: str) -> list[str]:
+    """Names separated by commas. The comma inside `k=int5,v=int4`, one codec for K and one for V, separates none."""
+    return [name.strip() for name in re.split(r",(?!\s*v=)", text)]

@@ -1,0 +1,45 @@
+"""What a run measures, and with which sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from kvist.errors import UsageError
+from kvist.eval.passkey import MARGIN
+from kvist.eval.speed import STEADY
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Sizes in tokens, but for counts.
+
+    tokens: positions of a document at most. documents: how many. lengths, seeds: of passkey texts. contexts: where
+    decode steps are timed, more than `STEADY` apart.
+    """
+
+    tokens: int
+    documents: int
+    lengths: tuple[int, ...]
+    seeds: int
+    contexts: tuple[int, ...]
+
+    def within(self, longest: int) -> Plan:
+        """The same for a model of `longest` positions: what is too long for it is cut or left out."""
+        return replace(
+            self,
+            tokens=min(self.tokens, longest),
+            lengths=tuple(length for length in self.lengths if MARGIN < length <= longest),
+            contexts=tuple(context for context in self.contexts if context + STEADY <= longest),
+        )
+
+    def asking(self, tokens: int | None, documents: int | None, longest: int) -> Plan:
+        """The same with sizes that somebody asked for. Raises UsageError for what the model cannot take."""
+        if tokens is not None and tokens > longest:
+            raise UsageError(f"{tokens} tokens are more than the {longest} positions of this model: give fewer")
+        return replace(
+            self.within(longest), documents=documents or self.documents, tokens=tokens or min(self.tokens, longest)
+        )
+
+
+QUICK = Plan(tokens=256, documents=12, lengths=(1000,), seeds=1, contexts=(250, 500, 1000, 2000))
+FULL = Plan(tokens=8000, documents=64, lengths=(1000, 2000, 4000, 8000), seeds=20, contexts=(500, 1000, 2000, 4000))

@@ -1,0 +1,93 @@
+"""`kvist eval` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TIMED = ("step_ms_intercept", "step_us_per_1k_tokens", "slope_to_f16", "steps")
+SMALL = ("--tokens", "40", "--documents", "4", "--threads", "2")
+
+
+def test_a_table_and_json_in_the_agreed_shape(cli: Callable[..., Any], tiny_model: str, tmp_path: Path) -> None:
+    results = str(tmp_path / "results")
+    found = json.loads(cli("eval", tiny_model, *SMALL, "--resume", results, "--json").stdout)
+    assert {"reference", "methods"} <= found.keys()
+    assert [row["codec"] for row in found["methods"]] == ["f32", "f16", "bf16"]
+    for row in found["methods"]:
+        assert {
+            "codec", "policy", "bits_per_value", "bytes_per_token", "perplexity", "perplexity_change", "kld_mean",
+            "kld_p999", "top1", "passkey", "step_ms_intercept", "step_us_per_1k_tokens",
+        } <= row.keys()  # fmt: skip
+    done = cli("eval", tiny_model, *SMALL, "--resume", results)
+    assert (done.returncode, done.stderr) == (0, "")
+    table = done.stdout.splitlines()
+    assert [line.split()[0] for line in table[:5]] == ["method", "reference", "f32", "f16", "bf16"]
+    assert f"{found['methods'][2]['kld_mean']:.2e}" in table[4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--kv-cache-dtype", "f61"], "did you mean"),
+        (["--kv-cache-dtype", "zzz"], "bf16, f16, f32"),
+        (["--kv-cache-dtype", ""], "known are"),
+        (["--kv-cache-dtype", "auto"], "--kv-cache-dtype"),
+        (["--policy", "nonsense"], "policy"),
+        (["--tokens", "300"], "256 positions"),
+        (["--tokens", "0"], "--tokens"),
+        (["--documents", "0"], "--documents"),
+        (["--resume", "/dev/null"], "regular file"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(
+    refused: Callable[..., str], tiny_model: str, arguments: list[str], says: str
+) -> None:
+    assert says in refused(2, "eval", tiny_model, *arguments)
+
+
+def test_pictures_need_matplotlib_and_say_so_before_anything_runs(
+    refused: Callable[..., str], tiny_model: str, tmp_path: Path
+) -> None:
+    (tmp_path / "matplotlib.py").write_text("raise ImportError\n")
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    line = refused(2, "eval", tiny_model, "--plots", str(tmp_path / "plots"), env={"PYTHONPATH": path})
+    assert "kvist[eval]" in line and not (tmp_path / "plots").exists()
+
+
+def test_pictures_are_drawn(cli: Callable[..., Any], tiny_model: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    done = cli("eval", tiny_model, *SMALL, "--json", "--plots", str(tmp_path / "plots"))
+    json.loads(done.stdout)
+    assert sorted(file.name for file in (tmp_path / "plots").iterdir()) == ["position.svg", "quality.svg"]
+    assert done.stderr.count("wrote") == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on(cli: Callable[..., Any], kvist: str, tiny_model: str, tmp_path: Path) -> None:
+    arguments = ["eval", tiny_model, "--tokens", "60", "--documents", "40", "--threads", "1", "--json"]
+    path, kills = tmp_path / "results", 0
+    for lines in (1, 40, 100):
+        process = subprocess.Popen([kvist, *arguments, "--resume", str(path)], stdout=subprocess.DEVNULL)
+        while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < lines):
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills
+    resumed, fresh = cli(*arguments, "--resume", str(path)), cli(*arguments)
+    assert untimed(resumed.stdout) == untimed(fresh.stdout)
+
+
+def untimed(printed: str) -> str:
+    """A report without what no two runs measure alike."""
+    found = json.loads(printed)
+    rows = [{key: value for key, value in row.items() if key not in TIMED} for row in found["methods"]]
+    return json.dumps({**found, "methods": rows})
