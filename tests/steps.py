@@ -13,6 +13,7 @@ from kvist.cache.codec import codec
 from kvist.cache.group import page_groups
 from kvist.cache.layout import LayerSpec, PageLayout
 from kvist.cache.manager import CacheManager
+from kvist.cache.policy import Span
 from kvist.engine.batch import Piece
 from kvist.engine.runner import Runner
 from kvist.kernels.program import Backend, Limits
@@ -34,9 +35,9 @@ def runner(
     program = build_program(config, model.matrices, model.vectors, rotary, local)
     layers = tuple(LayerSpec(config.num_kv_heads, config.stored_head_dim) for _ in range(config.num_layers))
     layout = PageLayout(layers, page_size, codec(kv))
-    windows = [config.window(layer) for layer in range(config.num_layers)]
+    spans = [Span(config.window(layer)) for layer in range(config.num_layers)]
     pages = layout.pages_for(positions) + 1
-    manager = CacheManager([replace(g, num_pages=pages) for g in page_groups(layout, windows)], identity=b"test")
+    manager = CacheManager([replace(g, num_pages=pages) for g in page_groups(layout, spans)], identity=b"test")
     try:
         yield (
             Runner(
