@@ -99,7 +99,7 @@ def rotary(dims: int, positions: int) -> Rotary:
 def build(
     backend: Backend, shape: Shape, length: int, *, kv: str = "f16", page_size: int = 16, sequences: int = 1, rotate: bool = True,
     fill_byte: int = 0, layers: int = 1, layer: int = 0, window: int | None = None, softcap: float | None = None,
-    sinks: Floats | None = None,
+    sinks: Floats | None = None, first: int = 0,
 ) -> World:  # fmt: skip
     """Bind the program; every sequence gets pages of its own, scattered over a pool filled with `fill_byte`."""
     total, heads = sequences * length, shape.kv_heads * shape.group
@@ -112,7 +112,7 @@ def build(
         fill(k, numbers(2, total, k.width, scale=1.5)),
         fill(v, numbers(3, total, v.width)),
         RotaryStore(q, k, v, layer, turn),
-        Attend(q, out, layer, shape.dims**-0.5, window, softcap, sinks),
+        Attend(q, out, layer, shape.dims**-0.5, window, softcap, sinks, first, turn if first else None),
     )
     program = Program(ops, len(ops), heads, shape.kv_heads, shape.dims, layers, shape.width)
     each = -(-length // page_size)

@@ -38,7 +38,13 @@ def runner(
     pages = layout.pages_for(positions) + 1
     manager = CacheManager([replace(g, num_pages=pages) for g in page_groups(layout, windows)], identity=b"test")
     try:
-        yield Runner(backend.bind(program, [ledger.pool for ledger in manager.ledgers], Limits(positions, positions, 8)), manager), manager
+        yield (
+            Runner(
+                backend.bind(program, [ledger.pool for ledger in manager.ledgers], Limits(positions, positions, 8)),
+                manager,
+            ),
+            manager,
+        )
     finally:
         manager.close()
 

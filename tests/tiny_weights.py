@@ -107,15 +107,17 @@ def _mixture(maker: Maker, at: str) -> None:
     """A router and experts: one tensor for each (Mixtral, Qwen3), or all in one (gpt-oss)."""
     tiny, hidden, inner = maker.tiny, maker.tiny.hidden, maker.tiny.inner
     if tiny.family == "gpt_oss":
-        maker.linear(at + "mlp.router", 6, hidden, True)
+        count = tiny.extra.get("num_local_experts", 6)
+        maker.linear(at + "mlp.router", count, hidden, True)
         maker.numbers(at + "self_attn.sinks", tiny.heads, scale=1.0)
-        maker.numbers(at + "mlp.experts.gate_up_proj", 6, hidden, 2 * inner, scale=1.2 / hidden**0.5)
-        maker.numbers(at + "mlp.experts.gate_up_proj_bias", 6, 2 * inner, scale=0.3)
-        maker.numbers(at + "mlp.experts.down_proj", 6, inner, hidden, scale=1.2 / inner**0.5)
-        maker.numbers(at + "mlp.experts.down_proj_bias", 6, hidden, scale=0.3)
+        maker.numbers(at + "mlp.experts.gate_up_proj", count, hidden, 2 * inner, scale=1.2 / hidden**0.5)
+        maker.numbers(at + "mlp.experts.gate_up_proj_bias", count, 2 * inner, scale=0.3)
+        maker.numbers(at + "mlp.experts.down_proj", count, inner, hidden, scale=1.2 / inner**0.5)
+        maker.numbers(at + "mlp.experts.down_proj_bias", count, hidden, scale=0.3)
         return
     mixtral = tiny.family == "mixtral"
-    block, count = ("block_sparse_moe", 4) if mixtral else ("mlp", tiny.extra["num_experts"])
+    block = "block_sparse_moe" if mixtral else "mlp"
+    count = tiny.extra.get("num_local_experts", 4) if mixtral else tiny.extra["num_experts"]
     maker.linear(f"{at}{block}.gate", count, hidden, False)
     for e in range(count):
         for name in ("w1", "w3") if mixtral else ("gate_proj", "up_proj"):

@@ -15,6 +15,7 @@ from kvist.cache.codec import codec
 from kvist.cache.group import Sharing, most_pages, page_groups
 from kvist.cache.layout import LayerSpec, PageLayout
 from kvist.cache.manager import CacheManager
+from kvist.cache.policy import Span, policy
 from kvist.config import EngineConfig
 from kvist.engine.admission import EngineLimits
 from kvist.engine.engine import Engine
@@ -30,9 +31,10 @@ from kvist.models.config import ModelConfig
 from kvist.models.decoder import build_program
 from kvist.models.hub import resolve
 from kvist.models.load import Model, load_model
-from kvist.models.rotary import frequencies, local_rotary_tables, rotary_tables
+from kvist.models.rotary import frequencies, local_rotary_tables, rotary_tables, unstretched
 
 PREFAULT_BYTES = 1 << 30
+MOST_POSITIONS = 1 << 20  # of a sequence whose tokens see a window: the table of angles has a row for each
 NUMERIC_VERSION = b"1"  # of the kernels' arithmetic: raise it whenever a change may change a bit
 
 
@@ -45,15 +47,24 @@ class Sizes:
 
 
 def page_sharing(model: ModelConfig, config: EngineConfig, kv_dtype: str) -> Sharing:
-    """The groups of a model's layers, and how they share memory. A window that sees all positions is none."""
-    longest = min(config.max_model_len or model.max_positions, model.max_positions)
-    windows = [model.window(layer) for layer in range(model.num_layers)]
+    """The groups of a model's layers, and how they share memory."""
     spec = LayerSpec(model.num_kv_heads, model.stored_head_dim)
-    groups = page_groups(
-        PageLayout((spec,) * model.num_layers, config.page_size, codec(kv_dtype)),
-        [window if window is not None and window < longest else None for window in windows],
-    )
+    layout = PageLayout((spec,) * model.num_layers, config.page_size, codec(kv_dtype))
+    groups = page_groups(layout, layer_spans(model, config))
     return Sharing(groups, config.max_num_seqs, config.max_num_batched_tokens)
+
+
+def layer_spans(model: ModelConfig, config: EngineConfig) -> list[Span]:
+    """What a token sees in each layer, by the model and the policy. A window that sees all positions is none."""
+    longest, rule = config.max_model_len or model.max_positions, policy(config.policy)
+    spans = [rule.span(model.window(layer)) for layer in range(model.num_layers)]
+    return [Span() if span.window is not None and span.window >= longest else span for span in spans]
+
+
+def most_positions(model: ModelConfig, config: EngineConfig) -> int:
+    """The longest sequence that can be run: what the model was trained for, or more where no token sees so far."""
+    endless = policy(config.policy).endless and model.positions == "rotary"
+    return MOST_POSITIONS if endless else model.max_positions
 
 
 def choose_sizes(model: ModelConfig, config: EngineConfig, sharings: Sequence[Sharing]) -> Sizes:
@@ -61,12 +72,11 @@ def choose_sizes(model: ModelConfig, config: EngineConfig, sharings: Sequence[Sh
 
     sharings: the model's, and perhaps a draft model's, which gets as many pages. Errors carry the arithmetic.
     """
-    trained, asked = model.max_positions, config.max_model_len
-    if asked is not None and asked > trained:
-        raise UsageError(
-            f"max_model_len {asked} is beyond the {trained} positions this model was trained for: "
-            f"give at most {trained}"
-        )
+    trained, asked, most = model.max_positions, config.max_model_len, most_positions(model, config)
+    policy(config.policy).check(config.page_size, trained)
+    if asked is not None and asked > most:
+        beyond = f"{trained} positions this model was trained for" if most == trained else f"{most} that can be run"
+        raise UsageError(f"max_model_len {asked} is beyond the {beyond}: give at most {most}")
     longest, size = asked or trained, config.page_size
     given, each = config.kv_cache_memory_bytes, sum(sharing.each for sharing in sharings)
     pages = most_pages(sharings, available_memory() // 4 if given is None else given)
@@ -150,7 +160,7 @@ def _running(
     caching = config.enable_prefix_caching and config.enable_cache
     manager = CacheManager(
         _sharing(model, config).shared(sizes.num_pages),
-        identity=identity(model, sizes.max_model_len),
+        identity=identity(model, sizes.max_model_len, config.policy),
         enable_prefix_caching=caching,
         events=events,
         max_pinned=int(config.max_pinned_share * sizes.num_pages),
@@ -160,7 +170,10 @@ def _running(
             ledger.pool.prefault(PREFAULT_BYTES)
     rotary = rotary_tables(model.config, sizes.max_model_len, model.rope_divisors)
     local = local_rotary_tables(model.config, sizes.max_model_len)
-    program = build_program(model.config, model.matrices, model.vectors, rotary, local)
+    spans = layer_spans(model.config, config)
+    program = build_program(
+        model.config, model.matrices, model.vectors, rotary, local, spans, (unstretched(rotary, model.config), local)
+    )
     limits = Limits(
         rows=config.max_num_batched_tokens,
         sampled=min(config.max_num_seqs * (1 + drafts), config.max_num_batched_tokens),
@@ -179,16 +192,17 @@ def _check_draft(model: Model, draft: Model) -> None:
         )
 
 
-def identity(model: Model, longest: int) -> bytes:
+def identity(model: Model, longest: int, rule: str = "full") -> bytes:
     """What a page's numbers depend on besides tokens and layout, as far as one process can tell models apart.
 
-    longest: the longest sequence that is run, which some rotary embeddings go by (see `RopeScaling`).
+    longest: the longest sequence that is run, which some rotary embeddings go by (see `RopeScaling`). rule: the policy.
 
     Pages that leave the process need the digest of the weights themselves; within it a manager belongs to one loaded
     model.
     """
-    angles = frequencies(model.config, longest).tobytes() if model.config.rotary_dim else b""
-    return hashlib.sha256(repr((model.config, model.weights)).encode() + angles + NUMERIC_VERSION).digest()
+    known = min(longest, model.config.max_positions)
+    angles = frequencies(model.config, known).tobytes() if model.config.rotary_dim else b""
+    return hashlib.sha256(repr((model.config, model.weights, rule)).encode() + angles + NUMERIC_VERSION).digest()
 
 
 def available_memory() -> int:

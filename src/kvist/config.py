@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from kvist.cache.layout import PAGE_SIZES
+from kvist.cache.policy import policy
 from kvist.errors import UsageError, unknown_name
 from kvist.models.config import WEIGHT_TYPES
 
@@ -81,6 +82,7 @@ class EngineConfig:
 
     max_model_len: longest sequence, prompt and answer together, in tokens (None: the trained context, or what the
     memory holds). kv_cache_dtype: codec of the pages: auto (the weights' type), f32, f16, bf16.
+    policy: which positions a token sees: full, or for instance window:1024+4, the newest 1,024 and the first 4.
     page_size: slots of a page: 16, 32, 64 or 128.
     kv_cache_memory_bytes: size of the pool (None: a quarter of the available memory, at most what max_num_seqs
     sequences can use). max_num_seqs: sequences that run at once. max_num_batched_tokens: tokens a step computes at
@@ -96,6 +98,7 @@ class EngineConfig:
 
     max_model_len: int | None = None
     kv_cache_dtype: str = "auto"
+    policy: str = "full"
     page_size: int = 16
     kv_cache_memory_bytes: int | None = None
     max_num_seqs: int = 64
@@ -114,6 +117,7 @@ class EngineConfig:
         """Refuse what cannot be meant."""
         if self.kv_cache_dtype not in KV_DTYPES:
             raise unknown_name("kv_cache_dtype", str(self.kv_cache_dtype), KV_DTYPES)
+        object.__setattr__(self, "policy", policy(str(self.policy)).name)
         if self.weights not in WEIGHT_TYPES:
             raise unknown_name("weight type", str(self.weights), WEIGHT_TYPES)
         if self.page_size not in PAGE_SIZES:

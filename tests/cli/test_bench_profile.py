@@ -59,6 +59,19 @@ def test_kernels_as_json(cli: Cli, tiny_model: str) -> None:
     assert (head["type"], head["rows"], head["from"]) == ("f32", 1, "memory")
 
 
+def test_sampling_as_json_and_as_a_table(cli: Cli, tiny_model: str) -> None:
+    done = cli("bench", tiny_model, "--sampling", "--json", *POOL)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    rows = {row["way"]: row for row in found["sampling"]}
+    assert {"greedy", "top-p 0.95", "typical-p 0.95", "greedy, 20 log-probabilities"} < rows.keys()
+    for row in rows.values():
+        assert 0 < row["choosing_seconds"] < row["step_seconds"] and 0 < row["share"] < 1
+    assert rows["greedy"]["choosing_seconds"] < rows["typical-p 0.95"]["choosing_seconds"]
+    told = cli("bench", tiny_model, "--sampling", *POOL).stdout.splitlines()
+    assert [line[:44].strip() for line in told[1:-1]] == list(rows)
+
+
 def test_one_workload_alone(cli: Cli, tiny_model: str) -> None:
     done = cli("bench", tiny_model, "decode_1", "--repeats", "1", "--json", *POOL)
     assert [row["name"] for row in json.loads(done.stdout)["results"]] == ["decode_1"]
@@ -69,6 +82,7 @@ def test_what_cannot_be_meant_is_refused(refused: Callable[..., str], tiny_model
     assert "known are decode_1, decode_16, decode_1_ctx8000, decode_64, prefill_2048" in told
     assert "mixed_64" in refused(2, "bench", tiny_model, "xyz")
     assert "give one" in refused(2, "bench", tiny_model, "--profile", "--kernels")
+    assert "give one" in refused(2, "bench", tiny_model, "--sampling", "--uncached")
     assert "decode_1" in refused(2, "bench", tiny_model, "decode_1", "--kernels")
     assert "q4_1" in refused(2, "bench", tiny_model, "--kernels", "--types", "xyz")
     assert "rows" in refused(2, "bench", tiny_model, "--kernels", "--rows", "0")

@@ -11,7 +11,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from kvist.bench import speculation
+from kvist.bench import shared, speculation
 from kvist.bench.bench import NAMES
 from kvist.config import SpeculativeConfig
 from kvist.errors import UsageError
@@ -88,6 +88,24 @@ def test_bench_compares_answers_with_and_without_speculation(tmp_path: Path, mon
         )
         with pytest.raises(UsageError, match="differs from the one without"):
             speculation.compare(llm, config, "speculation_other", repeats=1)
+
+
+def test_bench_serves_requests_that_begin_alike(cli: Cli, tmp_path: Path, tiny_model: str) -> None:
+    model = write_folder(replace(MODELS["llama"], positions=2560), tmp_path / "llama")
+    done = cli("bench", str(model), *shared.NAMES, "--repeats", "1", "--json", "--kv-cache-memory-bytes", "64MiB")
+    assert (done.returncode, done.stderr) == (0, "")
+    roomy, tight = json.loads(done.stdout)["results"]
+    assert (roomy["preemptions"], round(roomy["hit_rate"], 3)) == (
+        0,
+        round(31_000 / sum(shared.Work.drawn().lengths), 3),
+    )
+    assert 0 < roomy["wasted_share"] < 0.02
+    assert tight["preemptions"] > 0 and tight["wasted_share"] < 0.04
+    keys = ("ttft_p50", "ttft_p99", "itl_p50", "itl_p99", "worst_gap_steps", "tokens_per_s")
+    assert all(row[key] > 0 for row in (roomy, tight) for key in keys)
+    short = cli("bench", tiny_model, "shared_64", "--json", "--kv-cache-memory-bytes", "64MiB")
+    (row,) = json.loads(short.stdout)["results"]
+    assert row["seconds"] is None and "the model has 256" in row["note"]
 
 
 def test_bench_counts_what_the_cache_saves(cli: Cli, tiny_model: str) -> None:

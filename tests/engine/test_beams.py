@@ -4,7 +4,6 @@ scores.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,9 +13,12 @@ import steps
 from drafts import NGRAM, MakeEngine, prompt
 from kvist.engine.engine import Engine
 from kvist.engine.params import BeamSearchParams, SamplingParams
+from kvist.engine.sampler import Sampler
 from kvist.errors import InternalError, RequestError, UsageError
 from kvist.events import EventKind
+from kvist.kernels.choosing import Rating
 from kvist.kernels.cpu.backend import CpuBackend
+from kvist.kernels.reference_choosing import ReferenceChooser
 from kvist.models.load import Model
 
 Found = list[tuple[tuple[int, ...], float, float]]
@@ -36,9 +38,9 @@ class Plain:
 
     def logprobs(self, tokens: tuple[int, ...]) -> np.ndarray:
         if tokens not in self.rows:
-            row = steps.logits_of(self.model, self.backend, tokens)[-1].astype(np.float64)
-            top = row.max()
-            self.rows[tokens] = row - (top + math.log(np.exp(row - top).sum()))
+            row = steps.logits_of(self.model, self.backend, tokens)[-1]
+            rated = ReferenceChooser().rate([Rating(row, -1, -1, len(row))])[0]
+            self.rows[tokens] = np.array(rated.logprobs)[np.argsort(rated.ids)]
         return self.rows[tokens]
 
     def search(self, ids: list[int], params: BeamSearchParams) -> Found:
@@ -205,17 +207,17 @@ def test_equal_sums_stand_in_the_order_of_parent_then_token(make_engine: MakeEng
     search = engine.submit_beams(prompt(4), BeamSearchParams(3, 3, ignore_eos=True))
     row = np.zeros(300, np.float32)
     row[[7, 250]] = 1.0
-    search.note(search.open[0], row)
+    search.note(search.open[0], row, Sampler(ReferenceChooser()))
     assert not search.advance(engine.manager, engine.scheduler)
     assert [beam.tokens[4:] for beam in search.open] == [[7], [250], [0]]
     flat = np.zeros(300, np.float32)
     flat[[3, 299]] = 2.0
     for beam in search.open[::-1]:
-        search.note(beam, flat)
+        search.note(beam, flat, Sampler(ReferenceChooser()))
     assert not search.advance(engine.manager, engine.scheduler)
     assert [beam.tokens[4:] for beam in search.open] == [[7, 3], [7, 299], [250, 3]]
     for beam in search.open:
-        search.note(beam, np.ones(300, np.float32))
+        search.note(beam, np.ones(300, np.float32), Sampler(ReferenceChooser()))
     assert search.advance(engine.manager, engine.scheduler)
     assert [found.token_ids for found in search.finished] == [(7, 3, 0), (7, 3, 1), (7, 3, 2)]
 
@@ -230,7 +232,7 @@ def test_many_equal_sums_stand_in_order(make_engine: MakeEngine) -> None:
     two = [(p, i) for p in (0, 1) for i in range(20)]
     for expected in (best + rest, two, [(0, *last) for last in two]):
         for beam in search.open:
-            search.note(beam, row)
+            search.note(beam, row, Sampler(ReferenceChooser()))
         assert not search.advance(engine.manager, engine.scheduler)
         assert [tuple(beam.tokens[4:]) for beam in search.open] == expected
     engine.cancel(search.request_id)
@@ -251,7 +253,7 @@ def test_logits_that_are_no_numbers_are_an_error(make_engine: MakeEngine) -> Non
     search = engine.submit_beams(prompt(4), BeamSearchParams(3, 3))
     for bad in (np.nan, np.inf):
         with pytest.raises(InternalError, match="NaN or infinite"):
-            search.note(search.open[0], np.array([0.0, bad, 1.0], np.float32))
+            search.note(search.open[0], np.array([0.0, bad, 1.0], np.float32), Sampler(ReferenceChooser()))
     engine.cancel(search.request_id)
 
 

@@ -19,6 +19,7 @@ from kvist.cache.pool import PagePool
 from kvist.config import EngineConfig
 from kvist.engine.batch import Piece
 from kvist.engine.runner import Runner
+from kvist.kernels.choosing import Chooser
 from kvist.kernels.cpu.backend import CpuBackend
 from kvist.kernels.program import Backend, BatchMetadata, Executable, Floats, Limits, Program
 from kvist.models.load import Model, load_model
@@ -99,6 +100,10 @@ class _Sabotaged:
     inner: Executable
     kind: str
     pools: Sequence[PagePool]
+
+    @property
+    def chooser(self) -> Chooser:
+        return self.inner.chooser
 
     def likeliest(self) -> npt.NDArray[np.int64]:
         return self.inner.likeliest()

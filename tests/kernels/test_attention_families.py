@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attention import Shape, World, build
+from attention import Shape, World, build, rotary
 from kvist.kernels.cpu import backend as cpu
 from kvist.kernels.cpu.backend import CpuBackend
-from kvist.kernels.program import Backend
+from kvist.kernels.program import Backend, Rotary
 from kvist.kernels.reference import ReferenceBackend
 from ops import numbers, same_bits
 
@@ -28,6 +28,9 @@ CASES: list[tuple[Shape, int, str, int, dict[str, Any]]] = [
     (Shape(64, 2, 2), 600, "f16", 16, {"softcap": 3.0}),
     (Shape(32, 2, 4), 1100, "f32", 32, {"sinks": True}),
     (Shape(32, 2, 2), 600, "f16", 16, {"window": 37, "softcap": 5.0, "sinks": True}),
+    (Shape(64, 2, 3), 700, "f16", 16, {"window": 100, "first": 4}),
+    (Shape(32, 1, 2), 1300, "f32", 64, {"window": 513, "first": 70}),
+    (Shape(48, 2, 1), 300, "bf16", 16, {"window": 20, "first": 20, "softcap": 4.0}),
 ]
 IDS = [f"{s.dims}x{s.kv_heads}x{s.group}-{n}-{kv}-{'-'.join(map(str, extra))}" for s, n, kv, _, extra in CASES]
 
@@ -105,6 +108,32 @@ def test_nothing_before_the_window_is_read(backend: CpuBackend, wholes: list[np.
         for head in range(shape.kv_heads if len(nan) else 0):
             world.pool.write(int(world.tables[0][gone]), 0, head, slice(0, len(nan)), nan, nan)
         assert same_bits(world.run((0, start, count)), wholes[case][start:])
+
+
+def test_first_positions_are_seen_as_if_they_stood_before_the_window(backend: CpuBackend) -> None:
+    """A row sees what the row at first + window - 1 of a text without all between would: keys counted in the cache."""
+    shape, length, window, first = Shape(64, 2, 3), 600, 100, 4
+    long = build(backend, shape, length, kv="f32", window=window, first=first)
+    long.whole()
+    for position in (104, 105, 300, 599):
+        begin, angles = position - window + 1, rotary(shape.dims, length)
+        kept = [*range(first), *range(begin, position + 1)]
+        K, V = numbers(2, length, 2 * shape.dims, scale=1.5), numbers(3, length, 2 * shape.dims)
+        q = long.queries[position].reshape(-1, shape.dims).astype(np.float64)
+        out = np.empty_like(q)
+        for head in range(len(q)):
+            kv = slice(head // 3 * shape.dims, (head // 3 + 1) * shape.dims)
+            turned = [turn(K[j, kv].astype(np.float64), angles, i) for i, j in enumerate(kept)]
+            scores = np.array(turned) @ turn(q[head], angles, len(kept) - 1) * shape.dims**-0.5
+            p = np.exp(scores - scores.max())
+            out[head] = p / p.sum() @ V[kept][:, kv]
+        assert np.abs(long.run((0, position, 1))[0] - out.reshape(-1)).max() < 2e-5
+
+
+def turn(x: np.ndarray, angles: Rotary, position: int) -> np.ndarray:
+    a, b = np.split(x, 2)
+    cos, sin = angles.cos[position].astype(np.float64), angles.sin[position].astype(np.float64)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin])
 
 
 def test_a_window_is_what_a_shorter_text_would_see(backend: CpuBackend) -> None:

@@ -19,9 +19,11 @@ import pytest
 import blocks
 from attention import Shape, build
 from kvist.cache.codec import codec
+from kvist.kernels.choosing import Changes, Draw, Rating
 from kvist.kernels.cpu.abi import ACTIVATIONS
 from kvist.kernels.cpu.backend import CpuBackend
 from kvist.kernels.cpu.build import Target
+from kvist.kernels.cpu.chooser import CpuChooser
 from kvist.kernels.program import Backend, Buffer, Floats, Gate, Matmul, Norm, Weight
 from kvist.models.load import load_model
 from ops import fill, numbers, row_batch, run_ops, same_bits, weight
@@ -30,7 +32,7 @@ from tiny import MODELS, write_gguf
 
 NEEDS = {"x86-64-v3": ["avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe"], "x86-64": []}
 CALLED = {"fmaf": "libm.so.6", "rintf": "libm.so.6", "__extendhfsf2": "libgcc_s.so.1", "__truncsfhf2": "libgcc_s.so.1"}
-UNITS = ("run", "attend_f16", "weights_f32", "weights_f16", "weights_q4_1")
+UNITS = ("run", "choosing", "attend_f16", "weights_f32", "weights_f16", "weights_q4_1")
 
 
 @pytest.fixture(scope="module", params=list(NEEDS))
@@ -151,6 +153,25 @@ def test_norms(backend: CpuBackend, plain: CpuBackend, kind: str) -> None:
     norm = Norm(kind, x, out, numbers(10, 96), numbers(11, 96), 1e-5, 90)  # type: ignore[arg-type]
     mine, theirs = (run_ops(m, [fill(x, values), norm], row_batch(list(range(200))), 96) for m in (backend, plain))
     assert same_bits(mine, theirs) and np.isfinite(mine).all()
+
+
+def test_choosing(backend: CpuBackend, plain: CpuBackend) -> None:
+    """Tokens, log-probabilities and ranks of rows of all kinds."""
+    options = [
+        {}, {"temperature": 0.0}, {"top_k": 20}, {"top_p": 0.9}, {"min_p": 0.1}, {"typical_p": 0.8}, {"top_p": 0.99, "temperature": 2.0},
+        {"top_k": 40, "top_p": 0.9, "min_p": 0.02, "typical_p": 0.7},
+    ]  # fmt: skip
+    ids, values = np.arange(0, 60, 2), numbers(4, 30)
+    rows = []
+    for i, (size, scale, one) in enumerate(itertools.product((17, 1000, 3003), (0.1, 2.0, 9.0), options)):
+        changes = Changes(ids[ids < size], np.abs(values[ids < size]), 1, 2, 1.2, 0.5, 0.1) if i % 3 == 0 else None
+        asked = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, **one}
+        rows.append(Draw(numbers(i, size, scale=scale), -1, number=i * 0.61803398875 % 1, changes=changes, **asked))
+    mine, theirs = (CpuChooser(made.team).draw(rows) for made in (backend, plain))
+    assert mine == theirs and len(set(mine)) > 30
+    ratings = [Rating(row.logits, -1, i % 17, i % 12) for i, row in enumerate(rows)]
+    mine_rated, theirs_rated = (CpuChooser(made.team).rate(ratings) for made in (backend, plain))
+    assert mine_rated == theirs_rated
 
 
 def logits(backend: Backend, path: Path, weights: str, vocab: int) -> list[Floats]:

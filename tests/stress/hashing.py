@@ -30,6 +30,7 @@ from kvist.engine.speculative.ngram import NgramProposer
 from kvist.engine.speculative.speculator import Speculator
 from kvist.events import EventChannel
 from kvist.kernels.program import BatchMetadata, Floats, SequenceRows
+from kvist.kernels.reference_choosing import ReferenceChooser
 
 VOCAB = 48
 EOS = 0
@@ -69,6 +70,10 @@ class HashingModel:
         self._likeliest = logits.argmax(1) if len(logits) else np.empty(0, np.int64)
         return logits
 
+    @property
+    def chooser(self) -> ReferenceChooser:
+        return ReferenceChooser()
+
     def likeliest(self) -> npt.NDArray[np.int64]:
         return self._likeliest
 
@@ -80,7 +85,9 @@ class HashingModel:
             numbers = ledger.pool.data.view(np.uint64)
             begin = ledger.group.first_seen(one.position)
             assert (pages[begin : -(-end // size)] != GONE).all(), "a page that is read was let go of"
-            read = np.where(pages[: -(-end // size), None] == GONE, np.uint64(0), numbers[pages[: -(-end // size)], :size])
+            read = np.where(
+                pages[: -(-end // size), None] == GONE, np.uint64(0), numbers[pages[: -(-end // size)], :size]
+            )
             read = read.reshape(-1)[:end]
             mixed = (read ^ (read >> np.uint64(29))) * PLACES[::-1][:end]  # each at its place: order counts
             sums = np.concatenate([[np.uint64(0)], np.cumsum(mixed, dtype=np.uint64)])

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kvist.bench import speculation, workloads
+from kvist.bench import shared, speculation, workloads
 from kvist.bench.roofline import Roofline, cost_of
 from kvist.bench.workloads import DECODES, PREFILLS, Result, Setting
 from kvist.config import SpeculativeConfig
@@ -27,6 +27,7 @@ NAMES = (
     "ttft_cold_2048",
     "ttft_warm_2048",
     "mixed_64",
+    *shared.NAMES,
     *speculation.NAMES,
 )
 
@@ -80,21 +81,22 @@ def bench(
 
     `starting` is told each name before it runs. drafting: of the workloads of speculation, ngram by default.
     """
-    roofline = Roofline(llm.backend.team, llm.model.weights_bytes)
+    cost = cost_of(llm.model, llm.engine)
+    roofline = Roofline(llm.backend.team, cost.step_bytes)
     layout = llm.engine.manager.layout
     report = Report(model, llm.backend.threads, llm.model.weights, layout.codec.name, roofline, [], {})
-    return report, _run(llm, report, names, repeats, drafting or SpeculativeConfig("ngram"), starting)
+    setting = Setting(llm.engine, cost, roofline, repeats)
+    return report, _run(llm, report, setting, names, drafting or SpeculativeConfig("ngram"), starting)
 
 
 def _run(
     llm: LLM,
     report: Report,
+    setting: Setting,
     names: Sequence[str],
-    repeats: int,
     drafting: SpeculativeConfig,
     starting: Callable[[str], None],
 ) -> Iterator[Result]:
-    setting = Setting(llm.engine, cost_of(llm.model, llm.engine), report.roofline, repeats)
     report.roofline.probe("read")
     report.roofline.probe("fma")
     runs: dict[str, Callable[[], tuple[Result, ...]]] = {
@@ -102,7 +104,11 @@ def _run(
         **{name: partial(_one, workloads.prefill, setting, name, length) for name, length in PREFILLS.items()},
         "ttft_cold_2048, ttft_warm_2048": lambda: workloads.first_token_times(setting, 2048),
         "mixed_64": lambda: (workloads.mixed(setting, "mixed_64", 64),),
-        **{name: partial(_one, speculation.compare, llm, drafting, name, repeats) for name in speculation.NAMES},
+        "shared_64": lambda: (shared.serve(setting, "shared_64"),),
+        "shared_64_tight": lambda: (shared.serve_tight(setting, llm, "shared_64_tight"),),
+        **{
+            name: partial(_one, speculation.compare, llm, drafting, name, setting.repeats) for name in speculation.NAMES
+        },
     }
     for name, run in runs.items():
         if names and not set(names) & set(name.split(", ")):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 import numpy as np
 
+from kvist.cache.layout import PageLayout
 from kvist.engine.engine import Engine
 from kvist.kernels.cpu.jobs import fma_peak, read_bandwidth
 from kvist.kernels.cpu.team import Team
-from kvist.kernels.program import Weight
+from kvist.kernels.program import Attend, Experts, Matmul, Program
+from kvist.kernels.traffic import StepSize, Traffic, traffic_of
 from kvist.memory import map_memory
+from kvist.models.decoder import build_program
 from kvist.models.load import Model
 
 PASSES = 3  # a probe takes the best of so many
@@ -22,7 +25,7 @@ PASSES = 3  # a probe takes the best of so many
 class Roofline:
     """Probes of read bandwidth and FMA peak by all threads, in bytes and operations a second.
 
-    The buffer that is read is as large as the weights.
+    The buffer that is read is as large as what a step reads (see `Cost.step_bytes`): caches hold as much of it.
     """
 
     team: Team
@@ -45,6 +48,15 @@ class Roofline:
             self.fma.append(found)
         return found
 
+    def limit(self, read: int, operations: int) -> tuple[str, int]:
+        """Which bound keeps this machine longer, by its last probes, and how much of it there is to do."""
+        seconds = {"read": read / self._last("read"), "fma": operations / self._last("fma")}
+        return ("read", read) if seconds["read"] > seconds["fma"] else ("fma", operations)
+
+    def _last(self, bound: str) -> float:
+        found = self.read if bound == "read" else self.fma
+        return found[-1] if found else self.probe(bound)
+
     def read_once(self) -> float:
         """Bytes a second of reading the buffer once; what was in the cache is not there any more."""
         return read_bandwidth(self.team, self._buffer)
@@ -58,41 +70,28 @@ class Roofline:
 class Cost:
     """What a step of a model must read and compute at least.
 
-    Every weight matrix is read once a step, K and V of every context position once a sequence.
+    That is what matmuls, experts and attention do: the rest is a hundredth of it. Every weight is read once a step, of
+    experts those that its rows choose; K and V of every position that a row of a sequence sees, once a sequence: in a
+    layer with a window no others.
     """
 
-    matrix_bytes: int
-    layer_parameters: int
-    head_parameters: int
-    kv_bytes_per_token: int
-    attention_ops: (
-        int  # per query row and context position: two multiply-adds for each number of the heads, in every layer
-    )
+    program: Program
+    layouts: Sequence[PageLayout]
 
-    def read_bytes(self, contexts: list[int]) -> int:
-        """Bytes of one decode step over sequences of these lengths."""
-        return self.matrix_bytes + self.kv_bytes_per_token * sum(contexts)
+    def of(self, sequences: Sequence[tuple[int, int]], sampled: int) -> tuple[int, int]:
+        """Bytes and operations of a step over sequences, each (tokens before, rows), with logits of `sampled` rows."""
+        size = StepSize.over(sequences, sampled)
+        ops = [op for op in self.program.ops if isinstance(op, Matmul | Experts | Attend)]
+        moved = sum((traffic_of([op], size, self.program, self.layouts) for op in ops), Traffic())
+        return moved.weights + moved.pages_read, moved.operations
 
-    def operations(self, rows: int, contexts_sum: int, heads: int) -> int:
-        """Operations of `rows` rows that see `contexts_sum` positions together, with logits of `heads` rows."""
-        return 2 * self.layer_parameters * rows + 2 * self.head_parameters * heads + self.attention_ops * contexts_sum
+    @property
+    def step_bytes(self) -> int:
+        """What a step of one row reads at least."""
+        return self.of([(0, 1)], 1)[0]
 
 
 def cost_of(model: Model, engine: Engine) -> Cost:
-    """Count a model's bytes and operations from its weights; of experts as many as a row chooses."""
-    head, config = model.matrices["head"], model.config
-    layers = {role: w for role, w in model.matrices.items() if role.startswith("layers.")}
-    experts = [w for role, w in layers.items() if ".expert." in role]
-    others = [w for role, w in layers.items() if ".expert." not in role]
-
-    def total(amount: Callable[[Weight], int]) -> int:
-        chosen = sum(map(amount, experts)) * config.experts_chosen // max(1, config.experts)
-        return sum(map(amount, others)) + chosen
-
-    return Cost(
-        total(lambda w: w.data.nbytes) + head.data.nbytes,
-        total(lambda w: w.rows * w.columns),
-        head.rows * head.columns,
-        engine.manager.bytes_per_token,
-        4 * config.num_layers * config.num_heads * config.head_dim,
-    )
+    """Count a model's bytes and operations from its program and its pages."""
+    program = build_program(model.config, model.matrices, model.vectors, None)  # angles do not count
+    return Cost(program, [group.layout for group in engine.manager.groups])

@@ -103,14 +103,8 @@ def decode(setting: Setting, name: str, sequences: int, context: int, steps: int
         return median(times)
 
     run()  # fills the cache: repetitions need not compute the context again
-    contexts = [context + steps // 2] * sequences
-    bound = "read" if sequences == 1 else "fma"
-    amount = (
-        setting.cost.read_bytes(contexts)
-        if bound == "read"
-        else setting.cost.operations(sequences, sum(contexts), sequences)
-    )
-    seconds, share, samples = _shared(setting, bound, float(amount), run)
+    bound, amount = setting.roofline.limit(*setting.cost.of([(context + steps // 2 - 1, 1)] * sequences, sequences))
+    seconds, share, samples = _shared(setting, bound, amount, run)
     return Result(name, sequences / seconds, seconds, share, bound, samples)
 
 
@@ -127,11 +121,11 @@ def prefill(setting: Setting, name: str, length: int) -> Result:
             note=f"needs {length + 1} positions, the model has {engine.limits.max_model_len}",
         )
     seeds = iter(range(10**6))
-    operations = setting.cost.operations(length, length * (length + 1) // 2, 1)
+    bound, amount = setting.roofline.limit(*setting.cost.of([(0, length)], 1))
     seconds, share, samples = _shared(
-        setting, "fma", float(operations), lambda: first_token(engine, setting.prompt(length, 500_000 + next(seeds)))[0]
+        setting, bound, amount, lambda: first_token(engine, setting.prompt(length, 500_000 + next(seeds)))[0]
     )
-    return Result(name, length / seconds, seconds, share, "fma", samples)
+    return Result(name, length / seconds, seconds, share, bound, samples)
 
 
 def first_token_times(setting: Setting, length: int) -> tuple[Result, Result]:

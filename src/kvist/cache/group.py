@@ -5,6 +5,7 @@
     positions            0 . . . . . . . . . . . . . . . . 255 | next token
     layers that see all  [page 0] [page 1]   ...    [page 15]    all are needed
     window of 64            -        -       -   12  13  14  15  a page that no later token sees is let go of
+    ... and 4 sinks      [page 0]    -       -   12  13  14  15  the first positions are seen by all tokens
 
 Each group has a pool of its own. Group 0 sees most: if any layer sees everything, it is in group 0.
 """
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kvist.cache.layout import LayerSpec, PageLayout
+from kvist.cache.policy import Span
 from kvist.errors import UsageError
 
 
@@ -22,41 +24,49 @@ from kvist.errors import UsageError
 class PageGroup:
     """`num_pages` pages of the layers in `layout`, of which a token sees its own and the window - 1 positions before.
 
-    window: None if it sees all.
+    window: None if it sees all. sinks: positions at the beginning that every token sees as well.
     """
 
     layout: PageLayout
     num_pages: int
     window: int | None = None
+    sinks: int = 0
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
             raise UsageError(f"a window of {self.window} positions: it holds at least the token's own")
 
     @property
+    def kept(self) -> int:
+        """Pages at the beginning that every token reads: those of the sinks."""
+        return self.layout.pages_for(self.sinks)
+
+    @property
     def span(self) -> int | None:
-        """Pages that a window and the token behind it lie in at most, wherever it begins; None without a window."""
-        return None if self.window is None else self.layout.pages_for(self.window) + 1
+        """Pages that sinks, window and the token behind it lie in at most, wherever it begins; None if all is seen."""
+        return None if self.window is None else self.kept + self.layout.pages_for(self.window) + 1
 
     def held(self, tokens: int) -> int:
         """Pages that a sequence of `tokens` needs at a time, if it runs them one by one."""
         return min(self.layout.pages_for(tokens), self.span or tokens)
 
     def first_seen(self, position: int) -> int:
-        """Index of the first page that a token at `position`, or any after it, reads."""
+        """Index of the first page behind the sinks' that a token at `position`, or any after it, reads."""
         return 0 if self.window is None else max(0, position - self.window + 1) // self.layout.page_size
 
+    def unseen(self, position: int) -> range:
+        """Indices of the pages that no token at `position` or after it reads."""
+        return range(self.kept, max(self.kept, self.first_seen(position)))
 
-def page_groups(template: PageLayout, windows: Sequence[int | None]) -> tuple[PageGroup, ...]:
+
+def page_groups(template: PageLayout, spans: Sequence[Span]) -> tuple[PageGroup, ...]:
     """Group the layers of `template` by what they see, the widest first; each group without pages as yet."""
-    spans = sorted(set(windows), key=lambda window: (window is not None, -(window or 0)))
-    return tuple(PageGroup(replace(template, layers=_only(template.layers, windows, span)), 0, span) for span in spans)
+    kinds = sorted(set(spans), key=lambda span: (span.window is not None, -(span.window or 0), -span.sinks))
+    return tuple(PageGroup(replace(template, layers=_only(template.layers, spans, kind)), 0, *kind) for kind in kinds)
 
 
-def _only(
-    layers: Sequence[LayerSpec | None], windows: Sequence[int | None], span: int | None
-) -> tuple[LayerSpec | None, ...]:
-    return tuple(spec if window == span else None for spec, window in zip(layers, windows, strict=True))
+def _only(layers: Sequence[LayerSpec | None], spans: Sequence[Span], kind: Span) -> tuple[LayerSpec | None, ...]:
+    return tuple(spec if span == kind else None for spec, span in zip(layers, spans, strict=True))
 
 
 @dataclass(frozen=True)

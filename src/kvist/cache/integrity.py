@@ -94,7 +94,8 @@ def _pages(manager: CacheManager, number: int, table: PageTable) -> Iterator[str
     held = [page for page in pages if page != GONE]
     if len(set(held)) != len(held):
         yield f"{name} has a page twice: {pages}"
-    if pages[:gone] != [GONE] * gone or GONE in pages[gone:] or gone > ledger.group.first_seen(computed):
+    kept = ledger.group.kept
+    if {*pages[kept:gone]} > {GONE} or GONE in pages[:kept] + pages[gone:] or gone > ledger.group.unseen(computed).stop:
         yield f"{name} has let go of the wrong pages: {pages}, {gone} counted"
     if table.reserved > computed:
         for page in pages[computed // size :]:

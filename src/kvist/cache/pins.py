@@ -46,8 +46,9 @@ class PinBoard:
 
     def kept(self, keys: Sequence[bytes]) -> tuple[list[bytes], ...]:
         """Which of the keys of a prefix a pin of it keeps in each group: those that a token behind it sees."""
-        size = self._ledgers[0].group.layout.page_size
-        return tuple(list(keys[ledger.group.first_seen(len(keys) * size) :]) for ledger in self._ledgers)
+        end = len(keys) * self._ledgers[0].group.layout.page_size
+        unseen = [ledger.group.unseen(end) for ledger in self._ledgers]
+        return tuple([key for i, key in enumerate(keys) if i not in places] for places in unseen)
 
     def beside(self, number: int, keys: Iterable[bytes]) -> int:
         """Pinned pages of a group that are none of these."""

@@ -47,16 +47,20 @@ def search(
     held = [_pages(index, root, keys, _chunks(tokens, size)) for index in indices]
     complete = [pages for group, pages in zip(groups, held, strict=True) if whole or group.window is None]
     count = min([len(keys), *(pages.index(GONE) for pages in complete if GONE in pages)])
-    while not all(
-        GONE not in pages[0 if whole else group.first_seen(count * size) : count]
-        for group, pages in zip(groups, held, strict=True)
+
+    def unseen(group: PageGroup) -> range:
+        return range(0) if whole else group.unseen(count * size)
+
+    while any(
+        GONE in pages[: min(places.start, count)] + pages[places.stop : count]
+        for places, pages in zip(map(unseen, groups), held, strict=True)
     ):
         count -= 1
-    firsts = [0 if whole else group.first_seen(count * size) for group in groups]
-    kept = tuple(
-        (GONE,) * begin + tuple(pages[begin:count]) for begin, pages in zip(firsts, held, strict=True)
+    kept = (
+        tuple(GONE if i in places else page for i, page in enumerate(pages[:count]))
+        for places, pages in zip(map(unseen, groups), held, strict=True)
     )
-    found = Found(tuple(keys[:count]), kept)
+    found = Found(tuple(keys[:count]), tuple(kept))
     rest = pack(tokens[count * size : (count + 1) * size])
     near = first.nearest(keys[count - 1] if count else root, rest)
     if near is None or not near[0]:

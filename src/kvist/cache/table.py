@@ -24,8 +24,8 @@ GONE = -1
 class PageTable:
     """One sequence's pages.
 
-    `groups` are its page ids, a list for each group of layers, in order of positions; `gone` counts those at the
-    beginning of each list that are `GONE`. `tokens` are the computed ones (those whose K and V are in the pages).
+    `groups` are its page ids, a list for each group of layers, in order of positions; `gone` is where in each list
+    those that are `GONE` end. `tokens` are the computed ones (those whose K and V are in the pages).
     Positions computed..reserved-1 may be written; `reserved` equals `computed` where nothing is promised.
     `keys` begins with the root's and goes on while full pages are published; empty without prefix caching.
     """
@@ -39,7 +39,7 @@ class PageTable:
     gone: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.gone = [sum(page == GONE for page in pages) for pages in self.groups]
+        self.gone = [max((i + 1 for i, page in enumerate(pages) if page == GONE), default=0) for pages in self.groups]
 
     @property
     def computed(self) -> int:

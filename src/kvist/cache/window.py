@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 def pass_by(ledgers: Sequence[PageLedger], table: PageTable) -> None:
     """Let go of the pages that no later token sees, the oldest first. What is published stays cached."""
     for number, ledger in enumerate(ledgers):
-        first, pages = ledger.group.first_seen(table.computed), table.groups[number]
-        for i in range(table.gone[number], first):
+        unseen, pages = ledger.group.unseen(table.computed), table.groups[number]
+        for i in unseen[max(table.gone[number] - unseen.start, 0) :]:
             ledger.drop(pages[i], table.request)
             pages[i] = GONE
-        table.gone[number] = max(first, table.gone[number])
+        table.gone[number] = max(table.gone[number], unseen.stop)
 
 
 def take_back(ledgers: Sequence[PageLedger], table: PageTable, length: int) -> int:
@@ -47,7 +47,7 @@ def _passed_by(ledgers: Sequence[PageLedger], table: PageTable, length: int) -> 
     """Of each group the pages that a token at `length` sees and the table let go of; None for those that are lost."""
     found = []
     for ledger, gone in zip(ledgers, table.gone, strict=True):
-        places = range(ledger.group.first_seen(length), min(gone, ledger.group.layout.pages_for(length)))
+        places = range(ledger.group.unseen(length).stop, min(gone, ledger.group.layout.pages_for(length)))
         keys = table.keys[1:]
         found.append([ledger.index.nodes.get(keys[i]) if i < len(keys) else None for i in places])
     return found

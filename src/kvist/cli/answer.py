@@ -36,6 +36,7 @@ class Setting:
     priority: int = 0
     cache_salt: str | None = None
     pin: bool = False
+    policy: str | None = None
 
 
 def prompt_ids(llm: LLM, text: str, system: str | None, raw: bool) -> list[int]:

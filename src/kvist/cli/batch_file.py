@@ -145,7 +145,7 @@ def _parameters(defaults: SamplingParams, given: dict[str, Any], fit: bool) -> S
 
 def _digest(prompt: object, params: SamplingParams, fit: bool, setting: Setting) -> str:
     """All that an answer depends on, in 32 hexadecimal digits."""
-    common = [setting.model, setting.kv_cache_dtype, setting.weights, setting.system, setting.raw]
+    common = [setting.model, setting.kv_cache_dtype, setting.weights, setting.system, setting.raw, setting.policy]
     everything = json.dumps([prompt, asdict(params), fit, common], sort_keys=True)
     return hashlib.sha256(everything.encode()).hexdigest()[:32]
 

@@ -37,6 +37,10 @@ Types = Annotated[
     typer.Option("--types", help="For --kernels, --quality: types of weights. [default: all]", rich_help_panel=INSTEAD),
 ]
 Rows = Annotated[str, typer.Option("--rows", help="For --kernels: rows of a matmul.", rich_help_panel=INSTEAD)]
+Sampling = Annotated[
+    bool,
+    typer.Option("--sampling", help="What choosing costs in a step of 64 sequences.", rich_help_panel=INSTEAD),
+]
 Uncached = Annotated[
     bool,
     typer.Option("--uncached", help="The same answers with and without the cache, by length.", rich_help_panel=INSTEAD),
@@ -52,6 +56,7 @@ def bench(
     types: Types = None,
     rows: Rows = "1,2,4,8,16,64,512",
     quality: Quality = False,
+    sampling: Sampling = False,
     uncached: Uncached = False,
     lengths: Lengths = "10,30,100,300,1000",
     repeats: Annotated[
@@ -59,6 +64,7 @@ def bench(
     ] = 3,
     weights: flags.Weights = None,
     kv_cache_dtype: flags.KvCacheDtype = None,
+    policy: flags.Policy = None,
     page_size: flags.PageSize = None,
     kv_cache_memory_bytes: flags.KvCacheMemory = None,
     max_num_batched_tokens: flags.MaxBatchedTokens = None,
@@ -70,14 +76,17 @@ def bench(
     from kvist.cli.terminal import Activity
     from kvist.llm import LLM
 
-    if profile + kernels + quality + uncached > 1:
-        raise UsageError("--profile, --kernels, --quality and --uncached are measurements of their own: give one")
-    names, weight_types = _names(workloads or [], profile, kernels or quality or uncached), _types(types, quality)
-    drafting = _drafting(speculative_config, profile or kernels or quality or uncached)
+    if profile + kernels + quality + sampling + uncached > 1:
+        raise UsageError(
+            "--profile, --kernels, --quality, --sampling and --uncached are measurements of their own: give one"
+        )
+    other = kernels or quality or sampling or uncached
+    names, weight_types = _names(workloads or [], profile, other), _types(types, quality)
+    drafting = _drafting(speculative_config, profile or other)
     row_counts = flags.whole_numbers(rows, "rows")
     counts = flags.whole_numbers(lengths, "lengths")
     options = flags.engine_options(
-        weights=weights, kv_cache_dtype=kv_cache_dtype, page_size=page_size, threads=threads,
+        weights=weights, kv_cache_dtype=kv_cache_dtype, policy=policy, page_size=page_size, threads=threads,
         kv_cache_memory_bytes=kv_cache_memory_bytes, max_num_batched_tokens=max_num_batched_tokens,
     )  # fmt: skip
     if quality:
@@ -91,6 +100,8 @@ def bench(
             _savings(llm, counts, activity, json)
         elif profile:
             _profile(llm, model, names, activity, json)
+        elif sampling:
+            _sampling(llm, model, activity, json)
         elif kernels:
             _kernels(llm, model, weight_types, row_counts, activity, json)
         else:
@@ -141,10 +152,10 @@ def _quality(model: str, types: tuple[str, ...], options: dict[str, Any], activi
 def _profile(llm: LLM, model: str, names: tuple[str, ...], activity: Activity, as_json: bool) -> None:
     from kvist.bench.profile import profile
     from kvist.bench.profile_table import lines
-    from kvist.bench.roofline import Roofline
+    from kvist.bench.roofline import Roofline, cost_of
 
     found = []
-    roofline = Roofline(llm.backend.team, llm.model.weights_bytes)
+    roofline = Roofline(llm.backend.team, cost_of(llm.model, llm.engine).step_bytes)
     for one in profile(llm, roofline, names, lambda name: activity.report(name, 0, 0)):
         found.append(one.as_json())
         for line in [] if as_json else [*lines(one), ""]:
@@ -178,6 +189,22 @@ def _kernels(llm: LLM, model: str, types: tuple[str, ...], rows: list[int], acti
     _tell(llm, model, activity)
 
 
+def _sampling(llm: LLM, model: str, activity: Activity, as_json: bool) -> None:
+    from kvist.bench.sampling import choosings
+
+    found = []
+    if not as_json:
+        activity.line(f"{'choosing by':<44}{'ms':>8}{'of a step of':>14}{'share':>8}")
+    for one in choosings(llm, lambda name: activity.report(name, 0, 0)):
+        found.append(one.as_json())
+        if not as_json:
+            activity.line(f"{one.way:<44}{one.choosing * 1e3:>8.2f}{one.step * 1e3:>11.1f} ms{one.share:>8.1%}")
+    if as_json:
+        print(json_module.dumps({**_circumstances(llm, model), "sampling": found}))
+        return
+    _tell(llm, model, activity)
+
+
 def _circumstances(llm: LLM, model: str) -> dict[str, Any]:
     from kvist.bench.bench import commit
 
@@ -198,7 +225,7 @@ def _drafting(given: str | None, none: bool) -> SpeculativeConfig | None:
     from kvist.config import SpeculativeConfig
 
     if given is not None and none:
-        raise UsageError("--speculative-config goes with the workloads, not with --profile, --kernels or --uncached")
+        raise UsageError("--speculative-config goes with the workloads, not with other measurements")
     return None if given is None else SpeculativeConfig.from_options(flags.speculative_options(given))
 
 

@@ -37,6 +37,10 @@ KvCacheDtype = Annotated[str | None, _engine("--kv-cache-dtype", "Codec of the p
 PageSize = Annotated[int | None, _engine("--page-size", "Slots of a page: 16, 32, 64 or 128.")]
 KvCacheMemory = Annotated[str | None, _engine("--kv-cache-memory-bytes", "Size of the pool: 4GiB, 512MiB, or bytes.")]
 MaxNumSeqs = Annotated[int | None, _engine("--max-num-seqs", "Sequences that run at once.")]
+Policy = Annotated[
+    str | None,
+    _engine("--policy", "Which positions a token sees: full, or e.g. window:1024+4, the newest 1,024 and the first 4."),
+]
 MaxBatchedTokens = Annotated[int | None, _engine("--max-num-batched-tokens", "Tokens a step computes at most.")]
 PrefixCaching = Annotated[
     bool | None, _engine("--enable-prefix-caching/--no-enable-prefix-caching", "Keep pages and share them.", "Reuse")
@@ -63,6 +67,7 @@ def engine_options(
     *,
     max_model_len: int | None = None,
     kv_cache_dtype: str | None = None,
+    policy: str | None = None,
     page_size: int | None = None,
     kv_cache_memory_bytes: str | None = None,
     max_num_seqs: int | None = None,
@@ -79,6 +84,7 @@ def engine_options(
     given = {
         "max_model_len": max_model_len,
         "kv_cache_dtype": kv_cache_dtype,
+        "policy": policy,
         "page_size": page_size,
         "kv_cache_memory_bytes": None if kv_cache_memory_bytes is None else memory_bytes(kv_cache_memory_bytes),
         "max_num_seqs": max_num_seqs,

@@ -16,6 +16,7 @@ def verify(
         bool, typer.Option("--quick", help="Shorter prompts and answers: about a minute on two cores.")
     ] = False,
     kv_cache_dtype: flags.KvCacheDtype = None,
+    policy: flags.Policy = None,
     weights: flags.Weights = None,
     page_size: flags.PageSize = None,
     threads: flags.Threads = None,
@@ -32,11 +33,10 @@ def verify(
     from kvist.verify.verify import CODECS, Row
     from kvist.verify.verify import verify as rows_of
 
-    options = flags.engine_options(
-        kv_cache_dtype=kv_cache_dtype, weights=weights, page_size=page_size, threads=threads,
+    config = EngineConfig.from_options(flags.engine_options(
+        kv_cache_dtype=kv_cache_dtype, policy=policy, weights=weights, page_size=page_size, threads=threads,
         speculative_config=speculative_config,
-    )  # fmt: skip
-    config = EngineConfig.from_options(options)
+    ))  # fmt: skip
     codecs = CODECS if config.kv_cache_dtype == "auto" else (config.kv_cache_dtype,)
     path = resolve(model)
     rows: list[Row] = []

@@ -18,11 +18,11 @@ from kvist.engine.branches import Family
 from kvist.engine.params import FinishReason, TokenLogprob, TokenOutput
 from kvist.engine.runner import Runner
 from kvist.engine.sampler import Row, Sampler
-from kvist.engine.sampling.logprobs import token_logprobs
 from kvist.engine.scheduler import Scheduler
 from kvist.engine.sequence import Sequence
 from kvist.engine.speculative.speculator import Speculator
 from kvist.events import EventChannel, EventKind
+from kvist.kernels.choosing import Rating
 from kvist.kernels.program import Floats
 
 Observer = Callable[[str, int, Floats], None]
@@ -58,7 +58,7 @@ class Answers:
         self.observe: Observer | None = None
         self._runner, self._manager, self._scheduler, self._events = runner, manager, scheduler, events
         self._keep = keep  # False: the uncached baseline
-        self._sampler = Sampler()
+        self.sampler = Sampler(runner.executable.chooser)
 
     def take(self, step: list[tuple[Sequence, Piece]], logits: Floats, likeliest: list[int]) -> list[TokenOutput]:
         """Hand the rows of a step to the sequences that asked for them; what each request got."""
@@ -69,12 +69,12 @@ class Answers:
             wanted = {"none": 0, "last": 1, "all": len(piece.tokens)}[piece.logits]
             own = logits[row : row + wanted]
             if sequence.reads_prompt:
-                _read_prompt(sequence, piece.start, own)
+                self._read_prompt(sequence, piece.start, own)
             if sequence.computed == len(sequence.tokens):
                 own, known = own[-1 - piece.drafts :], likeliest[row + wanted - 1 - piece.drafts : row + wanted]
                 request, drafts = self.requests[sequence.request_id], piece.tokens[len(piece.tokens) - piece.drafts :]
                 if isinstance(request, BeamSearch):
-                    request.note(sequence, own[0])
+                    request.note(sequence, own[0], self.sampler)
                     self._forget_computed(sequence)
                     searches[request] = None
                 else:
@@ -82,11 +82,23 @@ class Answers:
                     turns += [_Turn(branch, drafts, own, known) for branch in branches]
             row += wanted
         known = [turn.sequence.takes_likeliest and -1 not in turn.likeliest for turn in turns]  # the loop found them
-        rows = [row for turn, found in zip(turns, known, strict=True) if not found for row in _rows(turn)]
-        chosen = iter(self._sampler.choose(rows) if rows else ())
+        drawn = iter(
+            self.sampler.choose(
+                row for turn, found in zip(turns, known, strict=True) if not found for row in _rows(turn)
+            )
+        )
+        chosen = [
+            turn.likeliest if found else [next(drawn) for _ in turn.likeliest]
+            for turn, found in zip(turns, known, strict=True)
+        ]
+        rated = iter(
+            self.sampler.logprobs(
+                rating for turn, tokens in zip(turns, chosen, strict=True) for rating in _ratings(turn, tokens)
+            )
+        )
         outputs: list[TokenOutput] = []
-        for turn, found in zip(turns, known, strict=True):
-            outputs += self._take_turn(turn, turn.likeliest if found else [next(chosen) for _ in turn.likeliest])
+        for turn, tokens in zip(turns, chosen, strict=True):
+            outputs += self._take_turn(turn, tokens, [next(rated) if _is_rated(turn) else None for _ in tokens])
         for search in searches:
             outputs += self._advance(search)
         return outputs
@@ -110,12 +122,23 @@ class Answers:
             self._finish(request, sequence, "abort")
         return True
 
-    def _take_turn(self, turn: _Turn, chosen: list[int]) -> list[TokenOutput]:
+    def _read_prompt(self, sequence: Sequence, start: int, logits: Floats) -> None:
+        """Take log-probabilities of the prompt's tokens from rows (n, vocab) at positions from `start` on."""
+        collected, count = sequence.prompt_logprobs, sequence.params.prompt_logprobs
+        assert collected is not None and count is not None
+        new = len(collected) - start  # what was read before a preemption is not again
+        assert new >= 0, "a prompt is read from where it was read to"
+        rows = zip(logits[new:], sequence.tokens[len(collected) + 1 : sequence.prompt_length], strict=False)
+        collected += self.sampler.logprobs(Rating(row, -1, token, count) for row, token in rows)
+
+    def _take_turn(
+        self, turn: _Turn, chosen: list[int], rated: list[tuple[TokenLogprob, ...] | None]
+    ) -> list[TokenOutput]:
         """Give a sequence its tokens, while its drafts are right; decide whether it ends."""
         sequence, drafts = turn.sequence, turn.drafts
         outputs: list[TokenOutput] = []
         for i, token in enumerate(chosen):
-            outputs.append(self._append(sequence, token, turn.logits[i]))
+            outputs.append(self._append(sequence, token, turn.logits[i], rated[i]))
             if outputs[-1].finish_reason or i == len(drafts) or token != drafts[i]:
                 break
         reason, accepted = outputs[-1].finish_reason, len(outputs) - 1
@@ -135,15 +158,15 @@ class Answers:
             self._forget_computed(sequence)
         return outputs
 
-    def _append(self, sequence: Sequence, token: int, logits: Floats) -> TokenOutput:
+    def _append(
+        self, sequence: Sequence, token: int, logits: Floats, rated: tuple[TokenLogprob, ...] | None
+    ) -> TokenOutput:
         """Give a sequence its next token, chosen from logits (vocab,); say why it ends, if it does."""
         if self.observe is not None:
             self.observe(sequence.request_id, len(sequence.tokens), logits)
         params, metrics, first = sequence.params, sequence.metrics, sequence.generated == 0
-        found: tuple[TokenLogprob, ...] | None = None
-        if params.logprobs is not None or params.branches > params.n:
-            found = token_logprobs(logits, token, params.logprobs or 0)
-            sequence.cumulative += found[0].logprob
+        if rated is not None:
+            sequence.cumulative += rated[0].logprob
         sequence.tokens.append(token)
         if sequence.alterations is not None:
             sequence.alterations.add(token)
@@ -153,12 +176,12 @@ class Answers:
         if self._events.listening:
             self._events.emit(EventKind.REQUEST_TOKEN, request=sequence.request_id, detail=token)
         reason, why = _ending(sequence, token)
-        if found is None and sequence.prompt_logprobs is None:
+        if rated is None and sequence.prompt_logprobs is None:
             return TokenOutput(sequence.request_id, token, reason, metrics, sequence.index, why)
         return TokenOutput(
             sequence.request_id, token, reason, metrics, sequence.index, why,
-            logprobs=None if params.logprobs is None else found,
-            cumulative_logprob=None if found is None else sequence.cumulative,
+            logprobs=None if params.logprobs is None else rated,
+            cumulative_logprob=None if rated is None else sequence.cumulative,
             prompt_logprobs=None if sequence.prompt_logprobs is None or not first else tuple(sequence.prompt_logprobs),
         )  # fmt: skip
 
@@ -207,13 +230,19 @@ def _rows(turn: _Turn) -> list[Row]:
     ]
 
 
-def _read_prompt(sequence: Sequence, start: int, logits: Floats) -> None:
-    """Take log-probabilities of the prompt's tokens from rows (n, vocab) at positions from `start` on."""
-    collected, count = sequence.prompt_logprobs, sequence.params.prompt_logprobs
-    assert collected is not None and count is not None
-    for position, row in enumerate(logits, start):
-        if position == len(collected) < sequence.prompt_length - 1:  # what was read before a preemption is not again
-            collected.append(token_logprobs(row, sequence.tokens[position + 1], count))
+def _is_rated(turn: _Turn) -> bool:
+    """Whether log-probabilities of its tokens are asked for, or decide which branches are the best."""
+    params = turn.sequence.params
+    return params.logprobs is not None or params.branches > params.n
+
+
+def _ratings(turn: _Turn, tokens: list[int]) -> list[Rating]:
+    """A turn's rows and tokens, where they are rated."""
+    if not _is_rated(turn):
+        return []
+    count = turn.sequence.params.logprobs or 0
+    rows = zip(turn.logits, turn.likeliest, tokens, strict=True)
+    return [Rating(logits, known, token, count) for logits, known, token in rows]
 
 
 def _ending(sequence: Sequence, token: int) -> tuple[FinishReason | None, int | str | None]:

@@ -22,12 +22,10 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from kvist.cache.manager import CacheManager
 from kvist.engine.params import BeamSearchParams, FinishReason, RequestMetrics, SamplingParams
-from kvist.engine.sampling.blocks import Ids
-from kvist.engine.sampling.logprobs import likeliest_logprobs
+from kvist.engine.sampler import Sampler
 from kvist.engine.scheduler import Scheduler
 from kvist.engine.sequence import Sequence
 from kvist.kernels.program import Floats
@@ -72,11 +70,11 @@ class BeamSearch:
         self._salt = salt
         self.open = [self._sequence(list(prompt), 0.0)]
         self.finished: list[Hypothesis] = []
-        self._found: dict[Sequence, tuple[Ids, npt.NDArray[np.float64]]] = {}
+        self._found: dict[Sequence, tuple[list[int], list[float]]] = {}
 
-    def note(self, beam: Sequence, logits: Floats) -> None:
+    def note(self, beam: Sequence, logits: Floats, sampler: Sampler) -> None:
         """Keep the candidates of a beam from its last row of logits (vocab,)."""
-        self._found[beam] = likeliest_logprobs(logits, min(self._looked_at, len(logits)))
+        self._found[beam] = sampler.likeliest(logits, min(self._looked_at, len(logits)))
 
     @property
     def complete(self) -> bool:
@@ -109,12 +107,14 @@ class BeamSearch:
     def _best(self) -> list[_Step]:
         """The best candidates of all beams, best first."""
         tables = [self._found[beam] for beam in self.open]
-        sums = np.stack([beam.cumulative + logprobs for beam, (_, logprobs) in zip(self.open, tables, strict=True)])
+        sums = np.stack(
+            [beam.cumulative + np.array(logprobs) for beam, (_, logprobs) in zip(self.open, tables, strict=True)]
+        )
         best = np.argsort(-sums.ravel(), kind="stable")[: self._looked_at]
         steps = []
         for i in best.tolist():
             place, rank = divmod(i, sums.shape[1])
-            steps.append(_Step(self.open[place], int(tables[place][0][rank]), float(sums[place, rank])))
+            steps.append(_Step(self.open[place], tables[place][0][rank], float(sums[place, rank])))
         return steps
 
     def _finish(self, step: _Step, length: int) -> None:

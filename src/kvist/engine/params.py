@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from kvist.cache.report import ReuseReport
 from kvist.engine.checks import flag, is_whole, number, whole
@@ -205,8 +205,7 @@ class RequestMetrics:
         return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else None
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
+class TokenLogprob(NamedTuple):
     """How likely a token was: log-probability in nats, and its place among all tokens, from 1."""
 
     token_id: int

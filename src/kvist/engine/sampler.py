@@ -1,22 +1,19 @@
-"""Choose the tokens of a step: each from its row of logits as if it were alone (see `sampling`)."""
+"""Choose the tokens of a step, each from its row of logits as if it were alone, and rate them (see `sampling`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
+from typing import NamedTuple
 
-import numpy as np
-
-from kvist.engine.params import SamplingParams
+from kvist.engine.params import SamplingParams, TokenLogprob
 from kvist.engine.sampling.alterations import Alterations
-from kvist.engine.sampling.blocks import block_sums, check_finite
 from kvist.engine.sampling.draws import uniform
-from kvist.engine.sampling.filters import draw, draw_from_all, weights_of
+from kvist.kernels.choosing import Chooser, Draw, Rated, Rating
 from kvist.kernels.program import Floats
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """All that a token depends on: logits (vocab,) and the rest.
 
     likeliest: the index of the largest logit if it is known and all are finite (a kernel finds it sooner), else -1.
@@ -33,31 +30,44 @@ class Row:
 
 
 class Sampler:
-    """Chooses tokens; it keeps room for one row of weights and one of altered logits."""
+    """Asks a chooser for the tokens of requests, and for their log-probabilities: all rows of a step at once."""
 
-    def __init__(self) -> None:
-        self._weights = self._altered = np.empty(0, np.float32)
+    def __init__(self, chooser: Chooser) -> None:
+        self._chooser = chooser
 
-    def choose(self, rows: Sequence[Row]) -> list[int]:
+    def choose(self, rows: Iterable[Row]) -> list[int]:
         """A token for each row. Greedy: the largest, the first of equals. Otherwise a draw from the kept tokens."""
-        with np.errstate(over="ignore"):  # a low temperature: all but the likeliest are infinitely unlikely
-            return [self._choose(row) for row in rows]
+        asked = [_draw(row) for row in rows]
+        return self._chooser.draw(asked) if asked else []
 
-    def _choose(self, row: Row) -> int:
-        params, logits, best = row.params, row.logits, row.likeliest
-        if row.alterations is not None:
-            if len(self._altered) != len(logits):
-                self._altered = np.empty(len(logits), np.float32)
-            logits, best = row.alterations.apply(logits, row.ahead, self._altered), -1
-        if best < 0:
-            best = int(logits.argmax())
-            check_finite(float(logits[best]))  # argmax finds a NaN wherever it is
-        if params.greedy:
-            return best
-        if len(self._weights) != len(logits):
-            self._weights = np.empty(len(logits), np.float32)
-        top, number = float(logits[best]), uniform(row.seed, row.position)
-        if params.filters:
-            return draw(logits, top, params, number, self._weights)
-        weights = weights_of(logits, top, params.temperature, self._weights)
-        return draw_from_all(weights, block_sums(weights).astype(np.float64).cumsum(), number)
+    def logprobs(self, rows: Iterable[Rating]) -> list[tuple[TokenLogprob, ...]]:
+        """Of each row's token, then of as many of the likeliest as are asked for (it may be among them).
+
+        From the logits as the model gave them: no temperature, no penalties, no filters.
+        """
+        asked = list(rows)
+        found = self._chooser.rate(asked) if asked else []
+        return [_told(row.token, rated) for row, rated in zip(asked, found, strict=True)]
+
+    def likeliest(self, logits: Floats, count: int) -> tuple[list[int], list[float]]:
+        """The likeliest tokens of a row, of equals the lower id, and their log-probabilities."""
+        found = self._chooser.rate([Rating(logits, -1, -1, count)])[0]
+        return found.ids, found.logprobs
+
+
+def _draw(row: Row) -> Draw:
+    params = row.params
+    changes = None if row.alterations is None else row.alterations.changes(row.ahead)
+    if params.greedy:
+        return Draw(row.logits, row.likeliest, 0.0, 0, 1.0, 0.0, 1.0, 0.0, changes)
+    return Draw(
+        row.logits, row.likeliest, params.temperature, max(params.top_k, 0), params.top_p, params.min_p,
+        params.typical_p, uniform(row.seed, row.position), changes,
+    )  # fmt: skip
+
+
+def _told(token: int, rated: Rated) -> tuple[TokenLogprob, ...]:
+    """A `TokenLogprob` of each, made without a call of Python for each: there may be a thousand in a step."""
+    own = (token, rated.logprob, rated.rank)
+    others = zip(rated.ids, rated.logprobs, range(1, len(rated.ids) + 1), strict=True)
+    return tuple(map(tuple.__new__, repeat(TokenLogprob), chain([own], others)))

@@ -17,53 +17,18 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kvist.kernels.weight import BLOCK_TYPES as BLOCK_TYPES
+from kvist.kernels.weight import BlockType as BlockType
+from kvist.kernels.weight import Floats as Floats
+from kvist.kernels.weight import FloatType as FloatType
+from kvist.kernels.weight import Weight as Weight
+from kvist.kernels.weight import WeightType as WeightType
+
 if TYPE_CHECKING:
     from kvist.cache.pool import PagePool
+    from kvist.kernels.choosing import Chooser
 
-FloatType = Literal["f32", "f16", "bf16"]
-BlockType = Literal["q8_0", "q4_0", "q4_1", "q4_k", "q6_k"]
-WeightType = FloatType | BlockType
 Activation = Literal["silu", "gelu_tanh", "gelu"]
-Floats = npt.NDArray[np.float32]
-
-BLOCK_TYPES: dict[str, tuple[int, int]] = {
-    "q8_0": (32, 34),
-    "q4_0": (32, 18),
-    "q4_1": (32, 20),
-    "q4_k": (256, 144),
-    "q6_k": (256, 210),
-}
-"""Block-quantised types: numbers in a block, bytes of a block. A row is a whole number of blocks."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Weight:
-    """A matrix as rows of outputs, C-contiguous.
-
-    data: (rows, columns) of a float type (bf16 is held as uint16), or uint8 (rows, bytes a row) of a block-quantised
-    one, as its file has it.
-    """
-
-    data: npt.NDArray[np.generic]
-    dtype: WeightType
-
-    @property
-    def rows(self) -> int:
-        """Outputs."""
-        return int(self.data.shape[0])
-
-    @property
-    def columns(self) -> int:
-        """Inputs, a multiple of 16."""
-        if self.dtype not in BLOCK_TYPES:
-            return int(self.data.shape[1])
-        numbers, size = BLOCK_TYPES[self.dtype]
-        return int(self.data.shape[1]) // size * numbers
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes from one row to the next."""
-        return int(self.data.strides[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +109,10 @@ class Attend:
     """out = softmax(scale * q K^T) V over positions 0..t of the row's sequence, or t - window + 1..t.
 
     K and V are read from the pages of `layer`. softcap: scores s become cap * tanh(s / cap) (Gemma 2). sinks: a score
-    of each query head, float32 (heads,), that takes part in the softmax and weighs no value (gpt-oss).
+    of each query head, float32 (heads,), that takes part in the softmax and weighs no value (gpt-oss). first: positions
+    at the beginning that a row with a window sees as well (StreamingLLM, Xiao et al. 2023), as far as they are not in
+    its window, and as if they stood right before it: where its own distance to them would be larger, `turn`, the angles
+    of positions 0.., turns q back (None: q is not turned).
     """
 
     q: Buffer
@@ -154,6 +122,8 @@ class Attend:
     window: int | None = None
     softcap: float | None = None
     sinks: Floats | None = None
+    first: int = 0
+    turn: Rotary | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -275,10 +245,11 @@ class Executable(Protocol):
         """Run one step; float32 logits (sampled rows, vocab), valid until the next run."""
 
     def likeliest(self) -> npt.NDArray[np.int64]:
-        """Of each row of the last run's logits the index of the largest, the first of equals.
+        """Of each row of the last logits the largest, the first of equals; -1: not known, or not all are finite."""
 
-        -1 where it is not known, or a logit is not finite.
-        """
+    @property
+    def chooser(self) -> Chooser:
+        """What chooses tokens from logits, on the same threads. Not during a run."""
 
 
 class Backend(Protocol):

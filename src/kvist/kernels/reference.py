@@ -29,11 +29,13 @@ from kvist.kernels.program import (
     Matmul,
     Norm,
     Program,
+    Rotary,
     RotaryStore,
     SequenceRows,
     Weight,
     WeightType,
 )
+from kvist.kernels.reference_choosing import ReferenceChooser
 
 Array = npt.NDArray[np.float64]
 
@@ -114,6 +116,11 @@ class ReferenceExecutable:
         """See `kernels.program.Executable`."""
         return self._likeliest
 
+    @property
+    def chooser(self) -> ReferenceChooser:
+        """See `kernels.program.Executable`."""
+        return ReferenceChooser()
+
     def _pool_of(self, layer: int) -> tuple[int, PagePool]:
         """The group of a layer, and its pages."""
         return next((i, pool) for i, pool in enumerate(self._pools) if pool.layout.layers[layer] is not None)
@@ -156,12 +163,26 @@ class ReferenceExecutable:
                 seen = slice(max(0, end - op.window) if op.window else 0, end)
                 for head in range(kv_head * group, (kv_head + 1) * group):
                     scores = K[seen] @ rows[r, head] * op.scale
+                    value = V[seen]
+                    if kept := min(op.first, seen.start):
+                        query = _turned_back(op.turn, rows[r, head], end - 1 - (op.first + (op.window or 0) - 1))
+                        scores = np.concatenate([K[:kept] @ query * op.scale, scores])
+                        value = np.concatenate([V[:kept], value])
                     scores = scores if op.softcap is None else op.softcap * np.tanh(scores / op.softcap)
                     top = scores.max() if op.sinks is None else max(scores.max(), op.sinks[head])
                     p = np.exp(scores - top)
                     rest = 0.0 if op.sinks is None else np.exp(op.sinks[head] - top)
-                    out[r, head] = p @ V[seen] / (p.sum() + rest)
+                    out[r, head] = p @ value / (p.sum() + rest)
         return out.reshape(sequence.count, -1)
+
+
+def _turned_back(turn: Rotary | None, q: Array, back: int) -> Array:
+    """A query as if it stood `back` positions earlier."""
+    if turn is None or back <= 0:
+        return q
+    a, b, rest = np.split(q, [turn.half, 2 * turn.half])
+    cos, sin = turn.cos[back].astype(np.float64), turn.sin[back].astype(np.float64)
+    return np.concatenate([a * cos + b * sin, b * cos - a * sin, rest])
 
 
 def _norm(op: Norm, x: Array) -> Array:

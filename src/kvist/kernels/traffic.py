@@ -83,17 +83,21 @@ class StepSize:
     @staticmethod
     def of(batch: BatchMetadata, sampled: int) -> StepSize:
         """The size of a batch of which `sampled` rows give logits."""
-        sequences = batch.sequences
+        return StepSize.over([(s.position, s.count) for s in batch.sequences], sampled)
+
+    @staticmethod
+    def over(sequences: Sequence[tuple[int, int]], sampled: int) -> StepSize:
+        """The size of a step over sequences of (position, count), of which `sampled` rows give logits."""
         return StepSize(
-            len(batch.tokens),
+            sum(count for _, count in sequences),
             sampled,
-            sum(s.position + s.count for s in sequences),
-            sum(s.count * s.position + s.count * (s.count + 1) // 2 for s in sequences),
-            tuple((s.position, s.count) for s in sequences),
+            sum(position + count for position, count in sequences),
+            sum(count * position + count * (count + 1) // 2 for position, count in sequences),
+            tuple(sequences),
         )
 
-    def within(self, window: int | None) -> tuple[int, int]:
-        """positions and seen where a row sees the last `window` positions only, its own included."""
+    def within(self, window: int | None, first: int = 0) -> tuple[int, int]:
+        """positions and seen where a row sees the last `window` positions, its own included, and the `first` ones."""
         if window is None:
             return self.positions, self.seen
         positions = sum(min(position + count, window + count - 1) for position, count in self.sequences)
@@ -101,6 +105,9 @@ class StepSize:
         for position, count in self.sequences:
             short = min(count, max(0, window - position))  # rows that see all there is
             seen += short * position + short * (short + 1) // 2 + (count - short) * window
+            before = range(position - window + 1, position + count - window + 1)  # positions in front of each window
+            seen += sum(min(first, max(0, here)) for here in before) if first else 0
+            positions += min(first, max(0, before.start))
         return positions, seen
 
 
@@ -171,16 +178,17 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layouts: S
                 operations=rows * heads * half * 6,
             )  # fmt: skip
         case Attend():
-            positions, seen = size.within(op.window)
+            positions, seen = size.within(op.window, op.first)
             return Traffic(
                 pages_read=positions * _slot_bytes(layouts, op.layer),
                 operations=program.num_heads * seen * (4 * program.head_dim + (3 if op.softcap else 0)),
             )
         case Experts():
-            first, used = op.experts[0], min(len(op.experts), rows * op.chosen)  # experts that may all be met
+            first, count = op.experts[0], len(op.experts)
+            used = count * (1 - (1 - op.chosen / count) ** rows)  # that rows choose, if they choose evenly
             held = sum(w.data.nbytes for w in (first.gate, first.up, first.down))
             numbers = sum(w.rows * w.columns for w in (first.gate, first.up, first.down))
-            return Traffic(weights=used * held, operations=2 * rows * op.chosen * numbers)
+            return Traffic(weights=round(used * held), operations=2 * rows * op.chosen * numbers)
         case Cap():
             return Traffic(operations=3 * rows * op.out.width)
         case Gate():

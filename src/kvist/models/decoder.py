@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from kvist.cache.policy import Span
 from kvist.kernels.program import (
     Attend,
     Buffer,
@@ -28,26 +29,35 @@ Vectors = Mapping[str, Floats]
 
 
 def build_program(
-    config: ModelConfig, matrices: Matrices, vectors: Vectors, rotary: Rotary | None, local: Rotary | None = None
+    config: ModelConfig,
+    matrices: Matrices,
+    vectors: Vectors,
+    rotary: Rotary | None,
+    local: Rotary | None = None,
+    spans: Sequence[Span] | None = None,
+    turns: tuple[Rotary | None, Rotary | None] = (None, None),
 ) -> Program:
     """Write the step of a model as a program.
 
     Embed; per layer attention and MLP, each added to the residual stream; norm and head on sampled rows.
 
     matrices and vectors are named by role: "embed", "layers.0.q", "layers.0.q.bias", ... (see `families`); biases may
-    be absent. local: rotary angles of the layers with a window, where they have their own.
+    be absent. local: rotary angles of the layers with a window, where they have their own. spans: what a token sees in
+    each layer (None: as the model has it). turns: angles that turn queries back towards sinks, and the local ones.
     """
-    return _Writer(config, matrices, vectors, rotary, local).program()
+    seen = spans or [Span(config.window(layer)) for layer in range(config.num_layers)]
+    return _Writer(config, matrices, vectors, rotary, local, seen, turns).program()
 
 
 class _Writer:
     """Writes the ops of one model. `x` is the residual stream, `h` what attention reads, `m` what the MLP reads."""
 
     def __init__(
-        self, config: ModelConfig, matrices: Matrices, vectors: Vectors, rotary: Rotary | None, local: Rotary | None
-    ) -> None:
+        self, config: ModelConfig, matrices: Matrices, vectors: Vectors, rotary: Rotary | None, local: Rotary | None,
+        spans: Sequence[Span], turns: tuple[Rotary | None, Rotary | None],
+    ) -> None:  # fmt: skip
         self._config, self._matrices, self._vectors = config, matrices, vectors
-        self._rotary, self._local = rotary, local
+        self._rotary, self._local, self._spans, self._turns = rotary, local, spans, turns
         hidden, inner = padded(config.hidden_size), padded(config.intermediate_size)
         heads = config.num_heads * config.stored_head_dim
         kv_heads = config.num_kv_heads * config.stored_head_dim
@@ -83,7 +93,7 @@ class _Writer:
         return [*before, *self._attention(layer, h), *between, *self._mlp(at, m)]
 
     def _attention(self, layer: int, h: Buffer) -> list[Op]:
-        config, at, window = self._config, f"layers.{layer}.", self._config.window(layer)
+        config, at, (window, first) = self._config, f"layers.{layer}.", self._spans[layer]
         q, k, v, a = self._q, self._k, self._v, self._a
         ops: list[Op] = [self._linear(at + "q", h, q), self._linear(at + "k", h, k), self._linear(at + "v", h, v)]
         if config.query_key_norm != "none":
@@ -92,11 +102,21 @@ class _Writer:
                 self._norm(at + "q_norm", q, q, config.num_heads, heads),
                 self._norm(at + "k_norm", k, k, config.num_kv_heads, heads),
             ]
-        rotary = self._rotary if window is None or self._local is None else self._local
+        local = config.window(layer) is not None and self._local is not None
         sinks = self._vectors[at + "sinks"] if config.sinks else None
         ops += [
-            RotaryStore(q, k, v, layer, rotary),
-            Attend(q, a, layer, config.attention_scale, window, config.attention_softcap, sinks),
+            RotaryStore(q, k, v, layer, self._local if local else self._rotary),
+            Attend(
+                q,
+                a,
+                layer,
+                config.attention_scale,
+                window,
+                config.attention_softcap,
+                sinks,
+                first,
+                self._turns[local] if first else None,
+            ),
         ]
         return ops + self._added(at + "o", a, at + "attention_post_norm")
 

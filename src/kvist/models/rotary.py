@@ -78,18 +78,29 @@ def rotary_tables(config: ModelConfig, positions: int, divisors: Floats | None =
     """Cosines and sines of positions 0..positions-1; None for learned positions.
 
     divisors: one per pair, when a file brings its own scaling (GGUF's ``rope_freqs``). The angle is the float32
-    product of position and frequency, as these models were trained with.
+    product of position and frequency, as these models were trained with; of positions beyond those they were trained
+    for it is the float64 product, since differences of large rounded angles would be wrong.
     """
     if config.positions != "rotary" or config.rotary_dim == 0:
         return None
-    frequency = frequencies(config, positions)
+    frequency = frequencies(config, min(positions, config.max_positions))
     if divisors is not None:
         frequency = (frequency / divisors).astype(np.float32)
     angles = np.arange(positions, dtype=np.float32)[:, None] * frequency[None]
     wide = angles.astype(np.float64)
+    beyond = np.arange(config.max_positions, positions, dtype=np.float64)
+    wide[config.max_positions :] = beyond[:, None] * frequency[None].astype(np.float64)
     size = np.float32(1.0 if config.rope_scaling is None else config.rope_scaling.attention_factor)
     cos, sin = (np.ascontiguousarray(table, np.float32) for table in (np.cos(wide), np.sin(wide)))
     return Rotary((cos * size).astype(np.float32), (sin * size).astype(np.float32))
+
+
+def unstretched(tables: Rotary | None, config: ModelConfig) -> Rotary | None:
+    """The same angles where some scalings stretch what they turn as well: these turn only."""
+    if tables is None or config.rope_scaling is None:
+        return tables
+    size = np.float32(config.rope_scaling.attention_factor)
+    return Rotary(tables.cos / size, tables.sin / size)
 
 
 def local_rotary_tables(config: ModelConfig, positions: int) -> Rotary | None:

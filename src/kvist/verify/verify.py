@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from kvist.cache.policy import policy
 from kvist.config import EngineConfig
 from kvist.kernels.program import Backend
 from kvist.models.load import Model
@@ -51,9 +52,10 @@ def verify(
     """Yield a row for each scenario and codec; `starting` is told before each.
 
     Quick: shorter prompts, 8 generated tokens. Where the config has a speculative_config (draft: its model) there is a
-    scenario more; all others run without it.
+    scenario more; all others run without it. Pages that the policy does not take are left out.
     """
     scenarios = SCENARIOS if config.speculative_config is None else (*SCENARIOS, AS_GIVEN)
+    scenarios = tuple(scenario for scenario in scenarios if policy(config.policy).takes(scenario.page_size))
     lengths, few, generated = (QUICK_LENGTHS, QUICK_FEW, 8) if quick else (LENGTHS, FEW, 32)
     room = min(model.config.max_positions, config.max_model_len or model.config.max_positions)
     lengths, few = (tuple(n for n in sizes if n + 3 * generated + 8 <= room) for sizes in (lengths, few))
@@ -69,7 +71,8 @@ def verify(
             starting(scenario.name, name)
             begin = time.perf_counter()
             found = scenario.run(bench, expected)
-            yield Row(scenario.name, name, "full", found.logits, found.bits, round(time.perf_counter() - begin, 3))
+            seconds = round(time.perf_counter() - begin, 3)
+            yield Row(scenario.name, name, config.policy, found.logits, found.bits, seconds)
 
 
 def make_prompt(length: int, vocab_size: int) -> Prompt:

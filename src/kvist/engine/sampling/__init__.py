@@ -6,15 +6,14 @@
                         │
                         ├─ greedy: the largest, the first of equals               the compiled loop knows it already
                         │
-                        └─ weights = exp((logit - largest) / temperature)         float32, each by itself
+                        └─ weights = exp((logit - largest) / temperature)         each by itself; their sums are exact
                              └─ filters: top_k, top_p, min_p, typical_p           each over what the one before it left
                                   └─ draws: one number of (seed, position) picks one of what is left
 
 No batch, no history but the sequence's own, no order of requests. So a request gives the same tokens alone, in a
 batch, after a preemption, and where its tokens were drafted.
 
-A vocabulary of 50,000 is read two or three times for each row and never sorted: `blocks` cuts it into columns of 64
-tokens, and whoever looks for the likeliest tokens looks into the few columns that can hold one. Rows are taken one
-after the other, each with operations over its whole vocabulary: a row of 192 KB stays in the processor's cache
-between its passes, which the 12 MB of 64 rows do not (drawing for all rows in one go was slower).
+Here is what a request asks for; what a token is by definition stands in `kernels.choosing`, and a chooser takes
+all rows of a step at once. A vocabulary of 50,000 is never sorted: a filter is a search for the weight where a sum is
+reached (`kernels.cpu.select`).
 """

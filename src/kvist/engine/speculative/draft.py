@@ -53,7 +53,7 @@ class DraftProposer:
         self.seconds = 0.0
         self._longest, self._budget = longest, budget
         self._followers: dict[Sequence, _Follower] = {}
-        self._sampler = Sampler()
+        self._sampler = Sampler(runner.executable.chooser)
 
     def propose(self, limits: Mapping[Sequence, int]) -> dict[Sequence, list[int]]:
         """See `Proposer`."""

@@ -16,6 +16,7 @@ ARG = 4  # the first argument
 PLAN, EMBED, RMS_NORM, LAYER_NORM, MATMUL, ROTARY_STORE, ATTEND, MERGE, GATE, LIKELIEST, CAP = range(1, 12)
 CHOOSE, PLACE, GATHER, EXPERTS, COMBINE = range(12, 17)  # of a mixture of experts
 READ, FMA_PEAK, CONVERT, FIND_NONFINITE = range(20, 24)
+DRAW, RATE = range(24, 26)  # tokens from rows of logits; log-probabilities
 
 # --- the context ----------------------------------------------------------------------------------------------------
 (
@@ -58,6 +59,33 @@ SEQ_ROW, SEQ_TOKENS, SEQ_POSITION, SEQ_PAGES, SEQ_STRIDE = range(5)
 # --- a piece of attention: a tile of query rows and a range of splits -----------------------------------------------
 ITEM_SLOTS = 8
 ITEM_ROW, ITEM_TOKENS, ITEM_POSITION, ITEM_PAGES, ITEM_STRIDE, ITEM_FROM, ITEM_TO, ITEM_PARTIAL = range(8)
+
+# --- a row of logits that a token is chosen from: int64, then float64 -----------------------------------------------
+(
+    DRAW_LOGITS,
+    DRAW_SIZE,
+    DRAW_LIKELIEST,  # -1: not known
+    DRAW_ALONE,  # whether no other row lies there: it may be changed for a while
+    DRAW_IDS,  # address of int64
+    DRAW_VALUES,  # address of float32, one for each
+    DRAW_HELD,  # how many ids become minus infinity; are biased, next; are penalised, last
+    DRAW_BIASED,
+    DRAW_SEEN,
+    DRAW_REPETITION,
+    DRAW_PRESENCE,
+    DRAW_FREQUENCY,
+    DRAW_INVERSE,  # 1 / temperature; 0: greedy
+    DRAW_TOP_K,
+    DRAW_TOP_P,
+    DRAW_MIN_P,
+    DRAW_TYPICAL_P,
+    DRAW_NUMBER,  # from 0 to 1
+    DRAW_SLOTS,
+) = range(19)
+
+# --- a row whose log-probabilities are asked for; its results, int64 or float64, then ids of the likeliest
+RATE_LOGITS, RATE_SIZE, RATE_LIKELIEST, RATE_TOKEN, RATE_COUNT, RATE_OUT, RATE_LOGITS_OUT = range(7)
+RATED_LARGEST, RATED_TOP, RATED_SUM, RATED_RANK, RATED_LOGIT, RATED_IDS = range(6)
 
 EVERYTHING = 1 << 40  # the window of a row that sees all positions
 TILE = 64  # positions of a tile, at multiples of 64

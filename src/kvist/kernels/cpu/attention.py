@@ -26,12 +26,13 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.attention_extras import cap_scores, hide_before, join_sink
+from kvist.kernels.cpu.attention_extras import block_at, cap_scores, hide_before, join_sink
+from kvist.kernels.cpu.attention_first import make_attend_first
 from kvist.kernels.cpu.attention_plan import ITEM_BYTES
 from kvist.kernels.cpu.attention_row import LOWEST, finish, fold, softmax_row
 from kvist.kernels.cpu.attention_rows import make_copy_tile, make_score_rows, make_weigh_rows
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.scalar import arg, arg_f32, get_i32, put_f32, slot
+from kvist.kernels.cpu.scalar import arg, arg_f32, put_f32, slot
 from kvist.kernels.cpu.vector import mul, splat
 from kvist.kernels.cpu.vector_memory import ITEMSIZE, load_f32, store_f32
 
@@ -39,17 +40,9 @@ TILE, SPLIT = abi.TILE, abi.SPLIT
 FEW_ROWS = 8  # up to here a copy of the tile does not pay
 
 
-@jit
-def block_at(pages: int, position: int, page_size: int, page_bytes: int, head: int, block_bytes: int) -> int:
-    """Address of the block of sixteen slots that holds a position; head: the address of the KV head in page 0."""
-    page = get_i32(pages + position // page_size * 4)
-    return head + page * page_bytes + position % page_size // 16 * block_bytes
-
-
-def make_attend_tile(dtype: str) -> Any:
+def make_attend_tile(dtype: str, score_few: Any, weigh_few: Any) -> Any:
     """One tile of positions for all rows of an item that may see it."""
     itemsize, copy_tile = ITEMSIZE[dtype], make_copy_tile(dtype)
-    score_few, weigh_few = make_score_rows(dtype, True), make_weigh_rows(dtype, True)
     score_many, weigh_many = make_score_rows("f32", False), make_weigh_rows("f32", False)
 
     @jit
@@ -180,7 +173,9 @@ def scale_rows(source: int, stride: int, rows: int, group: int, dims: int, scale
 
 def make_attend(dtype: str) -> Any:
     """The kernel that computes one (item, KV head) over pages of `dtype`."""
-    itemsize, attend_tile = ITEMSIZE[dtype], make_attend_tile(dtype)
+    itemsize, score_few, weigh_few = ITEMSIZE[dtype], make_score_rows(dtype, True), make_weigh_rows(dtype, True)
+    attend_tile = make_attend_tile(dtype, score_few, weigh_few)
+    attend_first = make_attend_first(dtype, score_few, weigh_few)
 
     @jit
     def attend(ctx: int, op: int, piece: int, tid: int) -> None:
@@ -211,16 +206,21 @@ def make_attend(dtype: str) -> Any:
             acc = slot(ctx, abi.PARTIALS) + at
             row_max = acc + rows * dims * 4
             row_sum = row_max + rows * 4
-        head_offset = kv_head * group * dims * 4
+        place = row * q_stride + kv_head * group * dims * 4
         # the piece that probably follows: its first tile is asked for during this one's last
         after = piece + 1 if piece + 1 < slot(ctx, abi.ITEMS) * kv_heads else piece
         follower = slot(ctx, abi.ITEM_TABLE) + (after // kv_heads) * ITEM_BYTES
         n_head = head + (after % kv_heads - kv_head) * page_size * dims * 2 * itemsize
         n_begin, n_live = first_tile(follower, window)
-        scale_rows(query + row * q_stride + head_offset, q_stride, rows, group, dims, splat(factor), q)
+        scale_rows(query + place, q_stride, rows, group, dims, splat(factor), q)
         last, oldest = position + tokens - 1, max(0, position - window + 1)
         for split in range(begin_split, last_split):
             clear(rows, dims, acc, row_max, row_sum)
+            if arg(op, 11) > 0:  # its queries go where many rows copy a tile to
+                attend_first(
+                    op, split, rows, group, position, pages, page_size, page_bytes, head, q, p, copy, acc, row_max,
+                    row_sum,
+                )  # fmt: skip
             end = min((split + 1) * (SPLIT // TILE), last // TILE + 1)
             for tile in range(max(split * (SPLIT // TILE), oldest // TILE), end):
                 attend_tile(
@@ -237,14 +237,22 @@ def make_attend(dtype: str) -> Any:
                             row_max + r * 4, row_sum + r * 4, dims, split == begins,
                         )  # fmt: skip
         if partial < 0:
-            for r in range(rows):
-                if sinks != 0:
-                    sink = sinks + (kv_head * group + r % group) * 4
-                    join_sink(sink, total + r * dims * 4, total_max + r * 4, total_sum + r * 4, dims)
-                target = out + (row + r // group) * q_stride + head_offset + (r % group) * dims * 4
-                finish(target, total + r * dims * 4, total_sum + r * 4, dims)
+            write_rows(out + place, q_stride, rows, group, dims, sinks, kv_head, total, total_max)
 
     return attend
+
+
+@jit
+def write_rows(
+    out: int, stride: int, rows: int, group: int, dims: int, sinks: int, kv_head: int, total: int, total_max: int
+) -> None:
+    """What the rows of an item have summed, divided; sinks: address of learned scores that take part (0: none)."""
+    total_sum = total_max + rows * 4
+    for r in range(rows):
+        acc = total + r * dims * 4
+        if sinks != 0:
+            join_sink(sinks + (kv_head * group + r % group) * 4, acc, total_max + r * 4, total_sum + r * 4, dims)
+        finish(out + r // group * stride + (r % group) * dims * 4, acc, total_sum + r * 4, dims)
 
 
 def make_unit(dtype: str) -> Any:

@@ -1,4 +1,4 @@
-"""What some families do to scores: soft caps, a window's lower edge, sinks. One query row at a time.
+"""Where a block lies, and what some families do to scores: soft caps, a window's lower edge, sinks. A row at a time.
 
 None of it knows more than the row's own position, so it keeps the contract: a row's bits depend on its position alone.
 """
@@ -7,9 +7,16 @@ from __future__ import annotations
 
 from kvist.kernels.cpu.attention_row import LOWEST
 from kvist.kernels.cpu.math import exp, jit, tanh
-from kvist.kernels.cpu.scalar import get_f32, put_f32
+from kvist.kernels.cpu.scalar import get_f32, get_i32, put_f32
 from kvist.kernels.cpu.vector import div, first, fma, keep_first, maximum, mul, splat, sub
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
+
+
+@jit
+def block_at(pages: int, position: int, page_size: int, page_bytes: int, head: int, block_bytes: int) -> int:
+    """Address of the block of sixteen slots that holds a position; head: the address of the KV head in page 0."""
+    page = get_i32(pages + position // page_size * 4)
+    return head + page * page_bytes + position % page_size // 16 * block_bytes
 
 
 @jit

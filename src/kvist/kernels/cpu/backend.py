@@ -11,6 +11,7 @@ import numpy.typing as npt
 from kvist.cache.pool import PagePool
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.build import Target
+from kvist.kernels.cpu.chooser import CpuChooser
 from kvist.kernels.cpu.compile import load_kernels
 from kvist.kernels.cpu.jobs import convert, find_nonfinite
 from kvist.kernels.cpu.lower import Lowering, Table
@@ -42,7 +43,7 @@ class CpuBackend:
 
     def prepare(self, types: Iterable[WeightType]) -> None:
         """See `kernels.program.Backend`."""
-        self.team.prepare(f"weights_{name}" for name in types)
+        self.team.prepare(["choosing", *(f"weights_{name}" for name in types)])
 
     def convert(self, jobs: Sequence[tuple[Weight, Weight]]) -> None:
         """See `kernels.program.Backend`."""
@@ -79,7 +80,7 @@ class CpuExecutable:
         })  # fmt: skip
         self._likeliest = memory["likeliest"]
         lowering = Lowering(program, pools, memory, memory["zeros"], self._likeliest, team.unit, team.threads)
-        self._program = program
+        self._program, self._chooser = program, CpuChooser(team)
         self._profile: Profile | None = None
         self._step, self._step_origins = lowering.table(program.ops)
         self._head, self._head_origins = lowering.table(program.ops[program.head :])
@@ -139,6 +140,11 @@ class CpuExecutable:
             logits.append(self._logits[: len(portion), : self._vocab].copy())
         self._chosen = np.full(wanted, -1)  # nobody has asked for it yet
         return np.concatenate(logits)
+
+    @property
+    def chooser(self) -> CpuChooser:
+        """See `kernels.program.Executable`."""
+        return self._chooser
 
     def likeliest(self) -> npt.NDArray[np.int64]:
         """See `kernels.program.Executable`."""

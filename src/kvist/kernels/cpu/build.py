@@ -27,6 +27,7 @@ ENTRY = "kvist_entry"  # symbol of a unit's entry: status f(result*, exception i
 ARGUMENTS = 4
 UNITS: dict[str, tuple[str, str | None]] = {
     "run": ("board", None),
+    "choosing": ("choosing", None),
     **{f"attend_{name}": ("attention", name) for name in DTYPES},
     **{f"weights_{name}": ("weights", name) for name in (*DTYPES, *BLOCK_TYPES)},
     **{f"experts_{name}": ("experts", name) for name in (*DTYPES, *BLOCK_TYPES)},

@@ -40,7 +40,7 @@ def pieces_of(code: int, ctx: int, op: int) -> int:
         return arg(op, 14) * ((arg(op, 2) + abi.EXPERT_ROWS - 1) // abi.EXPERT_ROWS)
     if code == abi.LIKELIEST or code == abi.CAP:
         return slot(ctx, abi.SAMPLED)
-    if code == abi.READ or code == abi.FMA_PEAK:
+    if code == abi.READ or code == abi.FMA_PEAK or code == abi.DRAW or code == abi.RATE:
         return arg(op, 1)
     if code == abi.CONVERT:
         return (arg(op, 1) + abi.CONVERT_ROWS - 1) // abi.CONVERT_ROWS

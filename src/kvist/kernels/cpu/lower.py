@@ -225,7 +225,8 @@ class Lowering:
         group, start, page_bytes, dtype = self._pages(op.layer)
         arguments = [
             self._at(op.q), self._stride(op.q), self._at(op.out), self.program.head_dim, start, bits(op.scale),
-            op.window or abi.EVERYTHING, bits(op.softcap or 0.0), sinks, page_bytes, group,
+            op.window or abi.EVERYTHING, bits(op.softcap or 0.0), sinks, page_bytes, group, op.first,
+            *((op.turn.half, self._address(op.turn.cos), self._address(op.turn.sin)) if op.turn else (0, 0, 0)),
         ]  # fmt: skip
         read, written = {op.q.name, f"pages {op.layer}", "items"}, {op.out.name, "partials"}
         return [

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.kernels.cpu import abi
+from kvist.kernels.cpu.logits import AHEAD
 from kvist.kernels.cpu.math import activate, jit, tanh
 from kvist.kernels.cpu.matmul import sampled_row
-from kvist.kernels.cpu.scalar import arg, arg_f32, get_f32, get_i32, put_f32, put_i64, slot
+from kvist.kernels.cpu.scalar import arg, arg_f32, get_f32, get_i32, prefetch, put_f32, put_i64, slot
 from kvist.kernels.cpu.vector import (
     add,
     div,
@@ -188,6 +189,7 @@ def likeliest(op: int, row: int) -> None:
         count = min(LIKELIEST_BLOCK, width - start)
         top = splat(LOWEST)
         for d in range(0, count, 16):
+            prefetch(x + (start + d) * 4 + AHEAD)
             v = keep_first(load_f32(x + (start + d) * 4), count - d, splat(LOWEST))
             top = maximum(top, v)
             total = fma(v, zero, total)  # what is not finite makes it NaN

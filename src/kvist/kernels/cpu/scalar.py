@@ -29,6 +29,7 @@ def _get(kind: Any, stored: Any) -> Any:
 get_i32: Callable[[int], int] = _get(types.int64, ir.IntType(32))
 get_i64: Callable[[int], int] = _get(types.int64, I64)
 get_f32: Callable[[int], float] = _get(types.float32, ir.FloatType())
+get_f64: Callable[[int], float] = _get(types.float64, ir.DoubleType())
 
 
 def _slot(first: int, kind: Any, stored: Any) -> Any:
@@ -48,6 +49,7 @@ def _slot(first: int, kind: Any, stored: Any) -> Any:
 
 
 slot: Callable[[int, int], int] = _slot(0, types.int64, I64)  # of the context, a sequence or an item
+slot_f64: Callable[[int, int], float] = _slot(0, types.float64, ir.DoubleType())
 arg: Callable[[int, int], int] = _slot(ARG, types.int64, I64)  # the index-th argument of an op
 arg_f32: Callable[[int, int], float] = _slot(ARG, types.float32, ir.FloatType())
 
@@ -85,6 +87,29 @@ def put_f32(typingctx: Any, address: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(types.int64, value), codegen
+
+
+@intrinsic
+def put_f64(typingctx: Any, address: Any, value: Any) -> Any:
+    """Store a float64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[1], pointer(builder, args[0], ir.DoubleType()))
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.float64), codegen
+
+
+@intrinsic
+def slot_f32(typingctx: Any, row: Any, index: Any) -> Any:
+    """A float64 slot rounded to float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        index = context.cast(builder, args[1], signature.args[1], types.int64)
+        place = builder.add(args[0], builder.mul(index, I64(8)))
+        return builder.fptrunc(builder.load(pointer(builder, place, ir.DoubleType())), ir.FloatType())
+
+    return types.float32(types.int64, index), codegen
 
 
 @intrinsic
