@@ -132,10 +132,10 @@ def test_names_of_methods() -> None:
     assert names("f16, k=int5,v=int4,bf16,k=f16, v=f32") == ["f16", "k=int5,v=int4", "bf16", "k=f16, v=f32"]
     assert methods(["bf16", "f16"]) == (REFERENCE, FLOOR, Method("bf16"))
     assert Method("f16").name == "f16" and Method("f16", "window:1024+4").name == "f16 window:1024+4"
-    assert "policy" not in Method("f16").options and Method("f16", "x").options["policy"] == "x"
+    assert methods(["f16"], ["full", "window:64"]) == (REFERENCE, FLOOR, Method("f16", "window:64+4"))
     with pytest.raises(UnknownNameError, match="bf16"):
         methods(["f17"])
-    with pytest.raises(UsageError):
+    with pytest.raises(UnknownNameError, match="window"):
         methods(["f16"], ["nonsense"])
     with pytest.raises(UsageError, match="auto"):
         methods(["auto"])
