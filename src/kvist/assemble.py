@@ -126,6 +126,7 @@ def assemble(
     engine_limits = EngineLimits(
         model.config.vocab_size, sizes.max_model_len, config.max_num_seqs, config.max_num_batched_tokens,
         frozenset((*model.config.eos_ids, *eos_ids)), config.seed, config.enable_cache, config.check_integrity,
+        config.policy,
     )  # fmt: skip
     if speculation is None:
         return Engine(runner, manager, engine_limits, events)

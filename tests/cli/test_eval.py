@@ -34,6 +34,15 @@ def test_a_table_and_json_in_the_agreed_shape(cli: Callable[..., Any], tiny_mode
     assert f"{found['methods'][2]['kld_mean']:.2e}" in table[4]
 
 
+def test_a_stream(cli: Callable[..., Any], tiny_model: str) -> None:
+    arguments = ("eval", tiny_model, "--stream", "1000", "--policy", "window:64+4", "--threads", "2")
+    found = json.loads(cli(*arguments, "--json").stdout)
+    (method,) = found["methods"]
+    assert (method["codec"], method["policy"], len(method["parts"])) == ("f16", "window:64+4", 10)
+    done = cli(*arguments)
+    assert f"{method['parts'][9]['perplexity']:.3f}" in done.stdout.splitlines()[10]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -46,6 +55,9 @@ def test_a_table_and_json_in_the_agreed_shape(cli: Callable[..., Any], tiny_mode
         (["--tokens", "0"], "--tokens"),
         (["--documents", "0"], "--documents"),
         (["--resume", "/dev/null"], "regular file"),
+        (["--stream", "2000"], "lets go of pages"),
+        (["--stream", "10"], "--stream"),
+        (["--stream", "2000", "--policy", "window:16+17"], "17 sinks"),
     ],
 )
 def test_nonsense_is_refused_in_one_line(

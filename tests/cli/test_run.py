@@ -129,6 +129,8 @@ def test_json_says_what_was_found_in_the_cache_and_why_not_more(cli, tiny_model)
     }  # fmt: skip
     assert found("--cache-salt", "mine")["reuse"]["reason"] == "salt"
     assert found("--no-cache")["reuse"]["reason"] == "off"
+    assert found()["policy"] == "full"
+    assert found("--policy", "window:32")["policy"] == "window:32+4", "what changes answers is named"
 
 
 def test_the_system_message_is_pinned_and_no_more(tiny_model):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from attention import Shape, World, build, rotary
+from kvist.errors import UsageError
 from kvist.kernels.cpu import backend as cpu
 from kvist.kernels.cpu.backend import CpuBackend
 from kvist.kernels.program import Backend, Rotary
@@ -128,6 +129,12 @@ def test_first_positions_are_seen_as_if_they_stood_before_the_window(backend: Cp
             p = np.exp(scores - scores.max())
             out[head] = p / p.sum() @ V[kept][:, kv]
         assert np.abs(long.run((0, position, 1))[0] - out.reshape(-1)).max() < 2e-5
+
+
+def test_too_many_heads_of_a_group_for_first_positions(backend: CpuBackend) -> None:
+    with pytest.raises(UsageError, match="more than 128 heads"):
+        build(backend, Shape(16, 1, 129), 32, window=16, first=4)
+    build(backend, Shape(16, 1, 128), 32, window=16, first=4).whole()
 
 
 def turn(x: np.ndarray, angles: Rotary, position: int) -> np.ndarray:

@@ -138,6 +138,7 @@ class Answer:
                 "kv_projections": m.kv_projections,
                 "preemptions": m.preemptions,
                 "reuse": None if m.reuse is None else asdict(m.reuse),
+                "policy": m.policy,
                 "drafted_tokens": m.drafted_tokens,
                 "accepted_tokens": m.accepted_tokens,
                 "acceptance_rate": m.acceptance_rate,
@@ -172,6 +173,8 @@ def cost_lines(llm: LLM, m: RequestMetrics) -> list[str]:
         f"reused: {m.cached_tokens} tokens | "
         f"pages: {pages.pages_allocated} allocated, {pages.pages_shared} shared, {pages.pages_freed} freed]",
     ]
+    if m.policy != "full":
+        lines.append(f"[policy {m.policy}: not every token saw all before it]")
     if llm.engine.speculation is not None:
         share = "" if m.acceptance_rate is None else f" ({m.acceptance_rate:.0%})"
         lines.append(f"[speculation: {m.drafted_tokens} tokens drafted, {m.accepted_tokens} accepted{share}]")

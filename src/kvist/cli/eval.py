@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kvist.cli import flags
+
+if TYPE_CHECKING:
+    from kvist.llm import LLM
 
 Codecs = Annotated[
     str | None,
@@ -24,6 +27,10 @@ Passkeys = Annotated[
     int | None, typer.Option("--passkeys", min=0, max=1000, help="Pass keys of each length and depth; 0 for none.")
 ]
 Plots = Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Draw pictures into this folder.")]
+Stream = Annotated[
+    int | None,
+    typer.Option("--stream", min=1000, max=1_000_000, metavar="N", help="Read N tokens on end under --policy instead."),
+]
 Resume = Annotated[
     Path | None,
     typer.Option("--resume", metavar="FILE", help="Keep results here, and measure only what is not there yet."),
@@ -40,6 +47,7 @@ def eval(
     passkeys: Passkeys = None,
     plots: Plots = None,
     resume: Resume = None,
+    stream: Stream = None,
     weights: flags.Weights = None,
     page_size: flags.PageSize = None,
     threads: flags.Threads = None,
@@ -65,6 +73,10 @@ def eval(
     with Store(resume) as store:
         with Activity("loading the model") as activity:
             llm = LLM(path, progress=activity.report, **options)
+        if stream is not None:
+            with llm:
+                _stream(llm, model, kv_cache_dtype or "f16", policy, stream, plots, json)
+            return
         with llm, Activity("choosing text") as activity:
             longest = llm.engine.limits.max_model_len
             plan = (QUICK if quick else FULL).asking(longest, tokens, documents, passkeys)
@@ -75,4 +87,23 @@ def eval(
         for line in lines(found):
             typer.echo(line)
     for file in draw(found, plots) if plots is not None else ():
+        typer.echo(f"wrote {file}", err=True)
+
+
+def _stream(llm: LLM, model: str, codecs: str, policies: str, tokens: int, plots: Path | None, json: bool) -> None:
+    """A text far longer than the context, in constant memory."""
+    from kvist.cli.terminal import Activity
+    from kvist.eval.method import Method, names
+    from kvist.eval.plots import draw_stream
+    from kvist.eval.stream import stream_lines, streams
+
+    methods = [Method(codec, policy) for policy in names(policies) for codec in names(codecs)]
+    with Activity("reading a stream") as activity:
+        found = streams(llm, model, methods, tokens, activity.report)
+    if json:
+        print(json_module.dumps(found))
+    else:
+        for line in stream_lines(found):
+            typer.echo(line)
+    for file in draw_stream(found, plots) if plots is not None else ():
         typer.echo(f"wrote {file}", err=True)

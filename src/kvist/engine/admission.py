@@ -28,6 +28,7 @@ class EngineLimits:
     seed: int = 0
     enable_cache: bool = True
     check_integrity: bool = False
+    policy: str = "full"  # named in what requests report
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ class Engine:
         if pin:
             self.manager.pin(name, prompt, salt=salt)
         seed = params.seed if params.seed is not None else (self.limits.seed << 32) + self._submitted
-        metrics = RequestMetrics(len(prompt), arrival_time=time.monotonic())
+        metrics = RequestMetrics(len(prompt), policy=self.limits.policy, arrival_time=time.monotonic())
         family = Family(
             name, prompt, params, limit=taken.limit, ends=taken.ends, seed=seed, salt=salt, metrics=metrics,
             watching=watching,
@@ -114,7 +114,7 @@ class Engine:
         """
         taken = admit(prompt, params, self.limits, self.manager, salt=salt, priority=priority)
         name = self._name(request_id)
-        metrics = RequestMetrics(len(prompt), arrival_time=time.monotonic())
+        metrics = RequestMetrics(len(prompt), policy=self.limits.policy, arrival_time=time.monotonic())
         search = BeamSearch(name, prompt, params, ends=taken.ends, salt=salt, metrics=metrics)
         self._queue(name, search, priority)
         return search

@@ -177,7 +177,8 @@ class RequestMetrics:
 
     kv_projections: positions whose K and V were projected (in every layer). drafted_tokens: guesses of speculative
     decoding that were run; accepted_tokens: those of them that became tokens. reuse: what of the prompt came from the
-    cache, and why not more; None until it starts. Times are `time.monotonic()` seconds.
+    cache, and why not more; None until it starts. policy: which positions tokens saw, where it is not all. Times are
+    `time.monotonic()` seconds.
     """
 
     prompt_tokens: int
@@ -189,6 +190,7 @@ class RequestMetrics:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     reuse: ReuseReport | None = None
+    policy: str = "full"
     arrival_time: float = 0.0
     started_time: float | None = None
     first_token_time: float | None = None

@@ -42,6 +42,33 @@ def draw(found: dict[str, Any], folder: Path) -> list[Path]:
     return files
 
 
+def draw_stream(found: dict[str, Any], folder: Path) -> list[Path]:
+    """Write the picture of a stream's report: perplexity along the text, and the bytes that are held."""
+    pyplot = require()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "stream.svg"
+    with pyplot.rc_context(STYLE):
+        figure = pyplot.figure()
+        quality, memory = figure.subplots(1, 2, sharex=True)
+        for one in found["methods"]:
+            ends, name = [part["end"] for part in one["parts"]], _name(one)
+            quality.plot(ends, [part["perplexity"] for part in one["parts"]], "o-", label=name)
+            memory.plot(ends, [part["live_bytes"] / 1e6 for part in one["parts"]], "o-", label=name)
+        fresh = found["methods"][0]["parts"]
+        quality.plot([p["end"] for p in fresh], [p["fresh"] for p in fresh], "k--", linewidth=0.8, label="fresh")
+        quality.set_yscale("log")
+        quality.set_ylabel("perplexity of each part")
+        memory.set_ylim(bottom=0)
+        memory.set_ylabel("live pages (MB)")
+        quality.legend()
+        for axes in (quality, memory):
+            axes.set_xlabel("tokens read")
+        figure.suptitle(f"{found['model']}: a stream of {found['tokens']:,} tokens")
+        figure.savefig(file, metadata={"Date": None})
+        pyplot.close(figure)
+    return [file]
+
+
 def _quality(found: dict[str, Any], figure: Any) -> None:
     """Perplexity change, with its interval, and mean divergence, both against bytes of a position.
 

@@ -19,6 +19,8 @@ the first tile of the piece that probably follows. Many rows copy a tile as floa
 Scratch of a thread, float32, R = rows of an item, d = head size::
 
     q [R][d]  p [R][64]  K [4][d][16]  V [64][d]  part [R][d]  total [R][d]  part: max, sum [R]  total: max, sum [R]
+
+Queries that are turned back towards the first positions (see `attention_first`) lie where K and V are copied to.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvist.cache.pool import PagePool
+from kvist.errors import UsageError
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.lower_experts import ExpertMemory, lower_experts
 from kvist.kernels.cpu.profile import Origins
@@ -223,6 +224,8 @@ class Lowering:
     def _attend(self, op: Attend) -> list[Row]:
         sinks = 0 if op.sinks is None else self._address(op.sinks)
         group, start, page_bytes, dtype = self._pages(op.layer)
+        if op.first and self.program.num_heads // self.program.num_kv_heads > 2 * abi.TILE:
+            raise UsageError(f"more than {2 * abi.TILE} heads share a KV head: no policy with sinks runs on this model")
         arguments = [
             self._at(op.q), self._stride(op.q), self._at(op.out), self.program.head_dim, start, bits(op.scale),
             op.window or abi.EVERYTHING, bits(op.softcap or 0.0), sinks, page_bytes, group, op.first,
