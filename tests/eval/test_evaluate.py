@@ -60,6 +60,7 @@ def test_what_is_stored_is_not_measured_again(
     llm: LLM, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = replace(PLAN, lengths=(200,))
+    assert run(llm, folder, Store(), replace(plan, seeds=0))["passkey_cells"] == 0
     with Store(tmp_path / "results") as store:
         first = run(llm, folder, store, plan)
     assert first["passkey_cells"] == 10
@@ -131,10 +132,10 @@ def test_names_of_methods() -> None:
     assert names("f16, k=int5,v=int4,bf16,k=f16, v=f32") == ["f16", "k=int5,v=int4", "bf16", "k=f16, v=f32"]
     assert methods(["bf16", "f16"]) == (REFERENCE, FLOOR, Method("bf16"))
     assert Method("f16").name == "f16" and Method("f16", "window:1024+4").name == "f16 window:1024+4"
-    assert "policy" not in Method("f16").options and Method("f16", "x").options["policy"] == "x"
+    assert methods(["f16"], ["full", "window:64"]) == (REFERENCE, FLOOR, Method("f16", "window:64+4"))
     with pytest.raises(UnknownNameError, match="bf16"):
         methods(["f17"])
-    with pytest.raises(UsageError):
+    with pytest.raises(UnknownNameError, match="window"):
         methods(["f16"], ["nonsense"])
     with pytest.raises(UsageError, match="auto"):
         methods(["auto"])
@@ -144,10 +145,11 @@ def test_plans_fit_the_model() -> None:
     assert FULL.within(8192) == FULL and QUICK.within(8192) == QUICK
     small = FULL.within(1100)
     assert (small.tokens, small.lengths, small.contexts) == (1100, (1000,), (500, 1000))
-    assert QUICK.asking(100, 3, 8192) == replace(QUICK, tokens=100, documents=3)
-    assert QUICK.asking(None, None, 64).tokens == 64
+    assert QUICK.asking(8192, 100, 3, 0) == replace(QUICK, tokens=100, documents=3, seeds=0)
+    assert QUICK.asking(64, None, None, None) == QUICK.within(64)
+    assert QUICK.within(64).tokens == 64
     with pytest.raises(UsageError, match="300 tokens"):
-        QUICK.asking(300, None, 256)
+        QUICK.asking(256, 300, None, None)
 
 
 def test_documents_as_long_as_the_model_goes(llm: LLM, folder: Path) -> None:

@@ -23,12 +23,12 @@ from kvist.eval.text import Document
 CODECS = ("f32", "f16", "bf16")
 
 
-def read(llm: LLM, codecs: Sequence[str], texts: Sequence[Document]) -> list[list[Scores]]:
+def read(llm: LLM, codecs: Sequence[str], texts: Sequence[Document], policy: str = "full") -> list[list[Scores]]:
     sizes = {"max_num_seqs": len(texts), "enable_prefix_caching": False, "kv_cache_memory_bytes": None}
     with ExitStack() as stack:
         made = [
-            stack.enter_context(Method(codec).engine(llm, **sizes, max_num_batched_tokens=CHUNK * len(texts)))
-            for codec in ("f32", *codecs)
+            stack.enter_context(method.engine(llm, **sizes, max_num_batched_tokens=CHUNK * len(texts)))
+            for method in (REFERENCE, *(Method(codec, policy) for codec in codecs))
         ]
         return force(made[0], made[1:], texts)
 
@@ -118,3 +118,10 @@ def test_scores_survive_json(llm: LLM, texts: list[Document]) -> None:
         for name in FIELDS:
             assert getattr(again, name).dtype == getattr(one, name).dtype
             assert np.array_equal(getattr(again, name), getattr(one, name))
+
+
+def test_a_window_costs_nothing_until_it_is_full_and_then_something(llm: LLM, texts: list[Document]) -> None:
+    for text, one in zip(texts, read(llm, ["f32"], texts, "window:48+4")[0], strict=True):
+        assert not one.divergence[:48].any()
+        assert (one.divergence[48 + 4 :] > 0).all()
+        assert one.live_bytes <= min(-(-text.positions // 16), 1 + 4) * 16 * 768

@@ -23,6 +23,9 @@ Quick = Annotated[
 ]
 Tokens = Annotated[int | None, typer.Option("--tokens", min=1, help="Positions of a document at most.")]
 Documents = Annotated[int | None, typer.Option("--documents", min=1, max=100_000, help="How many documents.")]
+Passkeys = Annotated[
+    int | None, typer.Option("--passkeys", min=0, max=1000, help="Pass keys of each length and depth; 0 for none.")
+]
 Plots = Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Draw pictures into this folder.")]
 Stream = Annotated[
     int | None,
@@ -41,6 +44,7 @@ def eval(
     quick: Quick = True,
     tokens: Tokens = None,
     documents: Documents = None,
+    passkeys: Passkeys = None,
     plots: Plots = None,
     resume: Resume = None,
     stream: Stream = None,
@@ -75,7 +79,7 @@ def eval(
             return
         with llm, Activity("choosing text") as activity:
             longest = llm.engine.limits.max_model_len
-            plan = (QUICK if quick else FULL).asking(tokens, documents, longest)
+            plan = (QUICK if quick else FULL).asking(longest, tokens, documents, passkeys)
             found = Evaluation(llm, path, wanted, plan, store, activity.report).run(model).as_json()
     if json:
         print(json_module.dumps(found))

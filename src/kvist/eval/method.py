@@ -32,7 +32,7 @@ class Method:
     @property
     def options(self) -> dict[str, Any]:
         """As options of an engine."""
-        return {"kv_cache_dtype": self.codec, **({} if self.policy == FULL else {"policy": self.policy})}
+        return {"kv_cache_dtype": self.codec, "policy": self.policy}
 
     @contextmanager
     def engine(self, llm: LLM, **sizes: Any) -> Iterator[Engine]:
@@ -51,11 +51,12 @@ FLOOR = Method("f16")
 
 def methods(codecs: Sequence[str], policies: Sequence[str] = (FULL,)) -> tuple[Method, ...]:
     """Every codec with every policy, after float32 and float16. Raises UsageError for a name that is not known."""
-    given = [Method(codec, policy) for policy in policies for codec in codecs]
-    for method in given:
-        EngineConfig.from_options(method.options)
-        if method.codec == "auto":
+    given = []
+    for codec, policy in ((codec, policy) for policy in policies for codec in codecs):
+        config = EngineConfig.from_options(Method(codec, policy).options)
+        if config.kv_cache_dtype == "auto":
             raise UsageError("kv_cache_dtype auto is whatever the weights are: name the codecs to measure")
+        given.append(Method(config.kv_cache_dtype, config.policy))
     return tuple(dict.fromkeys((REFERENCE, FLOOR, *given)))
 
 

@@ -32,12 +32,16 @@ class Plan:
             contexts=tuple(context for context in self.contexts if context + STEADY <= longest),
         )
 
-    def asking(self, tokens: int | None, documents: int | None, longest: int) -> Plan:
+    def asking(self, longest: int, tokens: int | None, documents: int | None, seeds: int | None) -> Plan:
         """The same with sizes that somebody asked for. Raises UsageError for what the model cannot take."""
         if tokens is not None and tokens > longest:
             raise UsageError(f"{tokens} tokens are more than the {longest} positions of this model: give fewer")
+        fitting = self.within(longest)
         return replace(
-            self.within(longest), documents=documents or self.documents, tokens=tokens or min(self.tokens, longest)
+            fitting,
+            tokens=tokens or fitting.tokens,
+            documents=documents or self.documents,
+            seeds=self.seeds if seeds is None else seeds,
         )
 
 
