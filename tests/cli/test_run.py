@@ -92,7 +92,7 @@ BYTES = ["--raw", "--ignore-eos", "--max-tokens", "250", "--temperature", "5"]
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_a_model_cannot_steer_the_terminal(cli, kvist, tiny_model, flags):
-    command = ["run", tiny_model, "a", *BYTES, "--seed", "7"]
+    command = ["run", tiny_model, "a", *BYTES, "--seed", "2"]
     plain = cli(*command).stdout
     assert {"\x1b", "\r", "\t", "\x7f"} <= set(plain)  # elsewhere they stay as they are
     shown = "".join(

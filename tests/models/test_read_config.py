@@ -261,3 +261,9 @@ def test_families_are_data() -> None:
             places = [(source.name, source.rows) for source in names.values()]
             assert len(set(places)) == len(places)
             assert all(not source.transposed for role, source in names.items() if role.endswith(".bias"))
+
+
+def test_a_size_that_no_float_holds() -> None:
+    raw = {"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"], "hidden_size": 10**400}
+    with pytest.raises(ModelFileError, match="hidden_size"):
+        config_from_hf({**raw, "num_attention_heads": 4, "num_hidden_layers": 2, "rotary_pct": 0.5}, 300)

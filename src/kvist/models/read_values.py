@@ -7,11 +7,13 @@ from typing import Any
 
 from kvist.errors import ModelFileError
 
+MOST = 1 << 48
+
 
 def whole(values: Mapping[str, Any], name: str) -> int:
-    """A whole number from 1."""
+    """A whole number from 1 that is no nonsense as a size."""
     value = values.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < MOST:
         raise ModelFileError(
             f"the model's config gives {name} = {value!r:.40}: expected a whole number from 1; get the file again"
         )
