@@ -106,13 +106,14 @@ def build(
     q, out = Buffer("q", shape.width), Buffer("out", shape.width)
     k, v = (Buffer(name, shape.kv_heads * shape.dims) for name in "kv")
     turn = rotary(shape.dims, length) if rotate else None
+    back = Rotary(turn.cos, -turn.sin) if turn else None
     queries = numbers(1, total, q.width, scale=2.0)
     ops = (
         fill(q, queries),
         fill(k, numbers(2, total, k.width, scale=1.5)),
         fill(v, numbers(3, total, v.width)),
         RotaryStore(q, k, v, layer, turn),
-        Attend(q, out, layer, shape.dims**-0.5, window, softcap, sinks, first, turn if first else None),
+        Attend(q, out, layer, shape.dims**-0.5, window, softcap, sinks, first, back if first else None),
     )
     program = Program(ops, len(ops), heads, shape.kv_heads, shape.dims, layers, shape.width)
     each = -(-length // page_size)

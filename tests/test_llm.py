@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,15 @@ def test_chunks_fold_to_the_whole_answer(llm: LLM) -> None:
 
 
 @pytest.mark.model
+def test_logits_of_more_tokens_than_a_window_has_pages(tmp_path: Path) -> None:
+    folder = tiny.write_folder(replace(tiny.MODELS["mistral"], positions=512), tmp_path / "mistral")
+    ids = [i * i % 300 for i in range(400)]
+    sizes = {"max_num_seqs": 1, "max_num_batched_tokens": 32, "kv_cache_dtype": "f32"}
+    with LLM(folder, **sizes) as roomy, LLM(folder, **sizes, kv_cache_memory_bytes=12 * 16 * 768) as tight:
+        assert tight.engine.manager.groups[0].num_pages < 400 // 16
+        assert np.array_equal(roomy.logits(ids).view(np.uint32), tight.logits(ids).view(np.uint32))
+
+
 def test_logits_are_the_same_bits_on_a_miss_and_on_hits(llm: LLM) -> None:
     ids = llm.tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 12)
     llm.engine.manager.flush()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvist.cache.codec import codec
@@ -26,12 +26,12 @@ from kvist.engine.speculative.proposer import Proposer
 from kvist.engine.speculative.speculator import Speculator
 from kvist.errors import CapacityError, InternalError, UsageError
 from kvist.events import EventChannel
-from kvist.kernels.program import Backend, Limits
+from kvist.kernels.program import Backend, Limits, Rotary
 from kvist.models.config import ModelConfig
 from kvist.models.decoder import build_program
 from kvist.models.hub import resolve
 from kvist.models.load import Model, load_model
-from kvist.models.rotary import frequencies, local_rotary_tables, rotary_tables, unstretched
+from kvist.models.rotary import frequencies, local_rotary_tables, rotary_tables, turning_back
 
 PREFAULT_BYTES = 1 << 30
 MOST_POSITIONS = 1 << 20  # of a sequence whose tokens see a window: the table of angles has a row for each
@@ -172,9 +172,11 @@ def _running(
     rotary = rotary_tables(model.config, sizes.max_model_len, model.rope_divisors)
     local = local_rotary_tables(model.config, sizes.max_model_len)
     spans = layer_spans(model.config, config)
-    program = build_program(
-        model.config, model.matrices, model.vectors, rotary, local, spans, (unstretched(rotary, model.config), local)
-    )
+    turns: tuple[Rotary | None, Rotary | None] = (None, None)
+    if any(span.sinks for span in spans):
+        plain = replace(model.config, rope_scaling=None)  # local angles are not scaled
+        turns = (turning_back(rotary, model.config), turning_back(local, plain))
+    program = build_program(model.config, model.matrices, model.vectors, rotary, local, spans, turns)
     limits = Limits(
         rows=config.max_num_batched_tokens,
         sampled=min(config.max_num_seqs * (1 + drafts), config.max_num_batched_tokens),

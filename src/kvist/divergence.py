@@ -51,6 +51,15 @@ def distances(logits: npt.NDArray[np.float32], reference: npt.NDArray[np.float32
     return Distances(found[0], found[1], found[2], same, found[3])
 
 
+def log_probabilities(logits: npt.NDArray[np.float32], tokens: Sequence[int]) -> Row:
+    """Of the `tokens` (n) that came next, by logits (n, vocab), in nats."""
+    found, shifted, weights = np.empty(len(tokens)), np.empty(logits.shape[1]), np.empty(logits.shape[1])
+    for i, token in enumerate(tokens):
+        total = _shifted(logits[i], shifted, weights)
+        found[i] = shifted[token] - np.log(total)
+    return found
+
+
 def _shifted(logits: npt.NDArray[np.float32], shifted: Row, weights: Row) -> float:
     """Fill `shifted` with the logits less their maximum and `weights` with its exponentials; the sum of these."""
     np.subtract(logits, logits.max(), out=shifted, dtype=np.float64)

@@ -216,12 +216,12 @@ class LLM:
         table = manager.open(manager.match(list(token_ids), whole=True))
         logits = np.empty((len(token_ids), self.engine.limits.vocab_size), np.float32)
         try:
-            if not manager.reserve(table, len(token_ids) - table.computed):
-                raise CapacityError(
-                    f"{len(token_ids)} tokens do not fit beside what is running: raise kv_cache_memory_bytes"
-                )
             for start in range(0, len(token_ids), budget):
                 tokens = list(token_ids[start : start + budget])
+                if not manager.reserve(table, max(start + len(tokens) - table.computed, 0)):
+                    raise CapacityError(
+                        f"{len(token_ids)} tokens do not fit beside what is running: raise kv_cache_memory_bytes"
+                    )
                 logits[start : start + len(tokens)] = self.engine.runner.forward([Piece(table, tokens, start, "all")])
         finally:
             manager.release(table)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -25,12 +26,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from kvist.cache import search
 from kvist.cache.codec import CODECS, codec
 from kvist.cache.group import PageGroup
 from kvist.cache.layout import PAGE_SIZES, LayerSpec, PageLayout
 from kvist.cache.ledger import PageLedger
 from kvist.cache.manager import CacheManager
-from kvist.cache.prefix import Hit, PrefixIndex, common_tokens, pack
+from kvist.cache.prefix import PrefixIndex, common_tokens, pack
 from kvist.cache.room import lacking, loss, room
 from kvist.cache.table import GONE, PageTable, PrefixMatch
 from kvist.errors import InternalError
@@ -327,16 +329,15 @@ def copies_nothing(patch: pytest.MonkeyPatch) -> None:
 
 
 def matches_one_token_too_many(patch: pytest.MonkeyPatch) -> None:
-    lookup = PrefixIndex.lookup
+    find = search.search
 
-    def wrong(index: PrefixIndex, root: bytes, tokens: Sequence[int]) -> Hit:
-        hit = lookup(index, root, tokens)
-        at = len(hit.pages) * index._page_bytes // 4
-        if hit.partial is None or at + hit.partial[1] >= len(tokens):
-            return hit
-        return Hit(hit.keys, hit.pages, (hit.partial[0], hit.partial[1] + 1))
+    def wrong(groups: Sequence[PageGroup], indices: Sequence[PrefixIndex], root: bytes, tokens: Sequence[int],
+              whole: bool) -> search.Found:  # fmt: skip
+        found = find(groups, indices, root, tokens, whole)
+        end = len(found.keys) * groups[0].layout.page_size + found.slots
+        return replace(found, slots=found.slots + 1) if found.partial and end < len(tokens) else found
 
-    patch.setattr(PrefixIndex, "lookup", wrong)
+    patch.setattr("kvist.cache.manager.search", wrong)
 
 
 def ignores_the_salt(patch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_bytes_are_the_formula_and_blocks_are_aligned() -> None:
 def test_memory_that_is_not_touched_is_not_resident() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     layout = PageLayout((LayerSpec(8, 128),) * 32, 16, codec("f16"))
-    pool = PagePool(layout, layout.num_pages_for_bytes(2**30))
+    pool = PagePool(layout, (2**30) // layout.page_bytes)
     pool.data[3] = 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
     pool.close()
@@ -105,7 +105,7 @@ def test_prefault_provides_the_memory_it_is_asked_for() -> None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
     layout = PageLayout((LayerSpec(2, 64),), 64, codec("f32"))
-    pool = PagePool(layout, layout.num_pages_for_bytes(96 << 20))
+    pool = PagePool(layout, (96 << 20) // layout.page_bytes)
     begin = resident()
     pool.prefault(32 << 20)
     assert 30 << 20 <= resident() - begin <= 40 << 20

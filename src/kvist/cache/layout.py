@@ -118,10 +118,6 @@ class PageLayout:
         """Size of a pool of `num_pages`."""
         return num_pages * self.page_bytes
 
-    def num_pages_for_bytes(self, budget: int) -> int:
-        """Count of whole pages that fit a `budget`."""
-        return budget // self.page_bytes
-
     @cached_property
     def identity(self) -> bytes:
         """What two pools must agree on to exchange pages byte for byte; part of every content key."""

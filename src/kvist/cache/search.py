@@ -43,10 +43,11 @@ def search(
     if groups[0].window is None and len(groups) == 1:
         hit = first.lookup(root, tokens)
         return Found(hit.keys, (hit.pages,), *(((hit.partial[0],), hit.partial[1]) if hit.partial else ()))
-    keys = page_keys(root, tokens, size)
-    held = [_pages(index, root, keys, _chunks(tokens, size)) for index in indices]
+    chunks = _chunks(tokens, size)
+    keys = list(accumulate(chunks, content_key, initial=root))
+    held = [_pages(index, keys, chunks) for index in indices]
     complete = [pages for group, pages in zip(groups, held, strict=True) if whole or group.window is None]
-    count = min([len(keys), *(pages.index(GONE) for pages in complete if GONE in pages)])
+    count = min([len(chunks), *(pages.index(GONE) for pages in complete if GONE in pages)])
 
     def unseen(group: PageGroup) -> range:
         return range(0) if whole else group.unseen(count * size)
@@ -60,9 +61,9 @@ def search(
         tuple(GONE if i in places else page for i, page in enumerate(pages[:count]))
         for places, pages in zip(map(unseen, groups), held, strict=True)
     )
-    found = Found(tuple(keys[:count]), tuple(kept))
+    found = Found(tuple(keys[1 : count + 1]), tuple(kept))
     rest = pack(tokens[count * size : (count + 1) * size])
-    near = first.nearest(keys[count - 1] if count else root, rest)
+    near = first.nearest(keys[count], rest)
     if near is None or not near[0]:
         return found
     key = first.pages[near[1]].key
@@ -77,11 +78,13 @@ def _chunks(tokens: Sequence[int], page_size: int) -> list[bytes]:
     return [packed[at : at + size] for at in range(0, len(packed) - size + 1, size)]
 
 
-def _pages(index: PrefixIndex, root: bytes, keys: Sequence[bytes], chunks: Sequence[bytes]) -> list[int]:
-    """The page that stands for each key, `GONE` where none does; as on every hit, tokens and parent are compared."""
-    found, parent = [], root
-    for key, chunk in zip(keys, chunks, strict=True):
-        node = index.nodes.get(key)
-        found.append(node.page if node is not None and (node.tokens, node.parent) == (chunk, parent) else GONE)
-        parent = key
-    return found
+def _pages(index: PrefixIndex, keys: Sequence[bytes], chunks: Sequence[bytes]) -> list[int]:
+    """The page of each chunk, `GONE` where there is none; as on every hit, tokens and parent are compared.
+
+    keys: the root's, then one for each chunk.
+    """
+    nodes = [index.nodes.get(key) for key in keys[1:]]
+    return [
+        node.page if node is not None and (node.tokens, node.parent) == (chunk, parent) else GONE
+        for node, chunk, parent in zip(nodes, chunks, keys, strict=False)
+    ]

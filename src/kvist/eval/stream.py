@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from kvist.cache.policy import policy
+from kvist.divergence import log_probabilities
 from kvist.engine.batch import Piece
 from kvist.engine.engine import Engine
 from kvist.errors import CapacityError, UsageError
@@ -143,10 +144,7 @@ def _read(engine: Engine, ids: Sequence[int]) -> Iterator[tuple[int, np.ndarray]
             if not manager.reserve(table, len(tokens)):
                 raise CapacityError("the pages of the stream do not fit: give a smaller window")
             logits = engine.runner.forward([Piece(table, tokens, start, "all")])
-            logs = np.empty(len(tokens))
-            for i, row in enumerate(logits):  # a row at a time stays in the processor's cache
-                wide = row.astype(np.float64) - float(row.max())
-                logs[i] = wide[ids[start + i + 1]] - np.log(np.exp(wide).sum())
-            yield start + len(tokens), logs
+            end = start + len(tokens)
+            yield end, log_probabilities(logits, ids[start + 1 : end + 1])
     finally:
         manager.release(table)

@@ -111,8 +111,8 @@ class Attend:
     K and V are read from the pages of `layer`. softcap: scores s become cap * tanh(s / cap) (Gemma 2). sinks: a score
     of each query head, float32 (heads,), that takes part in the softmax and weighs no value (gpt-oss). first: positions
     at the beginning that a row with a window sees as well (StreamingLLM, Xiao et al. 2023), as far as they are not in
-    its window, and as if they stood right before it: where its own distance to them would be larger, `turn`, the angles
-    of positions 0.., turns q back (None: q is not turned).
+    its window, and as if they stood right before it: where its own distance to them would be larger, q is rotated by
+    the angles of `turn`, which turn it back by 0.. positions (None: q is not turned).
     """
 
     q: Buffer

@@ -182,7 +182,7 @@ def _turned_back(turn: Rotary | None, q: Array, back: int) -> Array:
         return q
     a, b, rest = np.split(q, [turn.half, 2 * turn.half])
     cos, sin = turn.cos[back].astype(np.float64), turn.sin[back].astype(np.float64)
-    return np.concatenate([a * cos + b * sin, b * cos - a * sin, rest])
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest])
 
 
 def _norm(op: Norm, x: Array) -> Array:

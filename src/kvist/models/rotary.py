@@ -95,12 +95,12 @@ def rotary_tables(config: ModelConfig, positions: int, divisors: Floats | None =
     return Rotary((cos * size).astype(np.float32), (sin * size).astype(np.float32))
 
 
-def unstretched(tables: Rotary | None, config: ModelConfig) -> Rotary | None:
-    """The same angles where some scalings stretch what they turn as well: these turn only."""
-    if tables is None or config.rope_scaling is None:
-        return tables
-    size = np.float32(config.rope_scaling.attention_factor)
-    return Rotary(tables.cos / size, tables.sin / size)
+def turning_back(tables: Rotary | None, config: ModelConfig) -> Rotary | None:
+    """Angles that undo a rotation by so many positions. They turn only, where some scalings stretch as well."""
+    if tables is None:
+        return None
+    size = np.float32(1.0 if config.rope_scaling is None else config.rope_scaling.attention_factor)
+    return Rotary(tables.cos / size, -tables.sin / size)
 
 
 def local_rotary_tables(config: ModelConfig, positions: int) -> Rotary | None:

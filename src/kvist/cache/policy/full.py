@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from kvist.cache.policy.base import Span
 from kvist.errors import UsageError
@@ -12,8 +13,8 @@ from kvist.errors import UsageError
 class Full:
     """The policy that changes nothing."""
 
-    name: str = "full"
-    endless: bool = False
+    name: ClassVar[str] = "full"
+    endless: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, arguments: str) -> Full:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from kvist.cache.policy.base import Span
 from kvist.errors import UsageError
@@ -26,7 +27,7 @@ class Window:
 
     window: int
     sinks: int
-    endless: bool = True
+    endless: ClassVar[bool] = True
 
     @classmethod
     def parse(cls, arguments: str) -> Window:

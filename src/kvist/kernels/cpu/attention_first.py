@@ -20,7 +20,8 @@ from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.attention_extras import block_at, cap_scores
 from kvist.kernels.cpu.attention_row import softmax_row
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.scalar import arg, arg_f32, get_f32, put_f32
+from kvist.kernels.cpu.pointwise import rotate
+from kvist.kernels.cpu.scalar import arg, arg_f32
 from kvist.kernels.cpu.vector_memory import ITEMSIZE, load_f32, store_f32
 
 SPLIT = abi.SPLIT
@@ -32,14 +33,8 @@ def turn_back(op: int, back: int, source: int, dims: int, out: int) -> None:
     for d in range(0, dims * 4, 64):
         store_f32(out + d, load_f32(source + d))
     half = arg(op, 12)
-    if back <= 0 or half == 0:
-        return
-    cos, sin = arg(op, 13) + back * half * 4, arg(op, 14) + back * half * 4
-    for i in range(half):
-        a, b = get_f32(source + i * 4), get_f32(source + (half + i) * 4)
-        c, s = get_f32(cos + i * 4), get_f32(sin + i * 4)
-        put_f32(out + i * 4, a * c + b * s)
-        put_f32(out + (half + i) * 4, b * c - a * s)
+    if back > 0 and half > 0:
+        rotate(out, arg(op, 13) + back * half * 4, arg(op, 14) + back * half * 4, half)
 
 
 def make_attend_first(dtype: str, score: Any, weigh: Any) -> Any:
