@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kvist.cache.codec import codec
-from kvist.cache.group import Sharing, most_pages, page_groups
+from kvist.cache.codec import Codec, Packed, codec
+from kvist.cache.codec.choice import float_type, layer_codecs
+from kvist.cache.codec.packed import signs
+from kvist.cache.group import PageGroup, Sharing, most_pages, page_groups
 from kvist.cache.layout import LayerSpec, PageLayout
 from kvist.cache.manager import CacheManager
 from kvist.cache.policy import Span, policy
@@ -26,7 +28,7 @@ from kvist.engine.speculative.proposer import Proposer
 from kvist.engine.speculative.speculator import Speculator
 from kvist.errors import CapacityError, InternalError, UsageError
 from kvist.events import EventChannel
-from kvist.kernels.program import Backend, Limits, Rotary
+from kvist.kernels.program import Backend, Limits, Mix, Rotary
 from kvist.models.config import ModelConfig
 from kvist.models.decoder import build_program
 from kvist.models.hub import resolve
@@ -34,6 +36,7 @@ from kvist.models.load import Model, load_model
 from kvist.models.rotary import frequencies, local_rotary_tables, rotary_tables, turning_back
 
 PREFAULT_BYTES = 1 << 30
+SMALL_WINDOW = 1024  # layers of a model's own that see no more are not packed
 MOST_POSITIONS = 1 << 20  # of a sequence whose tokens see a window: the table of angles has a row for each
 NUMERIC_VERSION = b"1"  # of the kernels' arithmetic: raise it whenever a change may change a bit
 
@@ -46,12 +49,29 @@ class Sizes:
     num_pages: int
 
 
-def page_sharing(model: ModelConfig, config: EngineConfig, kv_dtype: str) -> Sharing:
-    """The groups of a model's layers, and how they share memory."""
-    spec = LayerSpec(model.num_kv_heads, model.stored_head_dim)
-    layout = PageLayout((spec,) * model.num_layers, config.page_size, codec(kv_dtype))
-    groups = page_groups(layout, layer_spans(model, config))
+def page_sharing(model: ModelConfig, config: EngineConfig, floats: str) -> Sharing:
+    """The groups of a model's layers, and how they share memory. floats: the type of pages that are not packed."""
+    specs = layer_specs(model, config, codec(floats))
+    spans = layer_spans(model, config)
+    for span, spec in zip(spans, specs, strict=True):
+        if spec.packed and span.sinks > config.page_size:
+            raise UsageError(
+                f"policy {config.policy} with packed pages: the {span.sinks} sinks must lie in the first page, which is "
+                f"read as floats, and pages have {config.page_size} slots: give fewer sinks or larger pages"
+            )
+    groups = page_groups(PageLayout(specs, config.page_size, codec(floats)), spans)
     return Sharing(groups, config.max_num_seqs, config.max_num_batched_tokens)
+
+
+def layer_specs(model: ModelConfig, config: EngineConfig, floats: Codec) -> tuple[LayerSpec, ...]:
+    """What each layer keeps, and how. Layers with a small window of their own stay floats: there is little to win."""
+    plain = LayerSpec(model.num_kv_heads, model.stored_head_dim)
+    chosen = layer_codecs(config.kv_cache_dtype, config.kv_cache_skip_layers, model.num_layers, floats)
+    small = [(model.window(layer) or SMALL_WINDOW + 1) <= SMALL_WINDOW for layer in range(model.num_layers)]
+    return tuple(
+        replace(plain, k=codecs.k, v=codecs.v) if codecs.packed and not near else plain
+        for codecs, near in zip(chosen, small, strict=True)
+    )
 
 
 def layer_spans(model: ModelConfig, config: EngineConfig) -> list[Span]:
@@ -150,8 +170,7 @@ def load_draft(config: EngineConfig, backend: Backend, report: Callable[[str, in
 
 
 def _sharing(model: Model, config: EngineConfig) -> Sharing:
-    codec_name = model.float_type if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    return page_sharing(model.config, config, codec_name)
+    return page_sharing(model.config, config, float_type(config.kv_cache_dtype, model.float_type))
 
 
 def _running(
@@ -176,13 +195,26 @@ def _running(
     if any(span.sinks for span in spans):
         plain = replace(model.config, rope_scaling=None)  # local angles are not scaled
         turns = (turning_back(rotary, model.config), turning_back(local, plain))
-    program = build_program(model.config, model.matrices, model.vectors, rotary, local, spans, turns)
+    program = build_program(
+        model.config, model.matrices, model.vectors, rotary, local, spans, turns, _packed_layers(manager.groups)
+    )
     limits = Limits(
         rows=config.max_num_batched_tokens,
         sampled=min(config.max_num_seqs * (1 + drafts), config.max_num_batched_tokens),
         sequences=config.max_num_seqs,
     )
     return Runner(backend.bind(program, [ledger.pool for ledger in manager.ledgers], limits), manager), manager
+
+
+def _packed_layers(groups: Sequence[PageGroup]) -> dict[int, Mix | None]:
+    """The layers whose pages are packed, and how their heads are turned for it."""
+    found: dict[int, Mix | None] = {}
+    for group in groups:
+        for layer, spec in enumerate(group.layout.layers):
+            if spec is not None and spec.packed:
+                k, v = (isinstance(codec, Packed) and codec.rotated for codec in group.layout.codecs(layer))
+                found[layer] = Mix(signs(spec.head_dim), k, v) if k or v else None
+    return found
 
 
 def _check_draft(model: Model, draft: Model) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from kvist.cache.codec.choice import spelled
 from kvist.cache.layout import PAGE_SIZES
 from kvist.cache.policy import policy
 from kvist.errors import UsageError, unknown_name
 from kvist.models.config import WEIGHT_TYPES
 
-KV_DTYPES = ("auto", "f32", "f16", "bf16")
 SPECULATIVE_METHODS = ("ngram", "draft_model")
 MOST_DRAFTS = 64
 
@@ -81,7 +81,8 @@ class EngineConfig:
     """How an engine runs. None means: decided from the model and the machine. Names as in vLLM where it has them.
 
     max_model_len: longest sequence, prompt and answer together, in tokens (None: the trained context, or what the
-    memory holds). kv_cache_dtype: codec of the pages: auto (the weights' type), f32, f16, bf16.
+    memory holds). kv_cache_dtype: codec of the pages: auto (the weights' type), f32, f16, bf16; packed: int8, fp8,
+    int5, int4, ..., k=int5,v=int4, or @file (see `cache.codec.choice`). kv_cache_skip_layers: those that stay floats.
     policy: which positions a token sees: full, or for instance window:1024+4, the newest 1,024 and the first 4.
     page_size: slots of a page: 16, 32, 64 or 128.
     kv_cache_memory_bytes: size of the pool (None: a quarter of the available memory, at most what max_num_seqs
@@ -98,6 +99,7 @@ class EngineConfig:
 
     max_model_len: int | None = None
     kv_cache_dtype: str = "auto"
+    kv_cache_skip_layers: tuple[int, ...] = ()
     policy: str = "full"
     page_size: int = 16
     kv_cache_memory_bytes: int | None = None
@@ -115,8 +117,10 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.kv_cache_dtype not in KV_DTYPES:
-            raise unknown_name("kv_cache_dtype", str(self.kv_cache_dtype), KV_DTYPES)
+        object.__setattr__(self, "kv_cache_dtype", spelled(str(self.kv_cache_dtype)))
+        if not all(type(layer) is int for layer in self.kv_cache_skip_layers):
+            raise UsageError(f"kv_cache_skip_layers is {self.kv_cache_skip_layers!r}: give numbers of layers")
+        object.__setattr__(self, "kv_cache_skip_layers", tuple(self.kv_cache_skip_layers))
         object.__setattr__(self, "policy", policy(str(self.policy)).name)
         if self.weights not in WEIGHT_TYPES:
             raise unknown_name("weight type", str(self.weights), WEIGHT_TYPES)

@@ -12,7 +12,8 @@ Plain Python, no arrays, every operation O(1)::
 
 **Eviction order** is least recently used first, where a cached page was last used when its last owner released it.
 Owners release a sequence's pages tail first, and whoever holds a page holds all pages before it in its prefix; so a
-page always becomes cached after its children did, and is evicted after them. No tree has to be walked for it.
+page always becomes cached after its children did, and is evicted after them. No tree has to be walked for it. A page
+that is hardly worth keeping can be released to the other end instead, to be the next to go.
 """
 
 from __future__ import annotations
@@ -85,8 +86,11 @@ class PageAllocator:
             del self._cached[page]
         self.refs[page] += 1
 
-    def release(self, page: int, *, keep: bool) -> bool:
-        """Take an owner away. The last one leaves the page cached if `keep`, else free; true if it became free."""
+    def release(self, page: int, *, keep: bool, soon: bool = False) -> bool:
+        """Take an owner away. The last one leaves the page cached if `keep`, else free; true if it became free.
+
+        soon: of the cached pages it is evicted first.
+        """
         if not self.refs[page]:
             raise InternalError(f"page {page} has no owner that could release it")
         self.refs[page] -= 1
@@ -94,6 +98,8 @@ class PageAllocator:
             return False
         if keep:
             self._cached[page] = None
+            if soon:
+                self._cached.move_to_end(page, last=False)
             return False
         self._free.append(page)
         return True

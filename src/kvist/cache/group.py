@@ -8,6 +8,14 @@
     ... and 4 sinks      [page 0]    -       -   12  13  14  15  the first positions are seen by all tokens
 
 Each group has a pool of its own. Group 0 sees most: if any layer sees everything, it is in group 0.
+
+Layers whose K or V are packed lie in two groups. In the pages of the *sealed* one, by what they see, a page is packed
+when it is full. The last group holds them as floats, the *exact* pages: a token reads its own page and page 0 there,
+so that is a window of one position with a page of sinks. Pages between the two are let go of when they are full::
+
+    positions             0 ........................... 111 | next token, in page 7
+    sealed    int4        -  [1] [2] [3] [4] [5] [6]  -       page 0 and page 7 are never read here
+    exact     f16        [0]  .   .   .   .   .   .  [7]
 """
 
 from __future__ import annotations
@@ -15,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kvist.cache.layout import LayerSpec, PageLayout
+from kvist.cache.layout import PageLayout
 from kvist.cache.policy import Span
 from kvist.errors import UsageError
 
@@ -24,13 +32,15 @@ from kvist.errors import UsageError
 class PageGroup:
     """`num_pages` pages of the layers in `layout`, of which a token sees its own and the window - 1 positions before.
 
-    window: None if it sees all. sinks: positions at the beginning that every token sees as well.
+    window: None if it sees all. sinks: positions at the beginning that every token sees as well. exact: the pages are
+    those of packed layers, as floats.
     """
 
     layout: PageLayout
     num_pages: int
     window: int | None = None
     sinks: int = 0
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
@@ -60,13 +70,26 @@ class PageGroup:
 
 
 def page_groups(template: PageLayout, spans: Sequence[Span]) -> tuple[PageGroup, ...]:
-    """Group the layers of `template` by what they see, the widest first; each group without pages as yet."""
-    kinds = sorted(set(spans), key=lambda span: (span.window is not None, -(span.window or 0), -span.sinks))
-    return tuple(PageGroup(replace(template, layers=_only(template.layers, spans, kind)), 0, *kind) for kind in kinds)
+    """Group the layers of `template` by what they see, the widest first; each group without pages as yet.
+
+    Packed layers are in groups of their own, and all of them in one more: that of their exact pages.
+    """
+    kinds = [(span, bool(spec and spec.packed)) for span, spec in zip(spans, template.layers, strict=True)]
+    groups = []
+    for kind in sorted(set(kinds), key=_width):
+        layers = tuple(spec if own == kind else None for own, spec in zip(kinds, template.layers, strict=True))
+        (window, sinks), packed = kind
+        groups.append(PageGroup(replace(template, layers=layers), 0, window, 0 if packed else sinks))
+    exact = tuple(spec.exact if spec and spec.packed else None for spec in template.layers)
+    if any(exact):
+        groups.append(PageGroup(replace(template, layers=exact), 0, 1, template.page_size, exact=True))
+    return tuple(groups)
 
 
-def _only(layers: Sequence[LayerSpec | None], spans: Sequence[Span], kind: Span) -> tuple[LayerSpec | None, ...]:
-    return tuple(spec if span == kind else None for spec, span in zip(layers, spans, strict=True))
+def _width(kind: tuple[Span, bool]) -> tuple[bool, int, int, bool]:
+    """Sorts what layers see, the most first."""
+    (window, sinks), packed = kind
+    return window is not None, -(window or 0), -sinks, packed
 
 
 @dataclass(frozen=True)

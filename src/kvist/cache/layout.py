@@ -3,10 +3,11 @@
 One page is one contiguous blob, all layers of `page_size` consecutive positions, so that copying, checksumming or
 moving a page is one operation::
 
-    page    | layer 0          | layer 1          | ...                    page_bytes
-    layer   | KV head 0        | KV head 1        | ...                    layer_bytes(layer)
-    head    | slots 0..15      | slots 16..31     | ...   page_size / 16   head_bytes(layer)
-    block   | K [dim][slot 16] | V [slot 16][dim] |                        block_bytes(layer)
+    page    | layer 0          | layer 1          | ...                       page_bytes
+    layer   | KV head 0        | KV head 1        | ...                       layer_bytes(layer)
+    head    | header | slots 0..15    | slots 16..31  | ...  page_size / 16   head_bytes(layer)
+            0        header_bytes(layer)
+    block   | K [dim][slot 16] | V [slot 16][dim] |                           block_bytes(layer)
             0                  v_offset(layer)
 
                 slot 0  1  2 ... 15                     dim 0  1  2 ... head_dim-1
@@ -16,7 +17,11 @@ moving a page is one operation::
 
 K is dim-major: the 16 slots are the 16 lanes of a SIMD register, so the scores of 16 positions need no horizontal sum.
 V is slot-major: a position's weight multiplies whole vectors of dims. A larger page is a run of such blocks, which is
-why its size changes no arithmetic. Every block starts on a multiple of 64 bytes.
+why its size changes no arithmetic. Every block starts on a multiple of 32 bytes, of floats on one of 64.
+
+A layer's K and V may each be packed instead (see `codec.packed`): a block then holds codes and scales, and some codecs
+have a header in front of a head's blocks. Packed pages are read by later tokens only; their exact numbers are in the
+pages of another group while they are filled.
 
 Layers that see different spans form *groups*: a group's pages hold its own layers only, so that each group can let go
 of a page when its own span has passed it. A layout names all layers of the model, those of other groups as None.
@@ -24,11 +29,11 @@ of a page when its own span has passed it. A layout names all layers of the mode
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
-from kvist.cache.codec.base import Codec
+from kvist.cache.codec.base import AnyCodec, Codec, Packed
 from kvist.errors import UsageError
 
 BLOCK = 16
@@ -43,16 +48,29 @@ class LayerSpec:
     """What one layer keeps of a position: K and V of `kv_heads` heads of `head_dim` numbers.
 
     `head_dim` is the stored one, a multiple of 16: the loader pads a model's heads with zeros, which change no score.
+    k, v: codecs of its own (None: the layout's).
     """
 
     kv_heads: int
     head_dim: int
+    k: AnyCodec | None = None
+    v: AnyCodec | None = None
 
     def __post_init__(self) -> None:
         if self.kv_heads < 1:
             raise UsageError(f"a layer has {self.kv_heads} KV heads: it needs at least 1")
         if self.head_dim < 1 or self.head_dim % BLOCK:
             raise UsageError(f"stored head size {self.head_dim} is not a multiple of {BLOCK}: pad it")
+
+    @property
+    def packed(self) -> bool:
+        """Whether K or V lose something when a page is packed."""
+        return isinstance(self.k, Packed) or isinstance(self.v, Packed)
+
+    @property
+    def exact(self) -> LayerSpec:
+        """The same without codecs of its own."""
+        return replace(self, k=None, v=None)
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,10 @@ class PageLayout:
             raise UsageError(f"page size {self.page_size}: choose one of {', '.join(map(str, PAGE_SIZES))}")
         if not any(self.layers):
             raise UsageError("a page layout needs at least one layer")
+        for spec in filter(None, self.layers):
+            for codec in (spec.k, spec.v):
+                if isinstance(codec, Packed):
+                    codec.check(self.page_size, spec.head_dim)
 
     def spec(self, layer: int) -> LayerSpec:
         """What the pages hold of a layer; IndexError for one whose numbers lie elsewhere."""
@@ -79,17 +101,31 @@ class PageLayout:
             raise IndexError(f"layer {layer} lies in the pages of another group")
         return spec
 
+    def codecs(self, layer: int) -> tuple[AnyCodec, AnyCodec]:
+        """How K and V of a layer are stored."""
+        spec = self.spec(layer)
+        return spec.k or self.codec, spec.v or self.codec
+
     def v_offset(self, layer: int) -> int:
-        """Where V begins inside a block: after K's [head_dim][16]."""
-        return BLOCK * self.spec(layer).head_dim * self.codec.itemsize
+        """Where V begins inside a block: after K."""
+        return self._part_bytes(layer)[0]
 
     def block_bytes(self, layer: int) -> int:
         """Size of 16 slots of one head: K and V."""
-        return 2 * self.v_offset(layer)
+        return sum(self._part_bytes(layer))
+
+    def header_bytes(self, layer: int) -> int:
+        """Size of what lies in front of a head's blocks: K's part of it, then V's."""
+        (k, v), dims = self.codecs(layer), self.spec(layer).head_dim
+        return sum(
+            codec.header_bytes(dims, keys=keys)
+            for codec, keys in ((k, True), (v, False))
+            if isinstance(codec, Packed)
+        )
 
     def head_bytes(self, layer: int) -> int:
-        """Size of one head's blocks in a page."""
-        return self.page_size // BLOCK * self.block_bytes(layer)
+        """Size of one head's header and blocks in a page."""
+        return self.header_bytes(layer) + self.page_size // BLOCK * self.block_bytes(layer)
 
     def layer_bytes(self, layer: int) -> int:
         """Size of one layer's part of a page."""
@@ -102,7 +138,10 @@ class PageLayout:
 
     @cached_property
     def page_bytes(self) -> int:
-        """Size of a page: 2 x (sum over layers of kv_heads x head_dim) x page_size x itemsize, without any padding."""
+        """Size of a page, without any padding.
+
+        Of floats: 2 x (sum over layers of kv_heads x head_dim) x page_size x itemsize.
+        """
         return self._offsets[-1]
 
     @property
@@ -121,10 +160,25 @@ class PageLayout:
     @cached_property
     def identity(self) -> bytes:
         """What two pools must agree on to exchange pages byte for byte; part of every content key."""
-        shapes = ",".join(f"{spec.kv_heads}x{spec.head_dim}" if spec else "-" for spec in self.layers)
+        shapes = ",".join(_name(spec) if spec else "-" for spec in self.layers)
         return f"page/1 {self.codec.name} {self.page_size} {shapes}".encode()
+
+    def _part_bytes(self, layer: int) -> tuple[int, int]:
+        """Sizes of K and of V in a block."""
+        (k, v), dims = self.codecs(layer), self.spec(layer).head_dim
+        return _bytes(k, dims, keys=True), _bytes(v, dims, keys=False)
 
     @cached_property
     def _offsets(self) -> tuple[int, ...]:
         sizes = (self.layer_bytes(layer) for layer in range(len(self.layers)))
         return tuple(accumulate(sizes, initial=0))
+
+
+def _bytes(codec: AnyCodec, dims: int, *, keys: bool) -> int:
+    """Size of K, or V, of one head in 16 slots."""
+    return codec.block_bytes(dims, keys=keys) if isinstance(codec, Packed) else BLOCK * dims * codec.itemsize
+
+
+def _name(spec: LayerSpec) -> str:
+    codecs = "".join(f"{side}{codec.name}" for side, codec in (("k", spec.k), ("v", spec.v)) if codec)
+    return f"{spec.kv_heads}x{spec.head_dim}{codecs}"

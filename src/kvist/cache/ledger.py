@@ -93,9 +93,12 @@ class PageLedger:
         if self.events.listening:
             self.events.emit(EventKind.PAGE_SHARED, request=request, page=page, group=self._number)
 
-    def drop(self, page: int, request: str | None) -> None:
-        """Take an owner away; the last one leaves a published page cached and any other free."""
-        if self.allocator.release(page, keep=page in self.index):
+    def drop(self, page: int, request: str | None, *, soon: bool = False) -> None:
+        """Take an owner away; the last one leaves a published page cached and any other free.
+
+        soon: of the cached ones it is evicted first.
+        """
+        if self.allocator.release(page, keep=page in self.index, soon=soon):
             self._count["pages_freed"] += 1
             if self.events.listening:
                 self.events.emit(EventKind.PAGE_FREED, request=request, page=page, group=self._number)

@@ -243,8 +243,8 @@ class CacheManager:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of one position in all layers."""
-        return sum(group.layout.bytes_per_token for group in self.groups)
+        """Bytes of one position in all layers, packed where layers are."""
+        return sum(group.layout.bytes_per_token for group in self.groups if not group.exact)
 
     def check_integrity(self) -> None:
         """Prove all invariants, from the open tables and locked matches up; `InternalError` lists what is broken."""

@@ -10,12 +10,15 @@ is used. Kernels read and write by `address`; the array methods here serve tests
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvist.cache.codec import AnyCodec, Packed
+from kvist.cache.codec.packed import pack, unpack
 from kvist.cache.layout import BLOCK, PageLayout
 from kvist.errors import CapacityError, UsageError
 from kvist.memory import map_memory
@@ -55,20 +58,36 @@ class PagePool:
         self, page: int, layer: int, head: int, slots: slice = ALL
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Copy K and V of some slots of one KV head out, as float32 [slots][head_dim]."""
-        k, v = self._blocks(page, layer, head)
-        block, lane = self._places(slots)
-        decode = self.layout.codec.decode
-        return decode(k[block, lane]), decode(v[block, lane])
+        header, blocks = self._head(page, layer, head)
+        k_codec, v_codec = self.layout.codecs(layer)
+        dims, split = self.layout.spec(layer).head_dim, self.layout.v_offset(layer)
+        k = _read(k_codec, header, blocks[:, :split], dims, keys=True)
+        v = _read(v_codec, header, blocks[:, split:], dims, keys=False)
+        return k[slots], v[slots]
 
     def write(
         self, page: int, layer: int, head: int, slots: slice, k: NDArray[np.float32], v: NDArray[np.float32]
     ) -> None:
-        """Round `k` and `v`, float32 [slots][head_dim], to the codec and store them."""
+        """Round `k` and `v`, float32 [slots][head_dim], to the codec and store them. Packed layers: see `pack`."""
         k_blocks, v_blocks = self._blocks(page, layer, head)
-        block, lane = self._places(slots)
+        block, lane = np.divmod(np.arange(self.layout.page_size)[slots], BLOCK)
         encode = self.layout.codec.encode
         k_blocks[block, lane] = encode(k)
         v_blocks[block, lane] = encode(v)
+
+    def pack(self, page: int, layer: int, head: int, k: NDArray[np.float32], v: NDArray[np.float32]) -> None:
+        """Pack all slots of one KV head, `k` and `v` float32 [page_size][head_dim]."""
+        header, blocks = self._head(page, layer, head)
+        k_codec, v_codec = self.layout.codecs(layer)
+        split = self.layout.v_offset(layer)
+        for codec, part, numbers, keys in ((k_codec, blocks[:, :split], k, True), (v_codec, blocks[:, split:], v, False)):
+            if isinstance(codec, Packed):
+                top, part[...] = pack(codec, numbers, keys=keys)
+                header[: len(top)] = top
+            else:
+                shaped = numbers.reshape(len(blocks), BLOCK, -1)
+                stored = codec.encode(np.ascontiguousarray(shaped.transpose(0, 2, 1) if keys else shaped))
+                part[...] = stored.reshape(len(blocks), -1).view(np.uint8)
 
     def close(self) -> None:
         """Give the memory back, as soon as no array of another owner looks into it. Closing twice does nothing."""
@@ -77,17 +96,39 @@ class PagePool:
         with suppress(BufferError):
             self._memory.close()
 
-    def _blocks(self, page: int, layer: int, head: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """View K and V of one head as stored numbers, both [block][slot 16][head_dim]."""
+    def _head(self, page: int, layer: int, head: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """View one head's header, and its blocks as bytes [block][block_bytes]."""
         layout, spec = self.layout, self.layout.spec(layer)
-        dim = spec.head_dim
         if not (0 <= page < self.num_pages and 0 <= head < spec.kv_heads):
             raise IndexError(f"page {page}, layer {layer}, head {head} is not in this pool")
         start = layout.layer_offset(layer) + head * layout.head_bytes(layer)
-        stored = self.data[page, start : start + layout.head_bytes(layer)].view(layout.codec.dtype)
-        halves = stored.reshape(-1, 2, BLOCK * dim)
+        stored = self.data[page, start : start + layout.head_bytes(layer)]
+        header, blocks = stored[: layout.header_bytes(layer)], stored[layout.header_bytes(layer) :]
+        return header, blocks.reshape(-1, layout.block_bytes(layer))
+
+    def _blocks(self, page: int, layer: int, head: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """View K and V of one head of floats, both [block][slot 16][head_dim]."""
+        dim, dtype = self.layout.spec(layer).head_dim, self.layout.codec.dtype
+        halves = self._head(page, layer, head)[1].view(dtype).reshape(-1, 2, BLOCK * dim)
         return halves[:, 0].reshape(-1, dim, BLOCK).transpose(0, 2, 1), halves[:, 1].reshape(-1, BLOCK, dim)
 
-    def _places(self, slots: slice) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Block and lane of each slot."""
-        return np.divmod(np.arange(self.layout.page_size)[slots], BLOCK)
+
+def floats_of(pools: Sequence[PagePool], layer: int) -> tuple[int, PagePool]:
+    """The pool, and its number, that a layer's K and V are written to: of a packed layer the exact pages."""
+    return next((i, pool) for i, pool in enumerate(pools) if (spec := pool.layout.layers[layer]) and not spec.packed)
+
+
+def sealed_of(pools: Sequence[PagePool], layer: int) -> tuple[int, PagePool] | None:
+    """The pool, and its number, that a layer's full pages are packed into; None for a layer of floats."""
+    return next(((i, pool) for i, pool in enumerate(pools) if (spec := pool.layout.layers[layer]) and spec.packed), None)
+
+
+def _read(
+    codec: AnyCodec, header: NDArray[np.uint8], part: NDArray[np.uint8], dims: int, *, keys: bool
+) -> NDArray[np.float32]:
+    """K or V of all slots of a head."""
+    if isinstance(codec, Packed):
+        return unpack(codec, header, part, dims, keys=keys)
+    stored = np.ascontiguousarray(part).view(codec.dtype)
+    shaped = stored.reshape(-1, dims, BLOCK).transpose(0, 2, 1) if keys else stored.reshape(-1, BLOCK, dims)
+    return codec.decode(shaped.reshape(-1, dims))

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 
 def pass_by(ledgers: Sequence[PageLedger], table: PageTable) -> None:
-    """Let go of the pages that no later token sees, the oldest first. What is published stays cached."""
+    """Let go of the pages that no later token sees, the oldest first. What is published stays cached.
+
+    Exact pages of packed layers go first of all: they serve rollbacks alone, and the first ones every prefix needs.
+    """
     for number, ledger in enumerate(ledgers):
         unseen, pages = ledger.group.unseen(table.computed), table.groups[number]
         for i in unseen[max(table.gone[number] - unseen.start, 0) :]:
-            ledger.drop(pages[i], table.request)
+            ledger.drop(pages[i], table.request, soon=ledger.group.exact)
             pages[i] = GONE
         table.gone[number] = max(table.gone[number], unseen.stop)
 

@@ -43,6 +43,7 @@ def build_batch(pieces: Sequence[Piece], page_size: int, scrap: Sequence[int]) -
     row_pages = np.empty((len(scrap), rows), np.int32)
     sequences: list[SequenceRows] = []
     sampled: list[npt.NDArray[np.int32]] = []
+    full: list[npt.NDArray[np.int32]] = []
     first = 0
     for piece in pieces:
         count, end = len(piece.tokens), first + len(piece.tokens)
@@ -58,6 +59,9 @@ def build_batch(pieces: Sequence[Piece], page_size: int, scrap: Sequence[int]) -
         again = min(count, piece.table.computed - piece.start)
         if again > 0:
             row_pages[:, first : first + again] = np.array(scrap, np.int32)[:, None]
+        filled = max(1, piece.table.computed // page_size), (piece.start + count) // page_size
+        if filled[0] < filled[1]:
+            full.append(pages[:, filled[0] : filled[1]])
         if piece.logits == "all":
             sampled.append(np.arange(first, end, dtype=np.int32))
         elif piece.logits == "last":
@@ -65,4 +69,5 @@ def build_batch(pieces: Sequence[Piece], page_size: int, scrap: Sequence[int]) -
         sequences.append(SequenceRows(first, count, piece.start, pages))
         first = end
     wanted = np.concatenate(sampled) if sampled else np.empty(0, np.int32)
-    return BatchMetadata(tokens, positions, row_pages, wanted, sequences)
+    full_pages = np.concatenate(full, axis=1) if full else np.empty((len(scrap), 0), np.int32)
+    return BatchMetadata(tokens, positions, row_pages, wanted, sequences, full_pages)

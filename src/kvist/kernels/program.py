@@ -11,7 +11,7 @@ told its true width.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -94,14 +94,39 @@ class Matmul:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Mix:
+    """A fixed rotation of heads: x becomes H (signs * x) / sqrt(width), H being Hadamard's matrix (Sylvester's order).
+
+    It spreads what is large in one dim over all of them, before they are packed. signs: float32 (head size,), each 1 or
+    -1. k: queries and keys are turned, so that scores stay as they are; v: values are, and what attention makes of them
+    is turned back.
+    """
+
+    signs: Floats
+    k: bool
+    v: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class RotaryStore:
-    """Rotate q and k in place (no rotary: leave them), round k and v to the codec and write them to the row's slot."""
+    """Rotate q and k in place (no rotary: leave them), round k and v to the codec and write them to the row's slot.
+
+    mix: turn q and k, or v, in place before that. A packed layer's slots are those of its exact pages.
+    """
 
     q: Buffer
     k: Buffer
     v: Buffer
     layer: int
     rotary: Rotary | None
+    mix: Mix | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seal:
+    """Pack a layer's pages that this step has filled: from the exact pages to the sealed ones."""
+
+    layer: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,6 +138,9 @@ class Attend:
     at the beginning that a row with a window sees as well (StreamingLLM, Xiao et al. 2023), as far as they are not in
     its window, and as if they stood right before it: where its own distance to them would be larger, q is rotated by
     the angles of `turn`, which turn it back by 0.. positions (None: q is not turned).
+
+    A packed layer is read from two places: a row's own page, and page 0, from the exact pages; all others as they were
+    packed. mix: as it was stored.
     """
 
     q: Buffer
@@ -124,6 +152,7 @@ class Attend:
     sinks: Floats | None = None
     first: int = 0
     turn: Rotary | None = None
+    mix: Mix | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,7 +206,7 @@ class Experts:
     clamp: float | None = None
 
 
-Op = Embed | Norm | Matmul | RotaryStore | Attend | Gate | Cap | Experts
+Op = Embed | Norm | Matmul | RotaryStore | Seal | Attend | Gate | Cap | Experts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -196,7 +225,7 @@ class Program:
     def logits(self) -> Buffer:
         """The buffer the last operation writes."""
         last = self.ops[-1]
-        assert not isinstance(last, RotaryStore)
+        assert not isinstance(last, RotaryStore | Seal)
         return last.out
 
 
@@ -220,6 +249,8 @@ class BatchMetadata:
     """All a step is told, built once by engine.batch.
 
     Int32 arrays: one entry a row, but `sampled_rows`: the rows whose logits are asked for. row_pages: (groups, rows).
+    full_pages: (groups, n), of pages that this step fills: where packed layers seal what they have written. Not of page
+    0 of a sequence, which is never read as it was packed.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -227,6 +258,7 @@ class BatchMetadata:
     row_pages: npt.NDArray[np.int32]
     sampled_rows: npt.NDArray[np.int32]
     sequences: Sequence[SequenceRows]
+    full_pages: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty((1, 0), np.int32))
 
 
 @dataclass(frozen=True, slots=True)

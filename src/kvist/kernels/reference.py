@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from kvist.cache.codec import codec
-from kvist.cache.pool import PagePool
+from kvist.cache.pool import PagePool, floats_of, sealed_of
 from kvist.cache.table import GONE
 from kvist.kernels.program import (
     BLOCK_TYPES,
@@ -27,10 +28,11 @@ from kvist.kernels.program import (
     Gate,
     Limits,
     Matmul,
+    Mix,
     Norm,
     Program,
-    Rotary,
     RotaryStore,
+    Seal,
     SequenceRows,
     Weight,
     WeightType,
@@ -96,6 +98,8 @@ class ReferenceExecutable:
                     )
                 case RotaryStore():
                     self._rotary_store(op, buffers, batch)
+                case Seal():
+                    self._seal(op.layer, batch)
                 case Attend():
                     q = buffers[op.q.name]
                     buffers[op.out.name] = np.concatenate(
@@ -121,9 +125,9 @@ class ReferenceExecutable:
         """See `kernels.program.Executable`."""
         return ReferenceChooser()
 
-    def _pool_of(self, layer: int) -> tuple[int, PagePool]:
-        """The group of a layer, and its pages."""
-        return next((i, pool) for i, pool in enumerate(self._pools) if pool.layout.layers[layer] is not None)
+    def _pools_of(self, layer: int) -> tuple[tuple[int, PagePool], tuple[int, PagePool]]:
+        """The groups and pages that a layer's numbers are written to, and that its full pages are read from."""
+        return floats_of(self._pools, layer), sealed_of(self._pools, layer) or floats_of(self._pools, layer)
 
     def _rotary_store(self, op: RotaryStore, buffers: dict[str, Array], batch: BatchMetadata) -> None:
         dims = self._program.head_dim
@@ -134,7 +138,12 @@ class ReferenceExecutable:
             for x in (heads[op.q.name], heads[op.k.name]):
                 a, b = x[..., :half].copy(), x[..., half : 2 * half].copy()
                 x[..., :half], x[..., half : 2 * half] = a * cos - b * sin, b * cos + a * sin
-        group, pool = self._pool_of(op.layer)
+        if op.mix is not None:
+            for x in (heads[op.q.name], heads[op.k.name]) if op.mix.k else ():
+                x[...] = _mixed(op.mix, x)
+            if op.mix.v:
+                heads[op.v.name][...] = _mixed(op.mix, heads[op.v.name])
+        group, pool = self._pools_of(op.layer)[0]
         page_size = pool.layout.page_size
         for row, page in enumerate(batch.row_pages[group]):
             slot = int(batch.positions[row]) % page_size
@@ -143,43 +152,82 @@ class ReferenceExecutable:
                 v = heads[op.v.name][row, head][None].astype(np.float32)
                 pool.write(int(page), op.layer, head, slice(slot, slot + 1), k, v)
 
+    def _seal(self, layer: int, batch: BatchMetadata) -> None:
+        (source, exact), (target, sealed) = self._pools_of(layer)
+        for page, into in zip(batch.full_pages[source], batch.full_pages[target], strict=True):
+            for head in range(self._program.num_kv_heads):
+                sealed.pack(int(into), layer, head, *exact.read(int(page), layer, head))
+
     def _attend(self, op: Attend, q: Array, sequence: SequenceRows) -> Array:
         """Attention of one sequence's rows, (rows, heads * head size)."""
-        program, (number, pool) = self._program, self._pool_of(op.layer)
-        page_size = pool.layout.page_size
+        program = self._program
         group, dims = program.num_heads // program.num_kv_heads, program.head_dim
         rows = q[sequence.first : sequence.first + sequence.count].reshape(sequence.count, program.num_heads, dims)
         out = np.empty_like(rows)
-        length = sequence.position + sequence.count
         for kv_head in range(program.num_kv_heads):
-            K, V = (np.full((len(sequence.pages[number]) * page_size, dims), np.nan) for _ in range(2))
-            for i, page in enumerate(sequence.pages[number]):
-                if page != GONE:
-                    where = slice(i * page_size, (i + 1) * page_size)
-                    K[where], V[where] = pool.read(int(page), op.layer, kv_head)
-            K, V = K[:length], V[:length]
+            exact, sealed = (self._numbers(place, op.layer, kv_head, sequence) for place in self._pools_of(op.layer))
             for r in range(sequence.count):
                 end = sequence.position + r + 1
                 seen = slice(max(0, end - op.window) if op.window else 0, end)
+                page_size = self._pools[0].layout.page_size
+                pages = np.arange(end) // page_size
+                own = (pages == 0) | (pages == (end - 1) // page_size)
+                K, V = (np.where(own[:, None], a[:end], b[:end]) for a, b in zip(exact, sealed, strict=True))
                 for head in range(kv_head * group, (kv_head + 1) * group):
                     scores = K[seen] @ rows[r, head] * op.scale
                     value = V[seen]
                     if kept := min(op.first, seen.start):
-                        query = _turned_back(op.turn, rows[r, head], end - 1 - (op.first + (op.window or 0) - 1))
+                        query = _turned_back(op, rows[r, head], end - 1 - (op.first + (op.window or 0) - 1))
                         scores = np.concatenate([K[:kept] @ query * op.scale, scores])
                         value = np.concatenate([V[:kept], value])
                     scores = scores if op.softcap is None else op.softcap * np.tanh(scores / op.softcap)
                     top = scores.max() if op.sinks is None else max(scores.max(), op.sinks[head])
                     p = np.exp(scores - top)
                     rest = 0.0 if op.sinks is None else np.exp(op.sinks[head] - top)
-                    out[r, head] = p @ value / (p.sum() + rest)
+                    made = p @ value / (p.sum() + rest)
+                    out[r, head] = _unmixed(op.mix, made) if op.mix is not None and op.mix.v else made
         return out.reshape(sequence.count, -1)
 
+    def _numbers(
+        self, place: tuple[int, PagePool], layer: int, kv_head: int, sequence: SequenceRows
+    ) -> tuple[Array, Array]:
+        """K and V of a sequence's positions in one pool; NaN where a page is gone."""
+        number, pool = place
+        page_size, length = pool.layout.page_size, sequence.position + sequence.count
+        shape = (len(sequence.pages[number]) * page_size, self._program.head_dim)
+        K, V = (np.full(shape, np.nan) for _ in range(2))
+        for i, page in enumerate(sequence.pages[number]):
+            if page != GONE:
+                where = slice(i * page_size, (i + 1) * page_size)
+                K[where], V[where] = pool.read(int(page), layer, kv_head)
+        return K[:length], V[:length]
 
-def _turned_back(turn: Rotary | None, q: Array, back: int) -> Array:
+
+def _mixed(mix: Mix, x: Array) -> Array:
+    """H (signs * x) / sqrt(width), over the last axis."""
+    width = len(mix.signs)
+    out = x * mix.signs
+    step = 1
+    while step < width:
+        pairs = out.reshape(*x.shape[:-1], -1, 2, step)
+        out = np.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], axis=-2)
+        out, step = out.reshape(x.shape), 2 * step
+    return np.asarray(out / math.sqrt(width))
+
+
+def _unmixed(mix: Mix, x: Array) -> Array:
+    """What `_mixed` came from: H is its own inverse."""
+    plain = Mix(np.ones_like(mix.signs), mix.k, mix.v)
+    return np.asarray(_mixed(plain, x) * mix.signs)
+
+
+def _turned_back(op: Attend, q: Array, back: int) -> Array:
     """A query as if it stood `back` positions earlier."""
-    if turn is None or back <= 0:
+    if op.turn is None or back <= 0:
         return q
+    turn, mix = op.turn, op.mix
+    if mix is not None and mix.k:
+        return _mixed(mix, _turned_back(replace(op, mix=None), _unmixed(mix, q), back))
     a, b, rest = np.split(q, [turn.half, 2 * turn.half])
     cos, sin = turn.cos[back].astype(np.float64), turn.sin[back].astype(np.float64)
     return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest])

@@ -24,6 +24,7 @@ from kvist.kernels.program import (
     Op,
     Program,
     RotaryStore,
+    Seal,
 )
 
 ACTIVATION_OPS = {"silu": 4, "gelu_tanh": 9, "gelu": 5}
@@ -134,7 +135,7 @@ def traffic_of(ops: Sequence[Op], size: StepSize, program: Program, layouts: Seq
 
 def rows_of(op: Op, size: StepSize) -> int:
     """Rows an op computes in a step."""
-    return size.sampled if not isinstance(op, RotaryStore) and op.out.sampled else size.rows
+    return size.sampled if not isinstance(op, RotaryStore | Seal) and op.out.sampled else size.rows
 
 
 def buffers_of(op: Op) -> tuple[list[Buffer], list[Buffer]]:
@@ -148,6 +149,8 @@ def buffers_of(op: Op) -> tuple[list[Buffer], list[Buffer]]:
             return [op.x] + ([op.residual] if op.residual else []), [op.out]
         case RotaryStore():
             return [op.q, op.k, op.v], [op.q, op.k] if op.rotary else []
+        case Seal():
+            return [], []
         case Attend():
             return [op.q], [op.out]
         case Cap():

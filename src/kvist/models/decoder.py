@@ -15,11 +15,13 @@ from kvist.kernels.program import (
     Floats,
     Gate,
     Matmul,
+    Mix,
     Norm,
     Op,
     Program,
     Rotary,
     RotaryStore,
+    Seal,
     Weight,
 )
 from kvist.models.config import ModelConfig, padded
@@ -36,6 +38,7 @@ def build_program(
     local: Rotary | None = None,
     spans: Sequence[Span] | None = None,
     turns: tuple[Rotary | None, Rotary | None] = (None, None),
+    packed: Mapping[int, Mix | None] | None = None,
 ) -> Program:
     """Write the step of a model as a program.
 
@@ -44,9 +47,10 @@ def build_program(
     matrices and vectors are named by role: "embed", "layers.0.q", "layers.0.q.bias", ... (see `families`); biases may
     be absent. local: rotary angles of the layers with a window, where they have their own. spans: what a token sees in
     each layer (None: as the model has it). turns: angles that turn queries back towards sinks, and the local ones.
+    packed: the layers whose pages are packed, and how their heads are turned for it.
     """
     seen = spans or [Span(config.window(layer)) for layer in range(config.num_layers)]
-    return _Writer(config, matrices, vectors, rotary, local, seen, turns).program()
+    return _Writer(config, matrices, vectors, rotary, local, seen, turns, packed or {}).program()
 
 
 class _Writer:
@@ -54,10 +58,10 @@ class _Writer:
 
     def __init__(
         self, config: ModelConfig, matrices: Matrices, vectors: Vectors, rotary: Rotary | None, local: Rotary | None,
-        spans: Sequence[Span], turns: tuple[Rotary | None, Rotary | None],
+        spans: Sequence[Span], turns: tuple[Rotary | None, Rotary | None], packed: Mapping[int, Mix | None],
     ) -> None:  # fmt: skip
         self._config, self._matrices, self._vectors = config, matrices, vectors
-        self._rotary, self._local, self._spans, self._turns = rotary, local, spans, turns
+        self._rotary, self._local, self._spans, self._turns, self._packed = rotary, local, spans, turns, packed
         hidden, inner = padded(config.hidden_size), padded(config.intermediate_size)
         heads = config.num_heads * config.stored_head_dim
         kv_heads = config.num_kv_heads * config.stored_head_dim
@@ -105,7 +109,8 @@ class _Writer:
         local = config.window(layer) is not None and self._local is not None
         sinks = self._vectors[at + "sinks"] if config.sinks else None
         ops += [
-            RotaryStore(q, k, v, layer, self._local if local else self._rotary),
+            RotaryStore(q, k, v, layer, self._local if local else self._rotary, self._packed.get(layer)),
+            *([Seal(layer)] if layer in self._packed else []),
             Attend(
                 q,
                 a,
@@ -116,6 +121,7 @@ class _Writer:
                 sinks,
                 first,
                 self._turns[local] if first else None,
+                self._packed.get(layer),
             ),
         ]
         return ops + self._added(at + "o", a, at + "attention_post_norm")

@@ -27,4 +27,4 @@ def _decode(stored: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-CODEC = Codec(name="bf16", dtype=np.dtype(np.uint16), exact=True, encode=_encode, decode=_decode)
+CODEC = Codec(name="bf16", dtype=np.dtype(np.uint16), encode=_encode, decode=_decode)

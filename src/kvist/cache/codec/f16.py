@@ -23,4 +23,4 @@ def _decode(stored: NDArray[np.float16]) -> NDArray[np.float32]:
     return stored.astype(np.float32)
 
 
-CODEC = Codec(name="f16", dtype=np.dtype(np.float16), exact=True, encode=_encode, decode=_decode)
+CODEC = Codec(name="f16", dtype=np.dtype(np.float16), encode=_encode, decode=_decode)

@@ -12,4 +12,4 @@ def _same(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(numbers, np.float32)
 
 
-CODEC = Codec(name="f32", dtype=np.dtype(np.float32), exact=True, encode=_same, decode=_same)
+CODEC = Codec(name="f32", dtype=np.dtype(np.float32), encode=_same, decode=_same)

@@ -15,6 +15,7 @@ ARG = 4  # the first argument
 
 PLAN, EMBED, RMS_NORM, LAYER_NORM, MATMUL, ROTARY_STORE, ATTEND, MERGE, GATE, LIKELIEST, CAP = range(1, 12)
 CHOOSE, PLACE, GATHER, EXPERTS, COMBINE = range(12, 17)  # of a mixture of experts
+SEAL = 17
 READ, FMA_PEAK, CONVERT, FIND_NONFINITE = range(20, 24)
 DRAW, RATE = range(24, 26)  # tokens from rows of logits; log-probabilities
 
@@ -42,9 +43,11 @@ DRAW, RATE = range(24, 26)  # tokens from rows of logits; log-probabilities
     SCRATCH_BYTES,  # per thread
     THREADS,
     COUNTERS,  # address of int64 per op: pieces done, then pieces taken of each thread's share
+    FULL,  # pages that this step fills
+    FULL_PAGES,  # address of int32 [groups][FULL]: their ids
     TIMES,  # address of two int64 per thread and op: nanoseconds waited, nanoseconds worked; 0: nobody asks
     CONTEXT_SLOTS,
-) = range(24)
+) = range(26)
 
 # --- the board of a team (see `board`): lines of eight int64, and what its entry can be asked to do -------------------
 BOARD_LINE = 8

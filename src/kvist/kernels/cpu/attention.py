@@ -18,7 +18,8 @@ the first tile of the piece that probably follows. Many rows copy a tile as floa
 
 Scratch of a thread, float32, R = rows of an item, d = head size::
 
-    q [R][d]  p [R][64]  K [4][d][16]  V [64][d]  part [R][d]  total [R][d]  part: max, sum [R]  total: max, sum [R]
+    q [R][d]  p [R][64]  copies  part [R][d]  total [R][d]  part: max, sum [R]  total: max, sum [R]
+    copies: K [4][d][16]  V [64][d]; of packed layers twice, and scales
 
 Queries that are turned back towards the first positions (see `attention_first`) lie where K and V are copied to.
 """
@@ -28,11 +29,12 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.attention_extras import block_at, cap_scores, hide_before, join_sink
+from kvist.kernels.cpu.attention_extras import block_at, join_sink, soften
 from kvist.kernels.cpu.attention_first import make_attend_first
 from kvist.kernels.cpu.attention_plan import ITEM_BYTES
-from kvist.kernels.cpu.attention_row import LOWEST, finish, fold, softmax_row
+from kvist.kernels.cpu.attention_row import LOWEST, finish, fold
 from kvist.kernels.cpu.attention_rows import make_copy_tile, make_score_rows, make_weigh_rows
+from kvist.kernels.cpu.attention_sealed import make_attend_sealed_tile
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.scalar import arg, arg_f32, put_f32, slot
 from kvist.kernels.cpu.vector import mul, splat
@@ -57,9 +59,9 @@ def make_attend_tile(dtype: str, score_few: Any, weigh_few: Any) -> Any:
 
     @jit
     def attend_tile(
-        tile: int, end: int, rows: int, group: int, position: int, dims: int, pages: int, page_size: int,
-        page_bytes: int, head: int, q: int, p: int, copy: int, acc: int, row_max: int, row_sum: int,
-        window: int, cap: float, n_pages: int, n_begin: int, n_live: int, n_head: int,
+        op: int, item: int, kv_head: int, tile: int, end: int, rows: int, group: int, position: int, dims: int,
+        pages: int, page_size: int, page_bytes: int, head: int, q: int, p: int, copy: int, acc: int, row_max: int,
+        row_sum: int, window: int, cap: float, n_pages: int, n_begin: int, n_live: int, n_head: int,
     ) -> None:  # fmt: skip
         block_bytes = 2 * 16 * dims * itemsize
         begin = tile * TILE
@@ -129,18 +131,9 @@ def clear(rows: int, dims: int, acc: int, row_max: int, row_sum: int) -> None:
 
 
 @jit
-def soften(
-    p: int, skip: int, stop: int, group: int, position: int, begin: int, row_max: int, row_sum: int, acc: int,
-    dims: int, window: int, cap: float,
-) -> None:  # fmt: skip
-    """The softmax of a tile for rows `skip` to `stop`."""
-    for r in range(skip, stop):
-        end_slot = position + r // group + 1 - begin
-        if cap > 0.0:
-            cap_scores(p + r * 256, cap)
-        if end_slot > window:
-            hide_before(p + r * 256, end_slot - window)
-        softmax_row(p + r * 256, min(TILE, end_slot), row_max + r * 4, row_sum + r * 4, acc + r * dims * 4, dims)
+def copy_bytes(dims: int) -> int:
+    """Room for a tile's copies."""
+    return 4 * TILE * dims * 4 + 2 * dims * 4 + 256
 
 
 @jit
@@ -173,10 +166,11 @@ def scale_rows(source: int, stride: int, rows: int, group: int, dims: int, scale
             )
 
 
-def make_attend(dtype: str) -> Any:
-    """The kernel that computes one (item, KV head) over pages of `dtype`."""
+def make_attend(dtype: str, packed: tuple[str, str] | None = None) -> Any:
+    """The kernel that computes one (item, KV head) over pages of `dtype`; packed: how full pages hold K and V."""
     itemsize, score_few, weigh_few = ITEMSIZE[dtype], make_score_rows(dtype, True), make_weigh_rows(dtype, True)
-    attend_tile = make_attend_tile(dtype, score_few, weigh_few)
+    floats = make_attend_tile(dtype, score_few, weigh_few)
+    attend_tile = make_attend_sealed_tile(dtype, *packed) if packed else floats
     attend_first = make_attend_first(dtype, score_few, weigh_few)
 
     @jit
@@ -197,7 +191,7 @@ def make_attend(dtype: str) -> Any:
         q = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
         p = q + rows * dims * 4
         copy = p + rows * 256
-        acc = copy + 2 * TILE * dims * 4
+        acc = copy + copy_bytes(dims)
         total = acc + rows * dims * 4
         row_max = total + rows * dims * 4
         row_sum = row_max + rows * 4
@@ -226,7 +220,7 @@ def make_attend(dtype: str) -> Any:
             end = min((split + 1) * (SPLIT // TILE), last // TILE + 1)
             for tile in range(max(split * (SPLIT // TILE), oldest // TILE), end):
                 attend_tile(
-                    tile, end, rows, group, position, dims, pages, page_size, page_bytes, head, q, p, copy, acc,
+                    op, item, kv_head, tile, end, rows, group, position, dims, pages, page_size, page_bytes, head, q, p, copy, acc,
                     row_max, row_sum, window, cap, page_ids(follower, op), n_begin, n_live, n_head,
                 )  # fmt: skip
             if partial < 0:
@@ -239,27 +233,29 @@ def make_attend(dtype: str) -> Any:
                             row_max + r * 4, row_sum + r * 4, dims, split == begins,
                         )  # fmt: skip
         if partial < 0:
-            write_rows(out + place, q_stride, rows, group, dims, sinks, kv_head, total, total_max)
+            write_rows(out + place, q_stride, rows, group, dims, sinks, kv_head, total, total_max, arg(op, 19))
 
     return attend
 
 
 @jit
 def write_rows(
-    out: int, stride: int, rows: int, group: int, dims: int, sinks: int, kv_head: int, total: int, total_max: int
-) -> None:
+    out: int, stride: int, rows: int, group: int, dims: int, sinks: int, kv_head: int, total: int, total_max: int,
+    signs: int,
+) -> None:  # fmt: skip
     """What the rows of an item have summed, divided; sinks: address of learned scores that take part (0: none)."""
     total_sum = total_max + rows * 4
     for r in range(rows):
         acc = total + r * dims * 4
         if sinks != 0:
             join_sink(sinks + (kv_head * group + r % group) * 4, acc, total_max + r * 4, total_sum + r * 4, dims)
-        finish(out + r // group * stride + (r % group) * dims * 4, acc, total_sum + r * 4, dims)
+        finish(out + r // group * stride + (r % group) * dims * 4, acc, total_sum + r * 4, dims, signs)
 
 
-def make_unit(dtype: str) -> Any:
-    """The entry of the unit for pages of `dtype`: one (item, KV head)."""
-    attend = make_attend(dtype)
+def make_unit(name: str) -> Any:
+    """The entry of the unit: one (item, KV head). name: the type of the pages, and for packed layers K's and V's."""
+    dtype, *packed = name.split("_")
+    attend = make_attend(dtype, (packed[0], packed[1]) if packed else None)
 
     def entry(ctx: int, op: int, piece: int, tid: int) -> int:
         attend(ctx, op, piece, tid)

@@ -5,7 +5,8 @@ None of it knows more than the row's own position, so it keeps the contract: a r
 
 from __future__ import annotations
 
-from kvist.kernels.cpu.attention_row import LOWEST
+from kvist.kernels.cpu.abi import TILE
+from kvist.kernels.cpu.attention_row import LOWEST, softmax_row
 from kvist.kernels.cpu.math import exp, jit, tanh
 from kvist.kernels.cpu.scalar import get_f32, get_i32, put_f32
 from kvist.kernels.cpu.vector import div, first, fma, keep_first, maximum, mul, splat, sub
@@ -48,3 +49,18 @@ def join_sink(sink: int, total: int, total_max: int, total_sum: int, dims: int) 
     put_f32(total_sum, first(fma(splat(get_f32(total_sum)), a, b)))
     for d in range(0, dims, 16):
         store_f32(total + d * 4, mul(load_f32(total + d * 4), a))
+
+
+@jit
+def soften(
+    p: int, skip: int, stop: int, group: int, position: int, begin: int, row_max: int, row_sum: int, acc: int,
+    dims: int, window: int, cap: float,
+) -> None:  # fmt: skip
+    """The softmax of a tile for rows `skip` to `stop`."""
+    for r in range(skip, stop):
+        end_slot = position + r // group + 1 - begin
+        if cap > 0.0:
+            cap_scores(p + r * 256, cap)
+        if end_slot > window:
+            hide_before(p + r * 256, end_slot - window)
+        softmax_row(p + r * 256, min(TILE, end_slot), row_max + r * 4, row_sum + r * 4, acc + r * dims * 4, dims)

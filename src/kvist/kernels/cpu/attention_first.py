@@ -20,6 +20,7 @@ from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.attention_extras import block_at, cap_scores
 from kvist.kernels.cpu.attention_row import softmax_row
 from kvist.kernels.cpu.math import jit
+from kvist.kernels.cpu.mix import mix, unmix
 from kvist.kernels.cpu.pointwise import rotate
 from kvist.kernels.cpu.scalar import arg, arg_f32
 from kvist.kernels.cpu.vector_memory import ITEMSIZE, load_f32, store_f32
@@ -32,9 +33,13 @@ def turn_back(op: int, back: int, source: int, dims: int, out: int) -> None:
     """Copy a query, turned back by so many positions (0 or fewer: as it is)."""
     for d in range(0, dims * 4, 64):
         store_f32(out + d, load_f32(source + d))
-    half = arg(op, 12)
+    half, signs = arg(op, 12), arg(op, 18)
     if back > 0 and half > 0:
+        if signs != 0:  # queries are mixed after they were rotated
+            unmix(out, signs, dims)
         rotate(out, arg(op, 13) + back * half * 4, arg(op, 14) + back * half * 4, half)
+        if signs != 0:
+            mix(out, signs, dims)
 
 
 def make_attend_first(dtype: str, score: Any, weigh: Any) -> Any:

@@ -38,4 +38,4 @@ def merge(ctx: int, op: int, piece: int, tid: int) -> None:
         if sinks != 0:
             join_sink(sinks + (kv_head * group + r % group) * 4, total, total_max, total_max + 4, dims)
         target = out + (row + r // group) * stride + kv_head * group * dims * 4 + (r % group) * dims * 4
-        finish(target, total, total_max + 4, dims)
+        finish(target, total, total_max + 4, dims, arg(op, 19))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvist.kernels.cpu.math import exp, jit
+from kvist.kernels.cpu.mix import unmix
 from kvist.kernels.cpu.scalar import get_f32, put_f32
 from kvist.kernels.cpu.vector import add, div, first, fma, keep_first, maximum, mul, reduce_add, reduce_max, splat, sub
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
@@ -31,11 +32,13 @@ def fold(
 
 
 @jit
-def finish(out: int, total: int, total_sum: int, dims: int) -> None:
-    """out = total / sum, for one row."""
+def finish(out: int, total: int, total_sum: int, dims: int, signs: int) -> None:
+    """out = total / sum, for one row; signs: address of those that values were mixed with (0: they were not)."""
     divisor = splat(get_f32(total_sum))
     for d in range(0, dims, 16):
         store_f32(out + d * 4, div(load_f32(total + d * 4), divisor))
+    if signs != 0:
+        unmix(out, signs, dims)
 
 
 @jit

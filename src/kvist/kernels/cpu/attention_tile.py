@@ -23,7 +23,7 @@ from kvist.kernels.cpu.vector_memory import ITEMSIZE
 BLOCKS = 4  # blocks of sixteen slots in a tile of 64 positions
 
 
-def _begin_loop(builder: Any) -> tuple[Any, Any, Any, Any]:
+def begin_loop(builder: Any) -> tuple[Any, Any, Any, Any]:
     before = builder.block
     loop = builder.append_basic_block("loop")
     after = builder.append_basic_block("done")
@@ -32,7 +32,7 @@ def _begin_loop(builder: Any) -> tuple[Any, Any, Any, Any]:
     return before, loop, after, builder.phi(I64)
 
 
-def _end_loop(builder: Any, before: Any, loop: Any, after: Any, counter: Any, limit: Any) -> None:
+def end_loop(builder: Any, before: Any, loop: Any, after: Any, counter: Any, limit: Any) -> None:
     following = builder.add(counter, I64(1))
     counter.add_incoming(I64(0), before)
     counter.add_incoming(following, builder.block)
@@ -56,7 +56,7 @@ def make_scores(dtype: str, rows: int, ahead: bool) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             q, stride, *blocks, dims, out = args[:8]
             q_rows = [builder.add(q, builder.mul(stride, I64(r))) for r in range(rows)]
-            before, loop, after, dim = _begin_loop(builder)
+            before, loop, after, dim = begin_loop(builder)
             sums = [[builder.phi(V16F) for _ in range(BLOCKS)] for _ in range(rows)]
             offset = builder.mul(dim, I64(16 * ITEMSIZE[dtype]))
             if ahead:
@@ -73,7 +73,7 @@ def make_scores(dtype: str, rows: int, ahead: bool) -> Any:
                 for b in range(BLOCKS):
                     sums[r][b].add_incoming(zero, before)
                     sums[r][b].add_incoming(new[r][b], builder.block)
-            _end_loop(builder, before, loop, after, dim, dims)
+            end_loop(builder, before, loop, after, dim, dims)
             for r in range(rows):
                 for b in range(BLOCKS):
                     builder.store(new[r][b], pointer(builder, out, V16F, I64(r * 256 + b * 64)), align=4)
@@ -102,7 +102,7 @@ def make_weigh(dtype: str, rows: int, width: int, ahead: bool) -> Any:
             p, v, v_stride, slots, acc, acc_stride, following = args
             rows_at = [builder.add(acc, builder.mul(acc_stride, I64(r))) for r in range(rows)]
             start = [[emit_load(builder, rows_at[r], "f32", I64(64 * j)) for j in range(width)] for r in range(rows)]
-            before, loop, after, slot = _begin_loop(builder)
+            before, loop, after, slot = begin_loop(builder)
             sums = [[builder.phi(V16F) for _ in range(width)] for _ in range(rows)]
             base = builder.add(v, builder.mul(slot, v_stride))
             if ahead:
@@ -118,7 +118,7 @@ def make_weigh(dtype: str, rows: int, width: int, ahead: bool) -> Any:
                 for j in range(width):
                     sums[r][j].add_incoming(start[r][j], before)
                     sums[r][j].add_incoming(new[r][j], builder.block)
-            _end_loop(builder, before, loop, after, slot, slots)
+            end_loop(builder, before, loop, after, slot, slots)
             for r in range(rows):
                 for j in range(width):
                     builder.store(new[r][j], pointer(builder, rows_at[r], V16F, I64(64 * j)), align=4)

@@ -128,6 +128,7 @@ class CpuExecutable:
         ):
             context[slot] = array.ctypes.data
         context[abi.ROWS], context[abi.SEQUENCES] = rows, len(batch.sequences)
+        context[abi.FULL], context[abi.FULL_PAGES] = batch.full_pages.shape[1], batch.full_pages.ctypes.data
         limit = self._limits.sampled
         portions = [batch.sampled_rows[i : i + limit] for i in range(0, wanted, limit)] or [batch.sampled_rows]
         self._launch(self._step, self._step_origins, batch, portions[0])

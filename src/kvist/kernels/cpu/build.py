@@ -33,6 +33,8 @@ UNITS: dict[str, tuple[str, str | None]] = {
     **{f"experts_{name}": ("experts", name) for name in (*DTYPES, *BLOCK_TYPES)},
 }
 """Unit -> its module, and what the module's `make_unit` is given (None: the entry is `run` itself)."""
+PACKED_UNITS = {"attend": "attention", "seal": "seal"}
+"""The same for pages of packed layers: exact, K, V, as in ``attend_f16_int5_int4`` and ``seal_f16_int5_int4``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,8 @@ def make_module(unit: str, machine: Any) -> Any:
 
     from kvist.kernels.cpu.math import OPTIONS
 
-    module_name, argument = UNITS[unit]
+    kind, _, rest = unit.partition("_")
+    module_name, argument = UNITS[unit] if unit in UNITS else (PACKED_UNITS[kind], rest)
     source = import_module(f"kvist.kernels.cpu.{module_name}")
     entry = source.run if argument is None else source.make_unit(argument)
     level = config.OPT

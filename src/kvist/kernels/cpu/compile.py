@@ -18,7 +18,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
-from kvist.kernels.cpu.build import ENTRY, UNITS, Build, Target
+from kvist.kernels.cpu.build import ENTRY, Build, Target
 from kvist.paths import cache_dir
 
 _MAGIC = b"kvist-kernel-3\n"
@@ -76,7 +76,6 @@ class Kernels:
         self._builds[unit] = Build(unit, self._target)
 
     def _load(self, unit: str) -> Any:
-        assert unit in UNITS, unit
         path = self._path(unit)
         code = None if unit in self._builds else _read(path)
         if code is None:
@@ -108,9 +107,10 @@ def load_kernels(on_compile: Callable[[], None] | None = None, target: Target | 
 def _digest(target: Target) -> str:
     """Digest of all that the object code depends on."""
     digest = hashlib.sha256(_MAGIC)
-    for file in sorted(resources.files(__package__).iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".py"):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for package in (__package__, "kvist.cache.codec"):
+        for file in sorted(resources.files(package).iterdir(), key=lambda file: file.name):
+            if file.name.endswith(".py"):
+                digest.update(file.name.encode() + b"\0" + file.read_bytes())
     for part in (
         metadata.version("numba"),
         metadata.version("llvmlite"),

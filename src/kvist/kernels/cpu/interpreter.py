@@ -34,6 +34,8 @@ def pieces_of(code: int, ctx: int, op: int) -> int:
         return slot(ctx, abi.ITEMS) * slot(ctx, abi.KV_HEADS)
     if code == abi.MERGE:
         return slot(ctx, abi.MERGES) * slot(ctx, abi.KV_HEADS)
+    if code == abi.SEAL:
+        return slot(ctx, abi.FULL) * slot(ctx, abi.KV_HEADS)
     if code == abi.PLAN or code == abi.PLACE:
         return 1
     if code == abi.EXPERTS:

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from kvist.cache.pool import PagePool
+from kvist.cache.pool import PagePool, floats_of, sealed_of
 from kvist.errors import UsageError
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.lower_experts import ExpertMemory, lower_experts
@@ -28,10 +28,12 @@ from kvist.kernels.program import (
     Floats,
     Gate,
     Matmul,
+    Mix,
     Norm,
     Op,
     Program,
     RotaryStore,
+    Seal,
     Weight,
 )
 from kvist.kernels.traffic import buffers_of
@@ -112,6 +114,8 @@ class Lowering:
                 return [self._matmul(op)]
             case RotaryStore():
                 return [self._rotary_store(op)]
+            case Seal():
+                return [self._seal(op)]
             case Attend():
                 return self._attend(op)
             case Gate():
@@ -202,40 +206,65 @@ class Lowering:
         arguments = [self._at(logits), self._stride(logits), vocab, self._address(self.likeliest)]
         return Row(abi.LIKELIEST, arguments, {logits.name}, {"likeliest"})
 
-    def _pages(self, layer: int) -> tuple[int, int, int, str]:
-        """Where a layer's K and V are: its group, its address in page 0, bytes of a page, the type."""
-        group = next(i for i, pool in enumerate(self.pools) if pool.layout.layers[layer] is not None)
-        layout = self.pools[group].layout
-        return group, self.pools[group].address + layout.layer_offset(layer), layout.page_bytes, layout.codec.name
+    def _pages(self, place: tuple[int, PagePool], layer: int) -> tuple[int, int, int]:
+        """Where a layer's K and V are in the pages of a group: its address in page 0, bytes of a page, the group."""
+        group, pool = place
+        return pool.address + pool.layout.layer_offset(layer), pool.layout.page_bytes, group
 
     def _rotary_store(self, op: RotaryStore) -> Row:
         half = op.rotary.half if op.rotary else 0
         cos = self._address(op.rotary.cos) if op.rotary else 0
         sin = self._address(op.rotary.sin) if op.rotary else 0
-        program, (group, start, page_bytes, dtype) = self.program, self._pages(op.layer)
+        program, floats = self.program, floats_of(self.pools, op.layer)
+        start, page_bytes, group = self._pages(floats, op.layer)
         arguments = [
             self._at(op.q), self._at(op.k), self._at(op.v), self._stride(op.q), self._stride(op.k), self._stride(op.v),
             program.num_heads, program.num_kv_heads, program.head_dim, half, cos, sin,
-            start, abi.DTYPES.index(dtype), page_bytes, group,
+            start, abi.DTYPES.index(floats[1].layout.codec.name), page_bytes, group, *self._signs(op.mix),
         ]  # fmt: skip
-        touched = {op.q.name, op.k.name}
+        touched = {op.q.name, op.k.name} | ({op.v.name} if op.mix and op.mix.v else set())
         return Row(abi.ROTARY_STORE, arguments, touched | {op.v.name}, touched | {f"pages {op.layer}"})
+
+    def _seal(self, op: Seal) -> Row:
+        floats, sealed = floats_of(self.pools, op.layer), sealed_of(self.pools, op.layer)
+        assert sealed is not None
+        program = self.program
+        arguments = [
+            *self._pages(floats, op.layer), *self._pages(sealed, op.layer), program.num_kv_heads, program.head_dim
+        ]  # fmt: skip
+        kind = _codecs(floats[1], sealed[1], op.layer)
+        return Row(abi.SEAL, arguments, {f"pages {op.layer}"}, {f"pages {op.layer}"}, f"seal_{kind}")
 
     def _attend(self, op: Attend) -> list[Row]:
         sinks = 0 if op.sinks is None else self._address(op.sinks)
-        group, start, page_bytes, dtype = self._pages(op.layer)
+        floats, sealed = floats_of(self.pools, op.layer), sealed_of(self.pools, op.layer)
+        start, page_bytes, group = self._pages(floats, op.layer)
+        kind = _codecs(floats[1], sealed[1], op.layer) if sealed else floats[1].layout.codec.name
         if op.first and self.program.num_heads // self.program.num_kv_heads > 2 * abi.TILE:
             raise UsageError(f"more than {2 * abi.TILE} heads share a KV head: no policy with sinks runs on this model")
         arguments = [
             self._at(op.q), self._stride(op.q), self._at(op.out), self.program.head_dim, start, bits(op.scale),
             op.window or abi.EVERYTHING, bits(op.softcap or 0.0), sinks, page_bytes, group, op.first,
             *((op.turn.half, self._address(op.turn.cos), self._address(op.turn.sin)) if op.turn else (0, 0, 0)),
+            *(self._pages(sealed, op.layer) if sealed else (0, 0, 0)), *self._signs(op.mix),
         ]  # fmt: skip
         read, written = {op.q.name, f"pages {op.layer}", "items"}, {op.out.name, "partials"}
         return [
-            Row(abi.ATTEND, arguments, read, written, f"attend_{dtype}"),
+            Row(abi.ATTEND, arguments, read, written, f"attend_{kind}"),
             Row(abi.MERGE, arguments, {"partials", "items"}, {op.out.name}),
         ]
+
+    def _signs(self, mix: Mix | None) -> tuple[int, int]:
+        """Addresses of the signs that q and k, and v, are mixed with."""
+        if mix is None:
+            return 0, 0
+        address = self._address(mix.signs)
+        return address if mix.k else 0, address if mix.v else 0
+
+
+def _codecs(floats: PagePool, sealed: PagePool, layer: int) -> str:
+    """The types of a packed layer's pages, as units are named."""
+    return "_".join((floats.layout.codec.name, *(codec.name for codec in sealed.layout.codecs(layer))))
 
 
 def _conflict(earlier: Row, later: Row) -> bool:

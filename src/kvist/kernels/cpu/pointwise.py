@@ -11,6 +11,7 @@ from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.logits import AHEAD
 from kvist.kernels.cpu.math import activate, jit, tanh
 from kvist.kernels.cpu.matmul import sampled_row
+from kvist.kernels.cpu.mix import mix
 from kvist.kernels.cpu.scalar import arg, arg_f32, get_f32, get_i32, prefetch, put_f32, put_i64, slot
 from kvist.kernels.cpu.vector import (
     add,
@@ -116,7 +117,7 @@ def make_rotary_store(dtype: str) -> Any:
 
     Arguments: q, k, v, q stride, k stride, v stride, heads, KV heads, head size, half of the rotary size (0: none),
     cosine table (f32 [position][half]), sine table, where the layer lies in page 0, the pages' type, bytes of a page,
-    the layer's group.
+    the layer's group, signs that q and k are mixed with (0: they are not), signs for v.
     """
     put, scattered, itemsize = store[dtype], scatter[dtype], ITEMSIZE[dtype]
 
@@ -135,6 +136,14 @@ def make_rotary_store(dtype: str) -> Any:
                 rotate(q + h * dims * 4, cos, sin, half)
             for h in range(kv_heads):
                 rotate(k + h * dims * 4, cos, sin, half)
+        if arg(op, 16) != 0:
+            for h in range(heads):
+                mix(q + h * dims * 4, arg(op, 16), dims)
+            for h in range(kv_heads):
+                mix(k + h * dims * 4, arg(op, 16), dims)
+        if arg(op, 17) != 0:
+            for h in range(kv_heads):
+                mix(v + h * dims * 4, arg(op, 17), dims)
         page_size = slot(ctx, abi.PAGE_SIZE)
         page = get_i32(slot(ctx, abi.ROW_PAGES) + (arg(op, 15) * slot(ctx, abi.ROWS) + row) * 4)
         place = position % page_size

@@ -1,0 +1,164 @@
+"""Packed numbers, in plain NumPy: the definition that the kernels follow.
+
+Codes lie in *cells* of 16 vectors of 16 lanes; in K a vector is a dim and its lanes are slots, in V a vector is a slot
+and its lanes are dims. So a kernel unpacks whole vectors, whatever the number of bits::
+
+    8 bits    16 vectors of 16 bytes
+    4 bits    two vectors of 16 words (uint32): vectors 0..7 at bits 0, 4, .. 28 of each word, then 8..15
+    2 bits    one vector of 16 words: vectors 0..15 at bits 0, 2, .. 30
+    1 bit     16 half words (uint16): vector i at bit i         the highest bit of 5 and of 3 bits, behind the others
+
+A block (16 slots of a head) is K's cells, K's scales, V's cells, V's scales; scales are float16, for each group of dims
+16 of them, one a slot, then the offsets. K by channels (KIVI) has its scales in the head's header instead: one for each
+dim, then the offsets.
+
+Every number is ``grid(code) * scale + offset``, rounded to float32 once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvist.cache.codec.base import CELL, Packed
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+BELL = {
+    4: (0.263407, 4.71566e-5, 3.08714e-5),
+    3: (0.490606, 4.81046e-3, 4.35256e-4),
+}
+"""Of the bell grid: x (a + x^2 (b + x^2 c)), x = code - half of the largest code.
+
+Within 0.014 of the steps that are best for a normal distribution (Max 1960, Lloyd 1982)."""
+
+E4M3_LARGEST = np.float32(448.0)
+LARGEST = np.float32(65504.0)
+
+
+def signs(head_dim: int) -> Floats:
+    """The signs of the rotation: 1 or -1 for each dim, the same for every model."""
+    bits = np.unpackbits(np.frombuffer(hashlib.shake_256(b"kvist signs").digest(-(-head_dim // 8)), np.uint8))
+    return np.where(bits[:head_dim] == 1, np.float32(1), np.float32(-1))
+
+
+def grid(codec: Packed) -> Floats:
+    """The number of each code before scale and offset."""
+    codes = np.arange(1 << codec.bits)
+    if codec.grid == "e4m3":  # the bits of a float16 of 1/256, but for the sign's place
+        halves = ((codes & 0x80) << 8 | (codes & 0x7F) << 7).astype(np.uint16).view(np.float16)
+        return halves.astype(np.float32)
+    if codec.grid == "bell":
+        a, b, c = map(np.float64, BELL[codec.bits])
+        x = codes - (len(codes) - 1) / 2
+        return np.asarray(x * (a + x * x * (b + x * x * c)), np.float32)
+    return np.asarray(codes if codec.bits == 8 else 1 + codes / (1 << codec.bits), np.float32)
+
+
+def pack(codec: Packed, numbers: Floats, *, keys: bool) -> tuple[Bytes, Bytes]:
+    """Pack K or V, (slots, head_dim), of one head in a page: its header, and its part of each block (blocks, bytes)."""
+    slots, dims = numbers.shape
+    if keys and codec.channels:
+        scale, offset = _fit(codec, numbers.T[:, None, :])  # (dims, 1, 1)
+        codes = _codes(codec, numbers.T[:, None, :], scale, offset)[:, 0].T
+        header = np.concatenate([part[:, 0, 0] for part in (scale, offset)]).view(np.uint8)
+        return header, _cells(codec, _squares(codes, keys=keys))
+    groups = codec.groups(dims)
+    parts = numbers.reshape(slots, groups, dims // groups)
+    scale, offset = _fit(codec, parts)
+    codes = _codes(codec, parts, scale, offset).reshape(slots, dims)
+    held = np.stack([scale, offset][: codec.parameters], axis=1)[..., 0]  # (slots, parameters, groups)
+    scales = held.reshape(-1, CELL, codec.parameters, groups).transpose(0, 3, 2, 1)
+    scales = np.ascontiguousarray(scales).reshape(len(scales), -1).view(np.uint8)
+    return np.empty(0, np.uint8), np.concatenate([_cells(codec, _squares(codes, keys=keys)), scales], axis=1)
+
+
+def unpack(codec: Packed, header: Bytes, blocks: Bytes, head_dim: int, *, keys: bool) -> Floats:
+    """Turn what `pack` gave into numbers again, (slots, head_dim)."""
+    cells = head_dim // CELL * codec.cell_bytes
+    codes = _codes_of(codec, blocks[:, :cells].reshape(len(blocks), -1, codec.cell_bytes))
+    codes = codes.transpose(0, 3, 1, 2) if keys else codes.transpose(0, 2, 1, 3)
+    numbers = grid(codec)[codes.reshape(-1, head_dim)].astype(np.float64)
+    if keys and codec.channels:
+        scale, offset = np.ascontiguousarray(header).view(np.float16).astype(np.float64).reshape(2, head_dim)
+        return np.asarray(numbers * scale + offset, np.float32)
+    groups = codec.groups(head_dim)
+    held = np.ascontiguousarray(blocks[:, cells:]).view(np.float16).astype(np.float64)
+    held = held.reshape(-1, groups, codec.parameters, CELL).transpose(2, 0, 3, 1).reshape(codec.parameters, -1, groups)
+    scale = held[0].repeat(head_dim // groups, axis=1)
+    offset = held[1].repeat(head_dim // groups, axis=1) if codec.offset else 0.0
+    return np.asarray(numbers * scale + offset, np.float32)
+
+
+def _fit(codec: Packed, parts: Floats) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+    """Scale and offset of each group (the last axis)."""
+    if codec.grid == "e4m3":
+        scale = np.abs(parts).max(-1, keepdims=True) / E4M3_LARGEST * np.float32(256)
+        return _half(scale), np.zeros_like(scale, np.float16)
+    if codec.grid == "bell":
+        scale = np.sqrt((parts * parts).mean(-1, keepdims=True, dtype=np.float32))
+        return _half(scale), np.zeros_like(scale, np.float16)
+    low, high = parts.min(-1, keepdims=True), parts.max(-1, keepdims=True)
+    steps = np.float32((1 << codec.bits) - 1)
+    scale = _half((high - low) / steps * np.float32(1 if codec.bits == 8 else 1 << codec.bits))
+    return scale, _half(low if codec.bits == 8 else low - scale.astype(np.float32))
+
+
+def _half(numbers: Floats) -> NDArray[np.float16]:
+    return np.clip(numbers, -LARGEST, LARGEST).astype(np.float16)
+
+
+def _codes(codec: Packed, parts: Floats, scale: NDArray[np.float16], offset: NDArray[np.float16]) -> Bytes:
+    """The nearest code of each number; 0 where the scale is 0, for all codes mean the same there."""
+    values = grid(codec).astype(np.float64)
+    order = np.argsort(values, kind="stable")
+    between = (values[order][1:] + values[order][:-1]) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        wanted = (parts.astype(np.float64) - offset) / scale
+    wanted = np.where(np.isfinite(wanted), wanted, 0.0)
+    return np.asarray(order[np.searchsorted(between, wanted)], np.uint8)
+
+
+def _squares(codes: Bytes, *, keys: bool) -> Bytes:
+    """(slots, dims) as (blocks, cells, vector, lane)."""
+    squares = codes.reshape(-1, CELL, codes.shape[1] // CELL, CELL)  # block, slot, cell, dim
+    return squares.transpose(0, 2, 3, 1) if keys else squares.transpose(0, 2, 1, 3)
+
+
+def _cells(codec: Packed, squares: Bytes) -> Bytes:
+    """(blocks, cells, vector, lane) as the bytes of all cells of each block."""
+    if codec.bits == 8:
+        return np.ascontiguousarray(squares).reshape(len(squares), -1)
+    parts = []
+    for bits, shift in _planes(codec.bits):
+        per_word, kind = (16, np.uint16) if bits == 1 else (32 // bits, np.uint32)
+        plane = (squares >> shift & (1 << bits) - 1).astype(np.uint32)
+        plane = plane.reshape(*squares.shape[:2], -1, per_word, CELL)
+        places = (np.arange(per_word, dtype=np.uint32) * bits)[:, None]
+        words = np.bitwise_or.reduce(plane << places, axis=3).astype(kind)
+        parts.append(np.ascontiguousarray(words.reshape(*squares.shape[:2], -1)).view(np.uint8))
+    return np.ascontiguousarray(np.concatenate(parts, axis=2)).reshape(len(squares), -1)
+
+
+def _codes_of(codec: Packed, cells: Bytes) -> NDArray[np.intp]:
+    """The codes (blocks, cells, vector, lane) of cells (blocks, cells, bytes)."""
+    if codec.bits == 8:
+        return cells.reshape(*cells.shape[:2], CELL, CELL).astype(np.intp)
+    codes, at = np.zeros((*cells.shape[:2], CELL, CELL), np.intp), 0
+    for bits, shift in _planes(codec.bits):
+        per_word, kind = (16, np.uint16) if bits == 1 else (32 // bits, np.uint32)
+        size = 32 * bits
+        words = np.ascontiguousarray(cells[..., at : at + size]).view(kind).reshape(*cells.shape[:2], -1, 1, CELL)
+        places = (np.arange(per_word, dtype=np.uint32) * bits)[:, None]
+        plane = words >> places & (1 << bits) - 1
+        codes |= plane.reshape(codes.shape).astype(np.intp) << shift
+        at += size
+    return codes
+
+
+def _planes(bits: int) -> list[tuple[int, int]]:
+    """How many bits of a code lie together, and from which on."""
+    return {5: [(4, 0), (1, 4)], 4: [(4, 0)], 3: [(2, 0), (1, 2)], 2: [(2, 0)]}[bits]
