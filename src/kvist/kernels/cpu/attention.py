@@ -61,7 +61,7 @@ def make_attend_tile(dtype: str, score_few: Any, weigh_few: Any) -> Any:
     def attend_tile(
         op: int, item: int, kv_head: int, tile: int, end: int, rows: int, group: int, position: int, dims: int,
         pages: int, page_size: int, page_bytes: int, head: int, q: int, p: int, copy: int, acc: int, row_max: int,
-        row_sum: int, window: int, cap: float, n_pages: int, n_begin: int, n_live: int, n_head: int,
+        row_sum: int, window: int, cap: float, follower: int, n_kv_head: int, n_begin: int, n_live: int,
     ) -> None:  # fmt: skip
         block_bytes = 2 * 16 * dims * itemsize
         begin = tile * TILE
@@ -94,6 +94,7 @@ def make_attend_tile(dtype: str, score_few: Any, weigh_few: Any) -> Any:
                 weigh_many(pr, group, vr, n, acc + r * dims * 4, dims, 0)
             weigh_many(p + whole * 256, clear - whole, v_copy, TILE, acc + whole * dims * 4, dims, 0)
             return
+        n_pages, n_head = page_ids(follower, op), head + (n_kv_head - kv_head) * page_size * dims * 2 * itemsize
         if tile + 1 < end:
             n_pages, n_begin, n_live, n_head = pages, begin + TILE, last + 1 - begin - TILE, head
         n0 = block_at(n_pages, n_begin, page_size, page_bytes, n_head, block_bytes)
@@ -206,7 +207,6 @@ def make_attend(dtype: str, packed: tuple[str, str] | None = None) -> Any:
         # the piece that probably follows: its first tile is asked for during this one's last
         after = piece + 1 if piece + 1 < slot(ctx, abi.ITEMS) * kv_heads else piece
         follower = slot(ctx, abi.ITEM_TABLE) + (after // kv_heads) * ITEM_BYTES
-        n_head = head + (after % kv_heads - kv_head) * page_size * dims * 2 * itemsize
         n_begin, n_live = first_tile(follower, window)
         scale_rows(query + place, q_stride, rows, group, dims, splat(factor), q)
         last, oldest = position + tokens - 1, max(0, position - window + 1)
@@ -221,7 +221,7 @@ def make_attend(dtype: str, packed: tuple[str, str] | None = None) -> Any:
             for tile in range(max(split * (SPLIT // TILE), oldest // TILE), end):
                 attend_tile(
                     op, item, kv_head, tile, end, rows, group, position, dims, pages, page_size, page_bytes, head, q, p, copy, acc,
-                    row_max, row_sum, window, cap, page_ids(follower, op), n_begin, n_live, n_head,
+                    row_max, row_sum, window, cap, follower, after % kv_heads, n_begin, n_live,
                 )  # fmt: skip
             if partial < 0:
                 skip = max(0, split * SPLIT - position) * group

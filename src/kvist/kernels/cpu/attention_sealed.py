@@ -129,7 +129,7 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> Any:
     def attend_tile(
         op: int, item: int, kv_head: int, tile: int, end: int, rows: int, group: int, position: int, dims: int,
         pages: int, page_size: int, page_bytes: int, head: int, q: int, p: int, copy: int, acc: int, row_max: int,
-        row_sum: int, window: int, cap: float, n_pages: int, n_begin: int, n_live: int, n_head: int,
+        row_sum: int, window: int, cap: float, follower: int, n_kv_head: int, n_begin: int, n_live: int,
     ) -> None:  # fmt: skip
         begin = tile * TILE
         skip = max(0, begin - position) * group
@@ -165,12 +165,18 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> Any:
             weigh_many(p, stop, v_copy, TILE, acc, dims, 0)
             return
         n0, n1, n2, n3 = b0, b1, b2, b3
-        after = begin + TILE  # the next tile, if it is sealed as well
-        if tile + 1 < end and after + TILE <= position // page_size * page_size:
-            n0 = block_at(sealed_pages, after, page_size, sealed_bytes, blocks, size)
-            n1 = block_at(sealed_pages, after + 16, page_size, sealed_bytes, blocks, size)
-            n2 = block_at(sealed_pages, after + 32, page_size, sealed_bytes, blocks, size)
-            n3 = block_at(sealed_pages, after + 48, page_size, sealed_bytes, blocks, size)
+        n_pages, n_blocks = sealed_pages, blocks
+        if tile + 1 < end:
+            n_begin, n_live = begin + TILE, position // page_size * page_size - begin - TILE
+        else:
+            n_pages = slot(follower, abi.ITEM_PAGES) + arg(op, 17) * slot(follower, abi.ITEM_STRIDE)
+            n_blocks += (n_kv_head - kv_head) * (header + page_size // 16 * size)
+            n_live = slot(follower, abi.ITEM_POSITION) // page_size * page_size - n_begin
+        if n_live >= TILE:  # it is sealed as well
+            n0 = block_at(n_pages, n_begin, page_size, sealed_bytes, n_blocks, size)
+            n1 = block_at(n_pages, n_begin + 16, page_size, sealed_bytes, n_blocks, size)
+            n2 = block_at(n_pages, n_begin + 32, page_size, sealed_bytes, n_blocks, size)
+            n3 = block_at(n_pages, n_begin + 48, page_size, sealed_bytes, n_blocks, size)
         score_few(q, stop, dims, b0, b1, b2, b3, p, head_of, scratch, n0, n1, n2, n3)
         soften(p, 0, stop, group, position, begin, row_max, row_sum, acc, dims, window, cap)
         if position + 1 - begin > window:

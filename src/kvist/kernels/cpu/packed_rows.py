@@ -8,6 +8,7 @@ from kvist.cache.codec.base import AnyCodec, Packed
 from kvist.kernels.cpu.attention_rows import make_score_rows, make_weigh_rows
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_tile import make_copy_cell, make_packed_scores, make_packed_weigh
+from kvist.kernels.cpu.scalar import prefetch
 from kvist.kernels.cpu.vector_memory import ITEMSIZE, load, store_f32
 
 load_f16 = load["f16"]
@@ -111,7 +112,9 @@ def make_packed_weigh_rows(codec: AnyCodec) -> Any:
     def weigh_rows(p: int, rows: int, v: int, acc: int, dims: int, scratch: int, following: int) -> None:
         step, stride = group if dims % group == 0 else dims, dims * 4
         for first in range(0, dims, step):
-            widen(v + dims // 16 * size + first // step * scales, 16 * parameters, scratch)
+            beside = dims // 16 * size + first // step * scales
+            prefetch(following + beside)
+            widen(v + beside, 16 * parameters, scratch)
             d = first
             while d < first + step:
                 cell, n_cell = v + d // 16 * size, following + d // 16 * size

@@ -43,6 +43,8 @@ def make_packed_scores(codec: Packed, rows: int) -> Any:
             places = [[pointer(builder, out, V16F, I64(r * 256 + b * 64)) for b in range(BLOCKS)] for r in range(rows)]
             start = [[builder.select(begin, zero, builder.load(at, align=4)) for at in row] for row in places]
             lanes = [] if codec.channels else [_slot_scales(builder, codec, address) for address in s]
+            for block, own, scales in zip(n, k, s, strict=True) if not codec.channels else ():
+                emit_prefetch(builder, builder.add(block, builder.sub(scales, own)), I64(0))
             before, loop, after, cell = begin_loop(builder)
             sums = [[builder.phi(V16F) for _ in range(BLOCKS)] for _ in range(rows)]
             offset = builder.mul(cell, I64(codec.cell_bytes))
