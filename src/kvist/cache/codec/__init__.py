@@ -10,7 +10,7 @@ from kvist.errors import unknown_name
 __all__ = ["CODECS", "FLOATS", "PACKED", "AnyCodec", "Codec", "Packed", "any_codec", "codec"]
 
 FLOATS = ("bf16", "f16", "f32")
-PACKED = ("fp8", "int4", "int5", "int8", "kivi2", "kivi4", "lm3", "lm4")
+PACKED = ("fp8", "int3", "int4", "int5", "int6", "int8", "kivi2", "kivi4", "lm3", "lm4")
 CODECS = (*FLOATS, *PACKED)
 
 

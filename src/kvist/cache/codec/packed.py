@@ -1,12 +1,15 @@
 """Packed numbers, in plain NumPy: the definition that the kernels follow.
 
 Codes lie in *cells* of 16 vectors of 16 lanes; in K a vector is a dim and its lanes are slots, in V a vector is a slot
-and its lanes are dims. So a kernel unpacks whole vectors, whatever the number of bits::
+and its lanes are dims. Four vectors are a *quad*: a word (uint32) in each lane, a code in each byte, as instructions
+that multiply bytes four at a time want them. So a kernel unpacks whole quads, whatever the number of bits::
 
-    8 bits    16 vectors of 16 bytes
-    4 bits    two vectors of 16 words (uint32): vectors 0..7 at bits 0, 4, .. 28 of each word, then 8..15
-    2 bits    one vector of 16 words: vectors 0..15 at bits 0, 2, .. 30
-    1 bit     16 half words (uint16): vector i at bit i         the highest bit of 5 and of 3 bits, behind the others
+    8 bits    quads 0, 1, 2, 3, one word a lane each                                (e4m3: 16 vectors of 16 bytes)
+    4 bits    two words a lane: quads 0 (low nibbles) and 1 (high nibbles), then quads 2 and 3
+    2 bits    one word a lane: quad i at bits 2i, 2i+1 of each byte
+    1 bit     a half word (uint16) a lane: of vector k of quad i, bit 4k + i
+
+6, 5 and 3 bits are 4 + 2, 4 + 1 and 2 + 1; the highest bits come last.
 
 A block (16 slots of a head) is K's cells, K's scales, V's cells, V's scales; scales are float16, for each group of dims
 16 of them, one a slot, then the offsets. K by channels (KIVI) has its scales in the head's header instead: one for each
@@ -18,6 +21,7 @@ Every number is ``grid(code) * scale + offset``, rounded to float32 once.
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +59,7 @@ def grid(codec: Packed) -> Floats:
         a, b, c = map(np.float64, BELL[codec.bits])
         x = codes - (len(codes) - 1) / 2
         return np.asarray(x * (a + x * x * (b + x * x * c)), np.float32)
-    return np.asarray(codes if codec.bits == 8 else 1 + codes / (1 << codec.bits), np.float32)
+    return np.asarray(codes, np.float32)
 
 
 def pack(codec: Packed, numbers: Floats, *, keys: bool) -> tuple[Bytes, Bytes]:
@@ -102,9 +106,7 @@ def _fit(codec: Packed, parts: Floats) -> tuple[NDArray[np.float16], NDArray[np.
         scale = np.sqrt((parts * parts).mean(-1, keepdims=True, dtype=np.float32))
         return _half(scale), np.zeros_like(scale, np.float16)
     low, high = parts.min(-1, keepdims=True), parts.max(-1, keepdims=True)
-    steps = np.float32((1 << codec.bits) - 1)
-    scale = _half((high - low) / steps * np.float32(1 if codec.bits == 8 else 1 << codec.bits))
-    return scale, _half(low if codec.bits == 8 else low - scale.astype(np.float32))
+    return _half((high - low) / np.float32((1 << codec.bits) - 1)), _half(low)
 
 
 def _half(numbers: Floats) -> NDArray[np.float16]:
@@ -130,35 +132,47 @@ def _squares(codes: Bytes, *, keys: bool) -> Bytes:
 
 def _cells(codec: Packed, squares: Bytes) -> Bytes:
     """(blocks, cells, vector, lane) as the bytes of all cells of each block."""
-    if codec.bits == 8:
+    if codec.grid == "e4m3":
         return np.ascontiguousarray(squares).reshape(len(squares), -1)
+    quads = squares.reshape(*squares.shape[:2], 4, 4, CELL).astype(np.uint32)  # block, cell, quad, vector, lane
     parts = []
-    for bits, shift in _planes(codec.bits):
-        per_word, kind = (16, np.uint16) if bits == 1 else (32 // bits, np.uint32)
-        plane = (squares >> shift & (1 << bits) - 1).astype(np.uint32)
-        plane = plane.reshape(*squares.shape[:2], -1, per_word, CELL)
-        places = (np.arange(per_word, dtype=np.uint32) * bits)[:, None]
-        words = np.bitwise_or.reduce(plane << places, axis=3).astype(kind)
-        parts.append(np.ascontiguousarray(words.reshape(*squares.shape[:2], -1)).view(np.uint8))
+    for bits, first, kind in _planes(codec.bits):
+        plane = quads >> first & (1 << bits) - 1
+        words = np.bitwise_or.reduce(plane << _places(bits), axis=3)  # block, cell, quad, lane
+        together = words.reshape(*squares.shape[:2], -1, _quads_a_word(bits), CELL)
+        joined = np.ascontiguousarray(np.bitwise_or.reduce(together, axis=3).astype(kind))
+        parts.append(joined.reshape(*squares.shape[:2], -1).view(np.uint8))
     return np.ascontiguousarray(np.concatenate(parts, axis=2)).reshape(len(squares), -1)
 
 
 def _codes_of(codec: Packed, cells: Bytes) -> NDArray[np.intp]:
     """The codes (blocks, cells, vector, lane) of cells (blocks, cells, bytes)."""
-    if codec.bits == 8:
+    if codec.grid == "e4m3":
         return cells.reshape(*cells.shape[:2], CELL, CELL).astype(np.intp)
-    codes, at = np.zeros((*cells.shape[:2], CELL, CELL), np.intp), 0
-    for bits, shift in _planes(codec.bits):
-        per_word, kind = (16, np.uint16) if bits == 1 else (32 // bits, np.uint32)
-        size = 32 * bits
-        words = np.ascontiguousarray(cells[..., at : at + size]).view(kind).reshape(*cells.shape[:2], -1, 1, CELL)
-        places = (np.arange(per_word, dtype=np.uint32) * bits)[:, None]
-        plane = words >> places & (1 << bits) - 1
-        codes |= plane.reshape(codes.shape).astype(np.intp) << shift
-        at += size
-    return codes
+    codes, at = np.zeros((*cells.shape[:2], 4, 4, CELL), np.intp), 0
+    for bits, first, kind in _planes(codec.bits):
+        words = np.ascontiguousarray(cells[..., at : at + 32 * bits]).view(kind).astype(np.uint32)
+        words = words.reshape(*cells.shape[:2], -1, 1, CELL).repeat(_quads_a_word(bits), axis=2)
+        codes |= ((words >> _places(bits)) & (1 << bits) - 1).astype(np.intp) << first
+        at += 32 * bits
+    return codes.reshape(*cells.shape[:2], CELL, CELL)
 
 
-def _planes(bits: int) -> list[tuple[int, int]]:
-    """How many bits of a code lie together, and from which on."""
-    return {5: [(4, 0), (1, 4)], 4: [(4, 0)], 3: [(2, 0), (1, 2)], 2: [(2, 0)]}[bits]
+def _planes(bits: int) -> list[tuple[int, int, type[np.unsignedinteger[Any]]]]:
+    """How many bits of a code lie together, from which on, and in what."""
+    high: dict[int, list[tuple[int, int, type[np.unsignedinteger[Any]]]]] = {
+        6: [(2, 4, np.uint32)], 5: [(1, 4, np.uint16)], 3: [(1, 2, np.uint16)],
+    }  # fmt: skip
+    main = 8 if bits == 8 else 4 if bits >= 4 else 2
+    return [(main, 0, np.uint32), *high.get(bits, [])]
+
+
+def _quads_a_word(bits: int) -> int:
+    return 1 if bits == 8 else 2 if bits == 4 else 4
+
+
+def _places(bits: int) -> NDArray[np.uint32]:
+    """Where in its word a code's bits begin, (quad, vector, 1)."""
+    quad, vector = np.arange(4, dtype=np.uint32)[:, None], np.arange(4, dtype=np.uint32)[None]
+    within = quad % np.uint32(_quads_a_word(bits)) * np.uint32(bits)
+    return (4 * vector + quad if bits == 1 else 8 * vector + within)[..., None]

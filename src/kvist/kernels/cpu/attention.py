@@ -19,7 +19,7 @@ the first tile of the piece that probably follows. Many rows copy a tile as floa
 Scratch of a thread, float32, R = rows of an item, d = head size::
 
     q [R][d]  p [R][64]  copies  part [R][d]  total [R][d]  part: max, sum [R]  total: max, sum [R]
-    copies: K [4][d][16]  V [64][d]; of packed layers twice, and scales
+    copies: K [4][d][16]  V [64][d]; of packed layers what `attention_sealed` needs
 
 Queries that are turned back towards the first positions (see `attention_first`) lie where K and V are copied to.
 """
@@ -34,7 +34,7 @@ from kvist.kernels.cpu.attention_first import make_attend_first
 from kvist.kernels.cpu.attention_plan import ITEM_BYTES
 from kvist.kernels.cpu.attention_row import LOWEST, finish, fold
 from kvist.kernels.cpu.attention_rows import make_copy_tile, make_score_rows, make_weigh_rows
-from kvist.kernels.cpu.attention_sealed import make_attend_sealed_tile
+from kvist.kernels.cpu.attention_sealed import make_attend_sealed_tile, sealed_scratch
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.scalar import arg, arg_f32, put_f32, slot
 from kvist.kernels.cpu.vector import mul, splat
@@ -132,12 +132,6 @@ def clear(rows: int, dims: int, acc: int, row_max: int, row_sum: int) -> None:
 
 
 @jit
-def copy_bytes(dims: int) -> int:
-    """Room for a tile's copies."""
-    return 4 * TILE * dims * 4 + 2 * dims * 4 + 256
-
-
-@jit
 def first_split(position: int, window: int) -> int:
     """The split in which what a row sees begins."""
     return max(0, position - window + 1) // SPLIT
@@ -170,8 +164,12 @@ def scale_rows(source: int, stride: int, rows: int, group: int, dims: int, scale
 def make_attend(dtype: str, packed: tuple[str, str] | None = None) -> Any:
     """The kernel that computes one (item, KV head) over pages of `dtype`; packed: how full pages hold K and V."""
     itemsize, score_few, weigh_few = ITEMSIZE[dtype], make_score_rows(dtype, True), make_weigh_rows(dtype, True)
-    floats = make_attend_tile(dtype, score_few, weigh_few)
-    attend_tile = make_attend_sealed_tile(dtype, *packed) if packed else floats
+    if packed:
+        begin_item, attend_tile = make_attend_sealed_tile(dtype, *packed)
+        room = sealed_scratch
+    else:
+        begin_item, attend_tile = jit(lambda q, rows, dims, copy: None), make_attend_tile(dtype, score_few, weigh_few)
+        room = jit(lambda rows, dims: 2 * TILE * dims * 4)
     attend_first = make_attend_first(dtype, score_few, weigh_few)
 
     @jit
@@ -192,7 +190,7 @@ def make_attend(dtype: str, packed: tuple[str, str] | None = None) -> Any:
         q = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
         p = q + rows * dims * 4
         copy = p + rows * 256
-        acc = copy + copy_bytes(dims)
+        acc = copy + room(rows, dims)
         total = acc + rows * dims * 4
         row_max = total + rows * dims * 4
         row_sum = row_max + rows * 4
@@ -209,6 +207,7 @@ def make_attend(dtype: str, packed: tuple[str, str] | None = None) -> Any:
         follower = slot(ctx, abi.ITEM_TABLE) + (after // kv_heads) * ITEM_BYTES
         n_begin, n_live = first_tile(follower, window)
         scale_rows(query + place, q_stride, rows, group, dims, splat(factor), q)
+        begin_item(q, rows, dims, copy)
         last, oldest = position + tokens - 1, max(0, position - window + 1)
         for split in range(begin_split, last_split):
             clear(rows, dims, acc, row_max, row_sum)

@@ -90,17 +90,20 @@ class Build:
 def build_unit(unit: str, target: Target) -> bytes:
     """The object file of one unit."""
     machine = target.machine()
-    code: bytes = machine.emit_object(make_module(unit, machine))
+    code: bytes = machine.emit_object(make_module(unit, machine, target.features))
     return code
 
 
-def make_module(unit: str, machine: Any) -> Any:
-    """One unit in LLVM's words, optimised for a machine (which need not be this one)."""
+def make_module(unit: str, machine: Any, features: str = "") -> Any:
+    """One unit in LLVM's words, optimised for a machine (which need not be this one) that has these features."""
     from numba import njit, types
     from numba.core import config
 
+    from kvist.kernels.cpu import vector
     from kvist.kernels.cpu.math import OPTIONS
 
+    vector.FEATURES.clear()
+    vector.FEATURES.update(name[1:] for name in features.split(",") if name.startswith("+"))
     kind, _, rest = unit.partition("_")
     module_name, argument = UNITS[unit] if unit in UNITS else (PACKED_UNITS[kind], rest)
     source = import_module(f"kvist.kernels.cpu.{module_name}")

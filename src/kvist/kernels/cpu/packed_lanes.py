@@ -1,11 +1,8 @@
-"""Packed numbers as vectors of sixteen lanes: what `cache.codec.packed` defines, in instructions.
+"""Packed codes as vectors of sixteen lanes: what `cache.codec.packed` defines, in instructions.
 
-A code of up to seven bits becomes a float without a conversion: its bits are the highest of a mantissa, under the
-exponent of 1, which makes 1 + code / 2**bits; scale and offset were made for that. ::
-
-    word of a 4-bit cell     7777 6666 5555 4444 3333 2222 1111 0000       vector 5 of the cell
-                                  <------- shifted, masked ------->
-    float                    0 01111111 5555 0000000000000000000           1 + code / 16
+Codes that are evenly apart stay whole numbers: a quad (four codes in the bytes of each word) is multiplied by four
+signed bytes and added up, which one instruction does where a processor has it, exactly, in any order. Codes of the
+other grids become the floats they stand for, vector by vector.
 """
 
 from __future__ import annotations
@@ -15,24 +12,22 @@ from typing import Any
 from llvmlite import ir
 
 from kvist.cache.codec.base import Packed
-from kvist.cache.codec.packed import BELL
-from kvist.kernels.cpu.vector import F32, I8, I64, LANES, V16F, V16H, V16I, V16S, emit_fma, emit_splat, pointer
+from kvist.cache.codec.packed import grid
+from kvist.kernels.cpu.vector import F32, I8, I32, I64, LANES, V16F, V16H, V16I, V16S, emit_splat, external, has, pointer
 
 V16B = ir.VectorType(I8, LANES)
-ONE = 0x3F80_0000
-PER_WORD = {4: 8, 2: 16}
 
 
-def _all(kind: Any, value: int | float) -> Any:
-    return ir.Constant(kind, [value] * LANES)
+def words(value: int) -> Any:
+    """A constant in all lanes."""
+    return ir.Constant(V16I, [value] * LANES)
 
 
-def _shifted(builder: Any, words: Any, left: int) -> Any:
-    """The words, `left` bits to the left; to the right if that is negative."""
-    if left == 0:
-        return words
-    kind = words.type
-    return builder.shl(words, _all(kind, left)) if left > 0 else builder.lshr(words, _all(kind, -left))
+def shifted(builder: Any, value: Any, right: int) -> Any:
+    """Words, `right` bits to the right; to the left if that is negative."""
+    if right == 0:
+        return value
+    return builder.lshr(value, words(right)) if right > 0 else builder.shl(value, words(-right))
 
 
 class Cell:
@@ -42,58 +37,93 @@ class Cell:
         self._codec, self._builder, self._address = codec, builder, address
         self._words: dict[int, Any] = {}
 
-    def grid(self, i: int) -> Any:
-        """The grid's numbers of vector i: sixteen lanes, before scale and offset."""
+    def quad(self, i: int) -> Any:
+        """The codes of vectors 4i to 4i + 3, in the bytes of each word."""
+        builder, bits = self._builder, self._codec.bits
+        if bits == 8:
+            return self._word(64 * i)
+        if bits < 4:
+            low = builder.and_(shifted(builder, self._word(0), 2 * i), words(0x0303_0303))
+        else:
+            low = builder.and_(shifted(builder, self._word(64 * (i // 2)), 4 * (i % 2)), words(0x0F0F_0F0F))
+        if bits == 6:
+            high = builder.and_(shifted(builder, self._word(128), 2 * i - 4), words(0x3030_3030))
+            return builder.or_(low, high)
+        if bits in (5, 3):
+            high = shifted(builder, self._spread(32 * (bits - 1)), i - bits + 1)
+            return builder.or_(low, builder.and_(high, words(0x0101_0101 << bits - 1)))
+        return low
+
+    def number(self, i: int) -> Any:
+        """What the codes of vector i stand for, before the scale: sixteen floats."""
         codec, builder = self._codec, self._builder
-        if codec.bits == 8:
-            codes = builder.load(pointer(builder, self._address, V16B, I64(16 * i)), align=1)
-            if codec.grid == "even":
-                return builder.sitofp(builder.zext(codes, V16I), V16F)
-            wide = builder.zext(codes, V16S)
-            sign = builder.and_(_shifted(builder, wide, 8), _all(V16S, 0x8000))
-            rest = builder.and_(_shifted(builder, wide, 7), _all(V16S, 0x3F80))
-            return builder.fpext(builder.bitcast(builder.or_(sign, rest), V16H), V16F)
-        number = builder.bitcast(builder.or_(self._mantissa(i), _all(V16I, ONE)), V16F)
-        return number if codec.grid == "even" else self._bell(number)
+        if codec.grid == "bell":
+            return self._looked_up(shifted(builder, self.quad(i // 4), 8 * (i % 4)))
+        assert codec.grid == "e4m3", codec
+        codes = builder.load(pointer(builder, self._address, V16B, I64(16 * i)), align=1)
+        wide = builder.zext(codes, V16S)
+        sign = builder.and_(builder.shl(wide, _halves(8)), _halves(0x8000))
+        rest = builder.and_(builder.shl(wide, _halves(7)), _halves(0x3F80))
+        return builder.fpext(builder.bitcast(builder.or_(sign, rest), V16H), V16F)
 
-    def _mantissa(self, i: int) -> Any:
-        """The code of vector i as the highest bits of a mantissa."""
-        builder, bits = self._builder, self._codec.bits
-        main = bits - bits % 2  # bits that lie together; an odd one lies apart
-        per_word, low = PER_WORD[main], 23 - bits
-        word = self._word(i // per_word, 64 * (i // per_word), V16I)
-        mask = _all(V16I, ((1 << main) - 1) << low)
-        mantissa = builder.and_(_shifted(builder, word, low - i % per_word * main), mask)
-        if bits == main:
-            return mantissa
-        high = self._word(-1, 32 * main, V16S)
-        return builder.or_(mantissa, builder.and_(_shifted(builder, high, 22 - i), _all(V16I, 1 << 22)))
+    def _word(self, offset: int) -> Any:
+        if offset not in self._words:
+            loaded = self._builder.load(pointer(self._builder, self._address, V16I, I64(offset)), align=2)
+            self._words[offset] = loaded
+        return self._words[offset]
 
-    def _word(self, key: int, offset: int, kind: Any) -> Any:
-        if key not in self._words:
+    def _spread(self, offset: int) -> Any:
+        """Half words whose nibbles become bytes: bit i of byte k is that of vector k of quad i."""
+        if offset not in self._words:
             builder = self._builder
-            loaded = builder.load(pointer(builder, self._address, kind, I64(offset)), align=2)
-            self._words[key] = loaded if kind is V16I else builder.zext(loaded, V16I)
-        return self._words[key]
+            half = builder.zext(builder.load(pointer(builder, self._address, V16S, I64(offset)), align=2), V16I)
+            half = builder.and_(builder.or_(half, builder.shl(half, words(8))), words(0x00FF_00FF))
+            self._words[offset] = builder.and_(builder.or_(half, builder.shl(half, words(4))), words(0x0F0F_0F0F))
+        return self._words[offset]
 
-    def _bell(self, number: Any) -> Any:
-        """From 1 + code / 2**bits to the code's place in the bell grid."""
-        builder, bits = self._builder, self._codec.bits
-        a, b, c = BELL[bits]
-        steps = float(1 << bits)
-        x = emit_fma(builder, number, _all(V16F, steps), _all(V16F, -steps - (steps - 1) / 2))
-        square = builder.fmul(x, x)
-        inner = emit_fma(builder, square, _all(V16F, c), _all(V16F, b))
-        return builder.fmul(x, emit_fma(builder, square, inner, _all(V16F, a)))
+    def _looked_up(self, codes: Any) -> Any:
+        """The grid's number of each word's lowest byte."""
+        builder, table = self._builder, grid(self._codec)
+        numbers = ir.Constant(V16F, [float(table[i % len(table)]) for i in range(LANES)])
+        if has("avx512f"):  # looks at the lowest four bits only
+            function = external(builder, "llvm.x86.avx512.permvar.sf.512", V16F, [V16F, V16I])
+            return builder.call(function, [numbers, codes])
+        codes = builder.and_(codes, words(len(table) - 1))
+        found = ir.Constant(V16F, ir.Undefined)
+        for lane in range(LANES):
+            number = builder.extract_element(numbers, builder.extract_element(codes, I32(lane)))
+            found = builder.insert_element(found, number, I32(lane))
+        return found
 
 
-def emit_scaled(builder: Any, number: Any, scale: Any, offset: Any | None) -> Any:
-    """Grid numbers with their scale and offset."""
-    return builder.fmul(number, scale) if offset is None else emit_fma(builder, number, scale, offset)
+def _halves(value: int) -> Any:
+    return ir.Constant(V16S, [value] * LANES)
+
+
+def emit_dot(builder: Any, total: Any, codes: Any, factors: Any) -> Any:
+    """Words plus the sum of four products each: unsigned bytes of `codes` times signed ones of `factors`."""
+    if has("avx512vnni"):
+        function = external(builder, "llvm.x86.avx512.vpdpbusd.512", V16I, [V16I] * 3)
+        return builder.call(function, [total, codes, factors])
+    for k in range(4):
+        code = builder.and_(shifted(builder, codes, 8 * k), words(0xFF))
+        factor = builder.ashr(shifted(builder, factors, 8 * k - 24), words(24))
+        total = builder.add(total, builder.mul(code, factor))
+    return total
+
+
+def emit_splat_word(builder: Any, address: Any, offset: Any) -> Any:
+    """The word at address + offset in all lanes."""
+    word = builder.load(pointer(builder, address, I32, offset), align=4)
+    vector = builder.insert_element(ir.Constant(V16I, ir.Undefined), word, I32(0))
+    return builder.shuffle_vector(vector, ir.Constant(V16I, ir.Undefined), ir.Constant(V16I, [0] * LANES))
+
+
+def emit_whole(builder: Any, high: Any, low: Any) -> Any:
+    """128 high + low, as floats."""
+    return builder.sitofp(builder.add(builder.shl(high, words(7)), low), V16F)
 
 
 def emit_splat_at(builder: Any, address: Any, offset: int) -> Any:
     """The float32 at address + offset in all lanes."""
     return emit_splat(builder, builder.load(pointer(builder, address, F32, I64(offset)), align=4))
-
-

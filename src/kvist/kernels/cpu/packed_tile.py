@@ -1,12 +1,8 @@
-"""The micro-kernels of attention over packed pages (see `packed_lanes`): scores, weighted sums, copies as float32.
+"""The micro-kernels of attention over codes that are not evenly spaced (fp8, lm): unpacked as floats on the way.
 
-As over pages of floats (see `attention_tile`) each query row has chains of its own, dims and slots ascending; a number
-is unpacked to the very float32 that a copy would hold, so that few rows, which read the pages, and many rows, which
-read a copy, get the same bits.
-
-Scales are used in two ways. K's lie slot by slot: a vector of scales for the sixteen slots of a block. V's, and K's by
-channels, are one number for each vector: float32 in scratch, where `widen_scales` puts them, for any lane can be read
-from there.
+As over pages of floats (see `attention_tile`) each query row has chains of its own, dims and slots ascending. K's
+scales lie slot by slot: a vector of them for the sixteen slots of a block. V's are one number for each vector: float32
+in scratch, for any lane can be read from there.
 """
 
 from __future__ import annotations
@@ -19,7 +15,7 @@ from numba.extending import intrinsic
 
 from kvist.cache.codec.base import Packed
 from kvist.kernels.cpu.attention_tile import BLOCKS, begin_loop, end_loop
-from kvist.kernels.cpu.packed_lanes import Cell, emit_scaled, emit_splat_at
+from kvist.kernels.cpu.packed_lanes import Cell, emit_splat_at
 from kvist.kernels.cpu.vector import F32, I64, V16F, emit_fma, emit_load, emit_prefetch, emit_splat, pointer
 
 
@@ -27,8 +23,7 @@ def make_packed_scores(codec: Packed, rows: int) -> Any:
     """``scores(q, q_stride, k0..k3, s0..s3, cells, out, first, n0..n3)``: a tile's scores over one group of dims.
 
     out[row][64] (+)= sum over 16 * cells dims of q[row][dim] * K[dim][slot]; first: 0 for the first group. k: cells of the four
-    blocks; s: their scales (by channels: s0 is the address of float32 scales, one a dim, s1 that of the offsets).
-    n: the same cells of blocks that are read next.
+    blocks; s: their float16 scales. n: the same cells of blocks that are read next.
     """
 
     @intrinsic
@@ -42,8 +37,8 @@ def make_packed_scores(codec: Packed, rows: int) -> Any:
             begin = builder.icmp_signed("==", first, I64(0))
             places = [[pointer(builder, out, V16F, I64(r * 256 + b * 64)) for b in range(BLOCKS)] for r in range(rows)]
             start = [[builder.select(begin, zero, builder.load(at, align=4)) for at in row] for row in places]
-            lanes = [] if codec.channels else [_slot_scales(builder, codec, address) for address in s]
-            for block, own, scales in zip(n, k, s, strict=True) if not codec.channels else ():
+            lanes = [emit_load(builder, address, "f16") for address in s]
+            for block, own, scales in zip(n, k, s, strict=True):
                 emit_prefetch(builder, builder.add(block, builder.sub(scales, own)), I64(0))
             before, loop, after, cell = begin_loop(builder)
             sums = [[builder.phi(V16F) for _ in range(BLOCKS)] for _ in range(rows)]
@@ -55,11 +50,7 @@ def make_packed_scores(codec: Packed, rows: int) -> Any:
             new = [list(row) for row in sums]
             for i in range(16):
                 at = builder.add(builder.mul(cell, I64(64)), I64(4 * i))
-                if codec.channels:
-                    scale = [(emit_splat_at(builder, builder.add(s[0], at), 0), emit_splat_at(builder, builder.add(s[1], at), 0))] * BLOCKS
-                else:
-                    scale = lanes
-                keys = [emit_scaled(builder, squares[b].grid(i), *scale[b]) for b in range(BLOCKS)]
+                keys = [builder.fmul(squares[b].number(i), lanes[b]) for b in range(BLOCKS)]
                 for r in range(rows):
                     wide = emit_splat(builder, builder.load(pointer(builder, q_rows[r], F32, at)))
                     new[r] = [emit_fma(builder, wide, keys[b], new[r][b]) for b in range(BLOCKS)]
@@ -82,7 +73,7 @@ def make_packed_weigh(codec: Packed, rows: int, width: int) -> Any:
     """``weigh(p, v, scales, acc, acc_stride, following)``: acc[row][16 * width dims] += p[row][slot] * V[slot][dim].
 
     All sixteen slots of a block, in ascending order; v: `width` cells, one after the other, which share the float32
-    scales at `scales` (16 of them, then 16 offsets); following: the same cells of a block that is read next.
+    scales at `scales`; following: the same cells of a block that is read next.
     """
 
     @intrinsic
@@ -96,8 +87,7 @@ def make_packed_weigh(codec: Packed, rows: int, width: int) -> Any:
             squares = [Cell(codec, builder, builder.add(v, I64(j * codec.cell_bytes))) for j in range(width)]
             for slot in range(16):
                 scale = emit_splat_at(builder, scales, 4 * slot)
-                offset = emit_splat_at(builder, scales, 64 + 4 * slot) if codec.offset else None
-                values = [emit_scaled(builder, square.grid(slot), scale, offset) for square in squares]
+                values = [builder.fmul(square.number(slot), scale) for square in squares]
                 for r in range(rows):
                     wide = emit_splat_at(builder, p, 256 * r + 4 * slot)
                     sums[r] = [emit_fma(builder, wide, values[j], sums[r][j]) for j in range(width)]
@@ -109,35 +99,3 @@ def make_packed_weigh(codec: Packed, rows: int, width: int) -> Any:
         return types.none(*[types.int64] * 6), codegen
 
     return weigh
-
-
-def make_copy_cell(codec: Packed, *, by_lane: bool) -> Any:
-    """``copy(cell, scales, out, stride)``: a cell's sixteen vectors as float32, `stride` bytes apart.
-
-    by_lane: scales are a block's own, a lane each (K); else float32 at `scales`, a vector each, then the offsets.
-    """
-
-    @intrinsic
-    def copy(typingctx: Any, cell: Any, scales: Any, offsets: Any, out: Any, stride: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            cell, scales, offsets, out, stride = args
-            square = Cell(codec, builder, cell)
-            lanes = _slot_scales(builder, codec, scales) if by_lane else None
-            for i in range(16):
-                scale, offset = lanes or (
-                    emit_splat_at(builder, scales, 4 * i),
-                    emit_splat_at(builder, offsets, 4 * i) if codec.offset else None,
-                )
-                number = emit_scaled(builder, square.grid(i), scale, offset)
-                builder.store(number, pointer(builder, out, V16F, builder.mul(stride, I64(i))), align=4)
-            return context.get_dummy_value()
-
-        return types.none(*[types.int64] * 5), codegen
-
-    return copy
-
-
-def _slot_scales(builder: Any, codec: Packed, address: Any) -> tuple[Any, Any | None]:
-    """Scales, and offsets if there are any, of the sixteen slots of a block."""
-    scale = emit_load(builder, address, "f16")
-    return scale, emit_load(builder, address, "f16", I64(32)) if codec.offset else None

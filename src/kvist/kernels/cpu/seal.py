@@ -23,7 +23,7 @@ from kvist.cache.codec.base import AnyCodec, Packed
 from kvist.cache.codec.packed import BELL
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.packed_lanes import V16B
+from kvist.kernels.cpu.packed_lanes import V16B, shifted, words
 from kvist.kernels.cpu.packed_rows import part_bytes
 from kvist.kernels.cpu.scalar import arg, get_i32, put_f32, slot
 from kvist.kernels.cpu.vector import (
@@ -71,7 +71,7 @@ def make_put_cell(codec: Packed, *, by_lane: bool) -> Any:
                     for at in (scales, offsets)
                 ]
                 codes.append(_code(builder, codec, number, *parts))
-            _store_codes(builder, codec.bits, codes, cell)
+            _store_codes(builder, codec, codes, cell)
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 5), codegen
@@ -94,10 +94,7 @@ def _code(builder: Any, codec: Packed, number: Any, scale: Any, offset: Any) -> 
         return _e4m3(builder, wanted)
     if codec.grid == "bell":
         return _bell(builder, codec.bits, wanted)
-    steps = float(1 << codec.bits)
-    if codec.bits < 8:  # 1 + code / 2**bits
-        wanted = builder.fmul(builder.fsub(wanted, _constant(1.0)), _constant(steps))
-    return _whole(builder, wanted, steps - 1)
+    return _whole(builder, wanted, float((1 << codec.bits) - 1))
 
 
 def _whole(builder: Any, number: Any, largest: float) -> Any:
@@ -133,30 +130,31 @@ def _bell(builder: Any, bits: int, number: Any) -> Any:
     return code
 
 
-def _store_codes(builder: Any, bits: int, codes: list[Any], cell: Any) -> None:
+def _store_codes(builder: Any, codec: Packed, codes: list[Any], cell: Any) -> None:
     """Sixteen vectors of codes as a cell (see `cache.codec.packed`)."""
-    if bits == 8:
+    bits = codec.bits
+    if codec.grid == "e4m3":
         for i, code in enumerate(codes):
             builder.store(builder.trunc(code, V16B), pointer(builder, cell, V16B, I64(16 * i)), align=1)
         return
-    main = bits - bits % 2
-    per_word = 32 // main
-    for first in range(0, 16, per_word):
-        low = [builder.and_(c, ir.Constant(V16I, [(1 << main) - 1] * LANES)) for c in codes[first : first + per_word]]
-        word = _joined(builder, low, main)
-        builder.store(word, pointer(builder, cell, V16I, I64(64 * (first // per_word))), align=2)
-    if bits > main:
-        high = [builder.lshr(code, ir.Constant(V16I, [main] * LANES)) for code in codes]
-        word = builder.trunc(_joined(builder, high, 1), V16S)
-        builder.store(word, pointer(builder, cell, V16S, I64(32 * main)), align=2)
-
-
-def _joined(builder: Any, codes: list[Any], bits: int) -> Any:
-    """Codes side by side in words."""
-    word = codes[0]
-    for i, code in enumerate(codes[1:], 1):
-        word = builder.or_(word, builder.shl(code, ir.Constant(V16I, [i * bits] * LANES)))
-    return word
+    main = 8 if bits == 8 else 4 if bits >= 4 else 2
+    quads_a_word = 8 // main
+    for first in range(0, 4, quads_a_word):
+        word = words(0)
+        for quad in range(first, first + quads_a_word):
+            for k in range(4):
+                low = builder.and_(codes[4 * quad + k], words((1 << main) - 1))
+                word = builder.or_(word, shifted(builder, low, -(8 * k + main * (quad - first))))
+        builder.store(word, pointer(builder, cell, V16I, I64(64 * (first // quads_a_word))), align=2)
+    if bits == main:
+        return
+    high, word = bits - main, words(0)
+    for quad in range(4):
+        for k in range(4):
+            upper = builder.lshr(codes[4 * quad + k], words(main))
+            word = builder.or_(word, shifted(builder, upper, -(4 * k + quad if high == 1 else 8 * k + 2 * quad)))
+    last = builder.trunc(word, V16S) if high == 1 else word
+    builder.store(last, pointer(builder, cell, last.type, I64(32 * main)), align=2)
 
 
 def make_seal_part(exact: str, packed: AnyCodec, *, keys: bool) -> Any:
@@ -277,7 +275,7 @@ def _make_fit(packed: Packed) -> Any:
     """
     put, get = store["f16"], load["f16"]
     bits, kind = packed.bits, packed.grid
-    steps, wide = float((1 << bits) - 1), float(1 if bits == 8 else 1 << bits)
+    steps = float((1 << bits) - 1)
 
     @jit
     def fit(low: int, high: int, count: int, scales: int, offsets: int, out: int) -> None:
@@ -288,12 +286,12 @@ def _make_fit(packed: Packed) -> Any:
             elif kind == "e4m3":
                 scale = mul(most, splat(256.0 / 448.0))
             else:
-                scale = mul(div(sub(most, least), splat(steps)), splat(wide))
+                scale = div(sub(most, least), splat(steps))
             put(scales + i * 2, scale)
             scale = get(scales + i * 2)
             store_f32(out + i * 4, scale)
             if kind == "even":
-                put(offsets + i * 2, least if bits == 8 else sub(least, scale))
+                put(offsets + i * 2, least)
                 store_f32(out + (count + i) * 4, get(offsets + i * 2))
             else:
                 store_f32(out + (count + i) * 4, splat(0.0))

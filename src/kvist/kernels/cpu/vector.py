@@ -29,6 +29,16 @@ V16S = ir.VectorType(I16, LANES)
 V16I = ir.VectorType(I32, LANES)
 
 
+FEATURES: set[str] = set()
+"""What the processor that code is being made for has, as LLVM names it; `build.make_module` sets it. Whatever is in
+there changes instructions, never bits."""
+
+
+def has(feature: str) -> bool:
+    """Whether the processor that code is being made for has a feature."""
+    return feature in FEATURES
+
+
 class F32x16(types.Type):
     """Numba type of sixteen float32 lanes."""
 
