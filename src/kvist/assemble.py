@@ -56,8 +56,8 @@ def page_sharing(model: ModelConfig, config: EngineConfig, floats: str) -> Shari
     for span, spec in zip(spans, specs, strict=True):
         if spec.packed and span.sinks > config.page_size:
             raise UsageError(
-                f"policy {config.policy} with packed pages: the {span.sinks} sinks must lie in the first page, which is "
-                f"read as floats, and pages have {config.page_size} slots: give fewer sinks or larger pages"
+                f"policy {config.policy} with packed pages: its {span.sinks} sinks must lie in the first page, which "
+                f"is read as floats, and pages have {config.page_size} slots: give fewer sinks or larger pages"
             )
     groups = page_groups(PageLayout(specs, config.page_size, codec(floats)), spans)
     return Sharing(groups, config.max_num_seqs, config.max_num_batched_tokens)

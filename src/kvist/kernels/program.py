@@ -139,8 +139,7 @@ class Attend:
     its window, and as if they stood right before it: where its own distance to them would be larger, q is rotated by
     the angles of `turn`, which turn it back by 0.. positions (None: q is not turned).
 
-    A packed layer is read from two places: a row's own page, and page 0, from the exact pages; all others as they were
-    packed. mix: as it was stored.
+    Of a packed layer a row reads its own page and page 0 exactly, others as they were packed. mix: as it was stored.
     """
 
     q: Buffer
@@ -249,8 +248,7 @@ class BatchMetadata:
     """All a step is told, built once by engine.batch.
 
     Int32 arrays: one entry a row, but `sampled_rows`: the rows whose logits are asked for. row_pages: (groups, rows).
-    full_pages: (groups, n), of pages that this step fills: where packed layers seal what they have written. Not of page
-    0 of a sequence, which is never read as it was packed.
+    full_pages: (groups, n), pages that this step fills, to be sealed in packed layers; not a sequence's page 0.
     """
 
     tokens: npt.NDArray[np.int32]

@@ -174,16 +174,19 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layouts: S
         case Matmul():
             held = op.weight.data.nbytes + (0 if op.bias is None else op.bias.nbytes)
             return Traffic(weights=held if rows else 0, operations=2 * rows * op.weight.rows * op.weight.columns)
+        case Seal():  # a slot for every row, in the long run
+            exact, packed = _slot_bytes(layouts, op.layer, packed=False), _slot_bytes(layouts, op.layer, packed=True)
+            return Traffic(pages_read=rows * exact, pages_written=rows * packed)
         case RotaryStore():
             half, heads = op.rotary.half if op.rotary else 0, program.num_heads + program.num_kv_heads
             return Traffic(
-                weights=rows * 2 * half * 4, pages_written=rows * _slot_bytes(layouts, op.layer),
+                weights=rows * 2 * half * 4, pages_written=rows * _slot_bytes(layouts, op.layer, packed=False),
                 operations=rows * heads * half * 6,
             )  # fmt: skip
         case Attend():
             positions, seen = size.within(op.window, op.first)
             return Traffic(
-                pages_read=positions * _slot_bytes(layouts, op.layer),
+                pages_read=positions * _slot_bytes(layouts, op.layer, packed=True),
                 operations=program.num_heads * seen * (4 * program.head_dim + (3 if op.softcap else 0)),
             )
         case Experts():
@@ -198,6 +201,8 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layouts: S
             return Traffic(operations=rows * op.out.width * (ACTIVATION_OPS[op.activation] + (1 if op.up else 0)))
 
 
-def _slot_bytes(layouts: Sequence[PageLayout], layer: int) -> int:
-    """K and V of one position in one layer, which lies in the pages of one group."""
-    return sum(layout.layer_bytes(layer) // layout.page_size for layout in layouts)
+def _slot_bytes(layouts: Sequence[PageLayout], layer: int, *, packed: bool) -> int:
+    """K and V of one position in one layer; of a packed layer as it is packed, or as floats."""
+    held = [layout for layout in layouts if layout.layers[layer] is not None]
+    chosen = [layout for layout in held if layout.spec(layer).packed == packed] or held
+    return sum(layout.layer_bytes(layer) // layout.page_size for layout in chosen)

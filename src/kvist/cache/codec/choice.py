@@ -5,7 +5,7 @@
     int4                  K and V of all layers
     k=int5,v=int4         apart
     auto                  the type of the weights
-    @codecs.json          layer by layer, as `kvist eval --choose` writes it: {"layers": [{"k": "int5", "v": "int4"}, ...]}
+    @codecs.json          layer by layer, by `kvist eval --choose`: {"layers": [{"k": "int5", "v": "int3"}, ...]}
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from kvist.cache.codec import FLOATS, AnyCodec, Packed, any_codec
 from kvist.errors import UsageError
 from kvist.jsonfile import read_json_object
+
 
 @dataclass(frozen=True, slots=True)
 class LayerCodecs:
@@ -52,10 +53,7 @@ def layer_codecs(text: str, skip: Sequence[int], layers: int, floats: AnyCodec) 
     for layer in skip:
         if not -layers <= layer < layers:
             raise UsageError(f"kv_cache_skip_layers names layer {layer}, and the model has {layers}")
-    if text.startswith("@"):
-        chosen = _from_file(Path(text[1:]), layers)
-    else:
-        chosen = [_pair(text, floats)] * layers
+    chosen = _from_file(Path(text[1:]), layers) if text.startswith("@") else [_pair(text, floats)] * layers
     left = {layer % layers for layer in skip}
     plain = LayerCodecs(floats, floats)
     return [plain if i in left or not codecs.packed else codecs for i, codecs in enumerate(chosen)]

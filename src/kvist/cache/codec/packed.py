@@ -30,6 +30,7 @@ from kvist.cache.codec.base import CELL, Packed
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
+Halves = NDArray[np.float16]
 
 BELL = {
     4: (0.263407, 4.71566e-5, 3.08714e-5),
@@ -68,15 +69,15 @@ def pack(codec: Packed, numbers: Floats, *, keys: bool) -> tuple[Bytes, Bytes]:
     if keys and codec.channels:
         scale, offset = _fit(codec, numbers.T[:, None, :])  # (dims, 1, 1)
         codes = _codes(codec, numbers.T[:, None, :], scale, offset)[:, 0].T
-        header = np.concatenate([part[:, 0, 0] for part in (scale, offset)]).view(np.uint8)
+        header = np.concatenate([scale[:, 0, 0], offset[:, 0, 0]]).view(np.uint8)
         return header, _cells(codec, _squares(codes, keys=keys))
     groups = codec.groups(dims)
     parts = numbers.reshape(slots, groups, dims // groups)
     scale, offset = _fit(codec, parts)
     codes = _codes(codec, parts, scale, offset).reshape(slots, dims)
     held = np.stack([scale, offset][: codec.parameters], axis=1)[..., 0]  # (slots, parameters, groups)
-    scales = held.reshape(-1, CELL, codec.parameters, groups).transpose(0, 3, 2, 1)
-    scales = np.ascontiguousarray(scales).reshape(len(scales), -1).view(np.uint8)
+    slotwise = held.reshape(-1, CELL, codec.parameters, groups).transpose(0, 3, 2, 1)
+    scales = np.ascontiguousarray(slotwise).reshape(len(slotwise), -1).view(np.uint8)
     return np.empty(0, np.uint8), np.concatenate([_cells(codec, _squares(codes, keys=keys)), scales], axis=1)
 
 
@@ -92,36 +93,40 @@ def unpack(codec: Packed, header: Bytes, blocks: Bytes, head_dim: int, *, keys: 
     groups = codec.groups(head_dim)
     held = np.ascontiguousarray(blocks[:, cells:]).view(np.float16).astype(np.float64)
     held = held.reshape(-1, groups, codec.parameters, CELL).transpose(2, 0, 3, 1).reshape(codec.parameters, -1, groups)
-    scale = held[0].repeat(head_dim // groups, axis=1)
-    offset = held[1].repeat(head_dim // groups, axis=1) if codec.offset else 0.0
-    return np.asarray(numbers * scale + offset, np.float32)
+    wide = held.repeat(head_dim // groups, axis=2)
+    return np.asarray(numbers * wide[0] + (wide[1] if codec.offset else 0.0), np.float32)
 
 
-def _fit(codec: Packed, parts: Floats) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+def _fit(codec: Packed, parts: Floats) -> tuple[Halves, Halves]:
     """Scale and offset of each group (the last axis)."""
     if codec.grid == "e4m3":
         scale = np.abs(parts).max(-1, keepdims=True) / E4M3_LARGEST * np.float32(256)
         return _half(scale), np.zeros_like(scale, np.float16)
     if codec.grid == "bell":
-        scale = np.sqrt((parts * parts).mean(-1, keepdims=True, dtype=np.float32))
+        scale = np.sqrt(np.square(parts).sum(-1, dtype=np.float32, keepdims=True) / np.float32(parts.shape[-1]))
         return _half(scale), np.zeros_like(scale, np.float16)
     low, high = parts.min(-1, keepdims=True), parts.max(-1, keepdims=True)
     return _half((high - low) / np.float32((1 << codec.bits) - 1)), _half(low)
 
 
-def _half(numbers: Floats) -> NDArray[np.float16]:
+def _half(numbers: Floats) -> Halves:
     return np.clip(numbers, -LARGEST, LARGEST).astype(np.float16)
 
 
-def _codes(codec: Packed, parts: Floats, scale: NDArray[np.float16], offset: NDArray[np.float16]) -> Bytes:
-    """The nearest code of each number; 0 where the scale is 0, for all codes mean the same there."""
-    values = grid(codec).astype(np.float64)
-    order = np.argsort(values, kind="stable")
-    between = (values[order][1:] + values[order][:-1]) / 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        wanted = (parts.astype(np.float64) - offset) / scale
-    wanted = np.where(np.isfinite(wanted), wanted, 0.0)
-    return np.asarray(order[np.searchsorted(between, wanted)], np.uint8)
+def _codes(codec: Packed, parts: Floats, scale: Halves, offset: Halves) -> Bytes:
+    """The nearest code of each number, in float32 as kernels compute it; of what is no number that of 0."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        wanted = (parts - offset.astype(np.float32)) / scale.astype(np.float32)
+    wanted = np.where((scale == 0) | np.isnan(wanted), np.float32(0), wanted)
+    if codec.grid == "even":
+        return np.clip(np.rint(wanted), 0, (1 << codec.bits) - 1).astype(np.uint8)
+    values = grid(codec)
+    if codec.grid == "bell":
+        return np.searchsorted((values[1:] + values[:-1]) / 2, wanted).astype(np.uint8)
+    halves = _half(wanted).view(np.uint16)  # of 10 bits behind the point 7 are rounded away, a half to even
+    size = halves & np.uint16(0x7FFF)
+    rounded = np.minimum((size + ((size >> 7) & 1) + 63) >> 7, 0x7E)
+    return np.asarray((halves >> 8 & 0x80) | rounded, np.uint8)
 
 
 def _squares(codes: Bytes, *, keys: bool) -> Bytes:

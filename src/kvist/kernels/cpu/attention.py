@@ -219,8 +219,8 @@ def make_attend(dtype: str, packed: tuple[str, str] | None = None) -> Any:
             end = min((split + 1) * (SPLIT // TILE), last // TILE + 1)
             for tile in range(max(split * (SPLIT // TILE), oldest // TILE), end):
                 attend_tile(
-                    op, item, kv_head, tile, end, rows, group, position, dims, pages, page_size, page_bytes, head, q, p, copy, acc,
-                    row_max, row_sum, window, cap, follower, after % kv_heads, n_begin, n_live,
+                    op, item, kv_head, tile, end, rows, group, position, dims, pages, page_size, page_bytes, head, q, p,
+                    copy, acc, row_max, row_sum, window, cap, follower, after % kv_heads, n_begin, n_live,
                 )  # fmt: skip
             if partial < 0:
                 skip = max(0, split * SPLIT - position) * group

@@ -14,10 +14,16 @@ from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
 
 @jit
+def page_shift(page_size: int) -> int:
+    """log2 of 16, 32, 64 or 128: a division takes longer than all the rest of finding a block."""
+    return 4 + (page_size > 16) + (page_size > 32) + (page_size > 64)
+
+
+@jit
 def block_at(pages: int, position: int, page_size: int, page_bytes: int, head: int, block_bytes: int) -> int:
     """Address of the block of sixteen slots that holds a position; head: the address of the KV head in page 0."""
-    page = get_i32(pages + position // page_size * 4)
-    return head + page * page_bytes + position % page_size // 16 * block_bytes
+    page = get_i32(pages + (position >> page_shift(page_size)) * 4)
+    return head + page * page_bytes + ((position & (page_size - 1)) >> 4) * block_bytes
 
 
 @jit
@@ -57,10 +63,12 @@ def soften(
     dims: int, window: int, cap: float,
 ) -> None:  # fmt: skip
     """The softmax of a tile for rows `skip` to `stop`."""
-    for r in range(skip, stop):
-        end_slot = position + r // group + 1 - begin
-        if cap > 0.0:
-            cap_scores(p + r * 256, cap)
-        if end_slot > window:
-            hide_before(p + r * 256, end_slot - window)
-        softmax_row(p + r * 256, min(TILE, end_slot), row_max + r * 4, row_sum + r * 4, acc + r * dims * 4, dims)
+    end_slot = position + skip // group + 1 - begin
+    for token in range(skip, stop, group):
+        for r in range(token, token + group):  # its heads
+            if cap > 0.0:
+                cap_scores(p + r * 256, cap)
+            if end_slot > window:
+                hide_before(p + r * 256, end_slot - window)
+            softmax_row(p + r * 256, min(TILE, end_slot), row_max + r * 4, row_sum + r * 4, acc + r * dims * 4, dims)
+        end_slot += 1

@@ -20,15 +20,9 @@ from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.attention_extras import block_at, soften
 from kvist.kernels.cpu.attention_rows import make_score_rows, make_weigh_rows
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.packed_rows import (
-    PORTION,
-    WEIGHT_BYTES,
-    make_prepare,
-    make_score_side,
-    make_weigh_side,
-    part_bytes,
-    query_bytes,
-)
+from kvist.kernels.cpu.packed_rows import PORTION, WEIGHT_BYTES, make_prepare, part_bytes, query_bytes
+from kvist.kernels.cpu.packed_scores import make_score_side
+from kvist.kernels.cpu.packed_weigh import make_weigh_side
 from kvist.kernels.cpu.scalar import arg, slot
 from kvist.kernels.cpu.vector import keep_first, splat
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
@@ -49,6 +43,18 @@ def forget_before(p: int, low: int) -> None:
         store_f32(p + i * 64, keep_first(splat(0.0), low - i * 16, load_f32(p + i * 64)))
 
 
+@jit
+def four_blocks(
+    pages: int, begin: int, low: int, high: int, page_size: int, page_bytes: int, head: int, size: int
+) -> tuple[int, int, int, int]:
+    """Addresses of a tile's blocks low..high-1; the first of them stands for the others, which may not exist."""
+    b0 = block_at(pages, begin + low * 16, page_size, page_bytes, head, size)
+    b1 = block_at(pages, begin + 16, page_size, page_bytes, head, size) if low < 1 < high else b0
+    b2 = block_at(pages, begin + 32, page_size, page_bytes, head, size) if low < 2 < high else b0
+    b3 = block_at(pages, begin + 48, page_size, page_bytes, head, size) if low < 3 < high else b0
+    return b0, b1, b2, b3
+
+
 def make_exact(exact: str) -> tuple[Any, Any]:
     """A tile's exact blocks: those before the block `low` and from `high` on, up to the row's own position."""
     score_rows, weigh_rows = make_score_rows(exact, False), make_weigh_rows(exact, False)
@@ -66,11 +72,11 @@ def make_exact(exact: str) -> tuple[Any, Any]:
         end = min(4, (last - begin) // 16 + 1)
         if high <= 0 < end:
             b0 = block_at(pages, begin, page_size, page_bytes, head, size)
-        if 1 < low or high <= 1 < end:
+        if low > 1 or high <= 1 < end:
             b1 = block_at(pages, begin + 16, page_size, page_bytes, head, size)
-        if 2 < low or high <= 2 < end:
+        if low > 2 or high <= 2 < end:
             b2 = block_at(pages, begin + 32, page_size, page_bytes, head, size)
-        if 3 < low or high <= 3 < end:
+        if low > 3 or high <= 3 < end:
             b3 = block_at(pages, begin + 48, page_size, page_bytes, head, size)
         score_rows(q, rows, dims, b0, b1, b2, b3, other, b0, b1, b2, b3)
         for r in range(rows):
@@ -114,52 +120,43 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> tuple[Any, Any]:
         row_sum: int, window: int, cap: float, follower: int, n_kv_head: int, n_begin: int, n_live: int,
     ) -> None:  # fmt: skip
         begin = tile * TILE
-        stop = min(rows, (begin + TILE - 1 + window - position) * group)
         sealed_pages = slot(item, abi.ITEM_PAGES) + arg(op, 17) * slot(item, abi.ITEM_STRIDE)
         split, header, sealed_bytes = k_bytes(dims), k_header(dims) + v_header(dims), arg(op, 16)
         size = split + v_bytes(dims)
-        top = arg(op, 15) + kv_head * (header + page_size // 16 * size)
+        head_bytes = header + (page_size >> 4) * size
+        top = arg(op, 15) + kv_head * head_bytes
         blocks = top + header
         rounded = copy + rows * dims * 4
         other = rounded + rows * query_bytes(dims)
         scratch = other + rows * 256
-        low = min(4, (page_size - begin) // 16) if begin < page_size else 0  # blocks of page 0
-        token = max(0, begin - position)
-        while token * group < stop:
-            own = (position + token) // page_size * page_size - begin
-            next_token = stop // group if own >= TILE else min(stop // group, own + begin + page_size - position)
-            high = max(low, min(4, own // 16))
+        low = min(4, (page_size - begin) >> 4) if begin < page_size else 0  # blocks of page 0
+        token, tokens = max(0, begin - position), min(rows // group, begin + TILE - 1 + window - position)
+        while token < tokens:
+            own = ((position + token) & -page_size) - begin  # pages are powers of two
+            next_token = tokens if own >= TILE else min(tokens, own + begin + page_size - position)
+            high = max(low, min(4, own >> 4))
             n, at, last = (next_token - token) * group, token * group, position + next_token - 1
             qs, ps, acs = q + at * dims * 4, p + at * 256, acc + at * dims * 4
             # blocks before the window may be gone; whatever is read there is weighed by 0
-            old = max(low, max(0, position + token - window + 1 - begin) // 16)
+            old = max(low, max(0, position + token - window + 1 - begin) >> 4)
             b0 = b1 = b2 = b3 = n0 = n1 = n2 = n3 = 0
             if old < high:
-                b0 = block_at(sealed_pages, begin + old * 16, page_size, sealed_bytes, blocks, size)
-                b1 = block_at(sealed_pages, begin + 16, page_size, sealed_bytes, blocks, size) if old <= 1 < high else b0
-                b2 = block_at(sealed_pages, begin + 32, page_size, sealed_bytes, blocks, size) if old <= 2 < high else b0
-                b3 = block_at(sealed_pages, begin + 48, page_size, sealed_bytes, blocks, size) if old <= 3 < high else b0
+                b0, b1, b2, b3 = four_blocks(sealed_pages, begin, old, high, page_size, sealed_bytes, blocks, size)
                 n0, n1, n2, n3 = b0, b1, b2, b3
-                n_pages, n_blocks, n_at, n_left = sealed_pages, blocks, begin + TILE, own - TILE
-                if tile + 1 >= end:
+                if tile + 1 < end and own >= 2 * TILE:
+                    at_next = begin + TILE
+                    n0, n1, n2, n3 = four_blocks(sealed_pages, at_next, 0, 4, page_size, sealed_bytes, blocks, size)
+                elif tile + 1 >= end and (slot(follower, abi.ITEM_POSITION) & -page_size) - n_begin >= TILE:
                     n_pages = slot(follower, abi.ITEM_PAGES) + arg(op, 17) * slot(follower, abi.ITEM_STRIDE)
-                    n_blocks += (n_kv_head - kv_head) * (header + page_size // 16 * size)
-                    n_at, n_left = n_begin, slot(follower, abi.ITEM_POSITION) // page_size * page_size - n_begin
-                if n_left >= TILE:
-                    n0 = block_at(n_pages, n_at, page_size, sealed_bytes, n_blocks, size)
-                    n1 = block_at(n_pages, n_at + 16, page_size, sealed_bytes, n_blocks, size)
-                    n2 = block_at(n_pages, n_at + 32, page_size, sealed_bytes, n_blocks, size)
-                    n3 = block_at(n_pages, n_at + 48, page_size, sealed_bytes, n_blocks, size)
+                    n_blocks = blocks + (n_kv_head - kv_head) * head_bytes
+                    n0, n1, n2, n3 = four_blocks(n_pages, n_begin, 0, 4, page_size, sealed_bytes, n_blocks, size)
+                asked = rounded + at * query_bytes(dims)
                 if channels:
-                    page = (begin + old * 16) // page_size * page_size
-                    prepare(qs, n, dims, block_at(sealed_pages, page, page_size, sealed_bytes, top, 0), rounded)
-                    score_sealed(qs, rounded, n, dims, b0, b1, b2, b3, ps, n0, n1, n2, n3)
-                else:
-                    score_sealed(qs, rounded + at * query_bytes(dims), n, dims, b0, b1, b2, b3, ps, n0, n1, n2, n3)
+                    page = block_at(sealed_pages, (begin + old * 16) & -page_size, page_size, sealed_bytes, top, 0)
+                    prepare(qs, n, dims, page, asked)
+                score_sealed(qs, asked, n, dims, b0, b1, b2, b3, ps, n0, n1, n2, n3)
             if low > 0 or high < 4:
-                score_exact(
-                    begin, low, high, last, n, dims, pages, page_size, page_bytes, head, qs, ps, other,
-                )  # fmt: skip
+                score_exact(begin, low, high, last, n, dims, pages, page_size, page_bytes, head, qs, ps, other)
             soften(p, at, at + n, group, position, begin, row_max, row_sum, acc, dims, window, cap)
             if low > 0 or high < 4:
                 for t in range(token, next_token):
@@ -169,8 +166,9 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> tuple[Any, Any]:
                         window,
                     )  # fmt: skip
             if old < high:
-                for r in range(at, at + n):
-                    forget_before(p + r * 256, position + r // group + 1 - begin - window)
+                if last + 1 - begin > window:
+                    for r in range(at, at + n):
+                        forget_before(p + r * 256, position + r // group + 1 - begin - window)
                 weigh_sealed(
                     ps, n, old, high, b0 + split, b1 + split, b2 + split, b3 + split, acs, dims, scratch, n0 + split,
                     n1 + split, n2 + split, n3 + split,

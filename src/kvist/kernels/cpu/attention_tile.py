@@ -24,6 +24,7 @@ BLOCKS = 4  # blocks of sixteen slots in a tile of 64 positions
 
 
 def begin_loop(builder: Any) -> tuple[Any, Any, Any, Any]:
+    """A loop over 0, 1, ...: the blocks before it, of it and after it, its counter."""
     before = builder.block
     loop = builder.append_basic_block("loop")
     after = builder.append_basic_block("done")
@@ -33,6 +34,7 @@ def begin_loop(builder: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def end_loop(builder: Any, before: Any, loop: Any, after: Any, counter: Any, limit: Any) -> None:
+    """Close what `begin_loop` began: once more while the counter is below `limit`."""
     following = builder.add(counter, I64(1))
     counter.add_incoming(I64(0), before)
     counter.add_incoming(following, builder.block)

@@ -1,7 +1,7 @@
 """The rotation that spreads a head's numbers before they are packed: signs, then a Walsh-Hadamard transform.
 
-In place, over float32. Stages with a stride of 1 to 8 exchange lanes of a vector, wider ones whole vectors; every sum is
-of two numbers, so there is no order that could differ.
+In place, over float32. Stages with a stride of 1 to 8 exchange lanes of a vector, wider ones whole vectors; every sum
+is of two numbers, so there is no order that could differ.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def split_bytes(typingctx: Any, numbers: Any, high: Any, low: Any) -> Any:
 
 
 def make_dot_scores(codec: Packed, rows: int) -> Any:
-    """``scores(q, q_stride, apart, f, k0, k1, s0, s1, cells, out, first, n0, n1)``: of two blocks, over a group of dims.
+    """``scores(q, q_stride, apart, f, k0, k1, s0, s1, cells, out, first, n0, n1)``: two blocks, a group of dims.
 
     q: the group's high bytes of row 0, its low ones are `apart` bytes further, the next row's `q_stride`; f: its step
     and sum (float32), as far apart. k: cells of the blocks; s: their float16 scales and offsets (by channels: none, the
@@ -124,15 +124,14 @@ def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
         n0: Any, n1: Any, n2: Any, n3: Any,
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            w, stride, f, blocks, acc, acc_stride, following = *args[:3], args[3:7], *args[7:9], args[9:]
+            w, stride, f = args[:3]
+            blocks, (acc, acc_stride), following = args[3:7], args[7:9], args[9:]
             starts = [builder.add(w, builder.mul(stride, I64(r))) for r in range(rows)]
             sums = [[[words(0)] * 2 for _ in range(width)] for _ in range(rows)]
             for b, (block, n) in enumerate(zip(blocks, following, strict=True)):
                 for line in range(0, width * codec.cell_bytes, 64):
                     emit_prefetch(builder, n, I64(line))
-                squares = [
-                    Cell(codec, builder, builder.add(block, I64(j * codec.cell_bytes))) for j in range(width)
-                ]
+                squares = [Cell(codec, builder, builder.add(block, I64(j * codec.cell_bytes))) for j in range(width)]
                 for i in range(4):
                     quads = [square.quad(i) for square in squares]
                     for r in range(rows):

@@ -13,7 +13,21 @@ from llvmlite import ir
 
 from kvist.cache.codec.base import Packed
 from kvist.cache.codec.packed import grid
-from kvist.kernels.cpu.vector import F32, I8, I32, I64, LANES, V16F, V16H, V16I, V16S, emit_splat, external, has, pointer
+from kvist.kernels.cpu.vector import (
+    F32,
+    I8,
+    I32,
+    I64,
+    LANES,
+    V16F,
+    V16H,
+    V16I,
+    V16S,
+    emit_splat,
+    external,
+    has,
+    pointer,
+)
 
 V16B = ir.VectorType(I8, LANES)
 

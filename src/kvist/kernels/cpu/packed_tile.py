@@ -22,8 +22,8 @@ from kvist.kernels.cpu.vector import F32, I64, V16F, emit_fma, emit_load, emit_p
 def make_packed_scores(codec: Packed, rows: int) -> Any:
     """``scores(q, q_stride, k0..k3, s0..s3, cells, out, first, n0..n3)``: a tile's scores over one group of dims.
 
-    out[row][64] (+)= sum over 16 * cells dims of q[row][dim] * K[dim][slot]; first: 0 for the first group. k: cells of the four
-    blocks; s: their float16 scales. n: the same cells of blocks that are read next.
+    out[row][64] (+)= sum over 16 * cells dims of q[row][dim] * K[dim][slot]; first: 0 for the first group. k: cells of
+    the four blocks; s: their float16 scales. n: the same cells of blocks that are read next.
     """
 
     @intrinsic
@@ -32,8 +32,10 @@ def make_packed_scores(codec: Packed, rows: int) -> Any:
         cells: Any, out: Any, first: Any, n0: Any, n1: Any, n2: Any, n3: Any,
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            q, stride, k, s, cells, out, first, n = *args[:2], args[2:6], args[6:10], *args[10:13], args[13:]
-            zero, q_rows = ir.Constant(V16F, [0.0] * 16), [builder.add(q, builder.mul(stride, I64(r))) for r in range(rows)]
+            q, stride = args[:2]
+            k, s, (cells, out, first), n = args[2:6], args[6:10], args[10:13], args[13:]
+            zero = ir.Constant(V16F, [0.0] * 16)
+            q_rows = [builder.add(q, builder.mul(stride, I64(r))) for r in range(rows)]
             begin = builder.icmp_signed("==", first, I64(0))
             places = [[pointer(builder, out, V16F, I64(r * 256 + b * 64)) for b in range(BLOCKS)] for r in range(rows)]
             start = [[builder.select(begin, zero, builder.load(at, align=4)) for at in row] for row in places]

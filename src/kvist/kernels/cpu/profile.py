@@ -26,6 +26,7 @@ from kvist.kernels.program import (
     Op,
     Program,
     RotaryStore,
+    Seal,
     Weight,
 )
 from kvist.kernels.traffic import StepSize, Traffic, traffic_of
@@ -115,5 +116,5 @@ def _name(op: Op, role: Callable[[Weight], str | None]) -> str:
             return op.kind
         case Gate():
             return op.activation
-        case RotaryStore() | Attend() | Cap() | Experts():
+        case RotaryStore() | Seal() | Attend() | Cap() | Experts():
             return ""
