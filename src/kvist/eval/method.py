@@ -37,7 +37,9 @@ class Method:
     @contextmanager
     def engine(self, llm: LLM, **sizes: Any) -> Iterator[Engine]:
         """An engine with the method's pages over the model of `llm`; sizes: further options. Closed at the end."""
-        made = assemble(llm.model, replace(llm.config, **self.options, **sizes), llm.backend)
+        made = assemble(
+            llm.model, replace(llm.config, **self.options, **sizes), llm.backend, instruction=llm.instruction
+        )
         try:
             yield made
         finally:

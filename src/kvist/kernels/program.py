@@ -127,6 +127,32 @@ class Attend:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Observe:
+    """Note in `into`, float32 (KV heads, positions), the attention that each position of a layer gets from the rows.
+
+    sum: what each row and head of the group gives it is added to what is there; max: the largest of that and what is
+    there stays. The step has one sequence; `into` takes its first positions, a multiple of 64. found: of each row and
+    head the largest score, then their sums.
+    """
+
+    q: Buffer
+    found: Buffer
+    layer: int
+    scale: float
+    into: Floats
+    kind: Literal["sum", "max"]
+    softcap: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Copy:
+    """The rows of x as they are now, into the first rows of an array of its width."""
+
+    x: Buffer
+    into: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Gate:
     """out = activation(x) * up, or activation(x) without up."""
 
@@ -177,7 +203,7 @@ class Experts:
     clamp: float | None = None
 
 
-Op = Embed | Norm | Matmul | RotaryStore | Attend | Gate | Cap | Experts
+Op = Embed | Norm | Matmul | RotaryStore | Attend | Gate | Cap | Experts | Observe | Copy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -196,7 +222,7 @@ class Program:
     def logits(self) -> Buffer:
         """The buffer the last operation writes."""
         last = self.ops[-1]
-        assert not isinstance(last, RotaryStore)
+        assert not isinstance(last, RotaryStore | Observe | Copy)
         return last.out
 
 
@@ -204,9 +230,9 @@ class Program:
 class SequenceRows:
     """The rows of one sequence in a step.
 
-    `count` rows from `first` on are its positions `position`, `position` + 1, ...
-    pages: int32 (groups, n), of each group of layers the ids of the pages that hold positions 0 ..
-    position + count - 1, in order; `GONE` where no layer of a group sees a position any more.
+    `count` rows from `first` on are its slots `position`, `position` + 1, ... which are its positions too, but where
+    entries were evicted. pages: int32 (groups, n), of each group of layers the ids of the pages that hold slots 0 ..
+    position + count - 1, in order; `GONE` where no layer of a group sees a slot any more.
     """
 
     first: int
@@ -219,7 +245,9 @@ class SequenceRows:
 class BatchMetadata:
     """All a step is told, built once by engine.batch.
 
-    Int32 arrays: one entry a row, but `sampled_rows`: the rows whose logits are asked for. row_pages: (groups, rows).
+    Int32 arrays: one entry a row, but `sampled_rows`: the rows whose logits are asked for. positions: what a row's
+    angles or learned positions go by; slots: where in its sequence's pages K and V go. row_pages: (groups, rows), the
+    page of the slot.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -227,6 +255,7 @@ class BatchMetadata:
     row_pages: npt.NDArray[np.int32]
     sampled_rows: npt.NDArray[np.int32]
     sequences: Sequence[SequenceRows]
+    slots: npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)

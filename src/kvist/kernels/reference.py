@@ -21,6 +21,7 @@ from kvist.kernels.program import (
     Attend,
     BatchMetadata,
     Cap,
+    Copy,
     Embed,
     Experts,
     Floats,
@@ -28,6 +29,7 @@ from kvist.kernels.program import (
     Limits,
     Matmul,
     Norm,
+    Observe,
     Program,
     Rotary,
     RotaryStore,
@@ -106,6 +108,10 @@ class ReferenceExecutable:
                     buffers[op.out.name] = out if op.up is None else out * buffers[op.up.name]
                 case Experts():
                     buffers[op.out.name] = _experts(op, buffers)
+                case Observe():
+                    self._observe(op, buffers[op.q.name], batch.sequences[0])
+                case Copy():
+                    op.into[: len(batch.tokens)] = buffers[op.x.name]
                 case Cap():
                     buffers[op.out.name] = op.cap * np.tanh(buffers[op.x.name] / op.cap)
         logits = buffers[self._program.logits.name].astype(np.float32)
@@ -137,7 +143,7 @@ class ReferenceExecutable:
         group, pool = self._pool_of(op.layer)
         page_size = pool.layout.page_size
         for row, page in enumerate(batch.row_pages[group]):
-            slot = int(batch.positions[row]) % page_size
+            slot = int(batch.slots[row]) % page_size
             for head in range(self._program.num_kv_heads):
                 k = heads[op.k.name][row, head][None].astype(np.float32)
                 v = heads[op.v.name][row, head][None].astype(np.float32)
@@ -174,6 +180,22 @@ class ReferenceExecutable:
                     rest = 0.0 if op.sinks is None else np.exp(op.sinks[head] - top)
                     out[r, head] = p @ value / (p.sum() + rest)
         return out.reshape(sequence.count, -1)
+
+    def _observe(self, op: Observe, q: Array, sequence: SequenceRows) -> None:
+        """What the rows give to each position."""
+        program, (number, pool) = self._program, self._pool_of(op.layer)
+        dims, group = program.head_dim, program.num_heads // program.num_kv_heads
+        rows = q.reshape(len(q), program.num_heads, dims)
+        for kv_head, into in enumerate(op.into):
+            keys = np.concatenate([pool.read(int(page), op.layer, kv_head)[0] for page in sequence.pages[number]])
+            for r, heads in enumerate(rows[:, kv_head * group : (kv_head + 1) * group]):
+                for query in heads:
+                    scores = keys[: sequence.position + r + 1] @ query * op.scale
+                    scores = scores if op.softcap is None else op.softcap * np.tanh(scores / op.softcap)
+                    weights = np.exp(scores - scores.max())
+                    got = (weights / weights.sum())[: len(into)]
+                    old = into[: len(got)]
+                    old[:] = np.maximum(old, got) if op.kind == "max" else old + got
 
 
 def _turned_back(turn: Rotary | None, q: Array, back: int) -> Array:
