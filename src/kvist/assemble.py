@@ -21,7 +21,7 @@ from kvist.cache.score import score
 from kvist.config import EngineConfig
 from kvist.engine.admission import EngineLimits
 from kvist.engine.engine import Engine
-from kvist.engine.eviction import Evictor
+from kvist.engine.eviction import SPARE, Evictor
 from kvist.engine.runner import Runner
 from kvist.engine.speculative.draft import DraftProposer
 from kvist.engine.speculative.ngram import NgramProposer
@@ -84,7 +84,10 @@ def choose_sizes(model: ModelConfig, config: EngineConfig, sharings: Sequence[Sh
     given, each = config.kv_cache_memory_bytes, sum(sharing.each for sharing in sharings)
     pages = most_pages(sharings, available_memory() // 4 if given is None else given)
     if given is None:
-        pages = min(sharings[0].useful(longest), max(pages, 1))
+        most, rule = sharings[0].useful(longest), policy(config.policy)
+        if isinstance(rule, Evict):  # of one prompt at a time
+            most += -(-rule.extra(longest) // size) + SPARE
+        pages = min(most, max(pages, 1))
     held = sum(sharing.bytes(pages) for sharing in sharings) if given is None else given
     have = f"{held:,} bytes hold {pages} pages of {size} tokens x {each // size:,} bytes"
     have += " (draft model included)" if len(sharings) > 1 else ""

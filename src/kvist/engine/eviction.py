@@ -34,6 +34,9 @@ from kvist.errors import CapacityError
 from kvist.kernels.program import Attend, Executable, Floats, Program, RotaryStore
 from kvist.kernels.watching import watching
 
+SPARE = 2
+"""Pages that eviction may take beside those that hold something new."""
+
 Bind = Callable[[Program], Executable]
 Steps = Generator[None, None, PageTable]
 """A step each time it is asked for more; returns the table to go on with."""
@@ -71,8 +74,8 @@ class Evictor:
     def pages(self, positions: int) -> int:
         """Pages that a prompt of so many positions takes until its entries are evicted, at most."""
         layout = self._manager.layout
-        behind = layout.pages_for(positions + self._score.beyond(positions)) + 1  # what a fork writes to is copied
-        return behind + layout.pages_for(self.rule.kept(positions))
+        # and what a fork writes to is copied, and both may begin and end inside of pages
+        return layout.pages_for(positions) + layout.pages_for(self.rule.extra(positions)) + SPARE
 
     def lacking(self, table: PageTable, kept: Kept) -> int:
         """How many pages `steps` would need beyond those that can be allocated."""

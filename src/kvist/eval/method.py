@@ -63,5 +63,5 @@ def methods(codecs: Sequence[str], policies: Sequence[str] = (FULL,)) -> tuple[M
 
 
 def names(text: str) -> list[str]:
-    """Names separated by commas. The comma inside `k=int5,v=int4`, one codec for K and one for V, separates none."""
-    return [name.strip() for name in re.split(r",(?!\s*v=)", text)]
+    """Names separated by commas. Those inside `k=int5,v=int4` and `evict:0.5,by=kvzip` separate none."""
+    return [name.strip() for name in re.split(r",(?!\s*(?:v|by)=)", text)]

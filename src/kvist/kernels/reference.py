@@ -213,7 +213,7 @@ def _norm(op: Norm, x: Array) -> Array:
     The zeros that pad a row, or each head of it, add nothing to the sum of squares.
     """
     if op.kind == "rms":
-        parts = x.reshape(len(x), op.groups, -1)
+        parts = x.reshape(len(x), op.groups, x.shape[1] // op.groups)  # also of no rows
         square = (parts * parts).sum(2, keepdims=True) / op.width
         return np.asarray((parts / np.sqrt(square + op.eps) * op.weight).reshape(x.shape))
     out = np.zeros_like(x)

@@ -62,6 +62,10 @@ class Evict:
         wanted = max(math.ceil(positions * self.share), FIRST + NEWEST)
         return min(-(-wanted // WHOLE) * WHOLE, positions)
 
+    def extra(self, positions: int) -> int:
+        """Slots that it takes beside a prompt's own until entries are evicted: of the kept, and what is run behind."""
+        return self.kept(positions) + score(self.by).beyond(positions)
+
     def span(self, window: int | None) -> Span:
         """See `Policy`."""
         return Span(window)

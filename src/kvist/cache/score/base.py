@@ -47,6 +47,15 @@ class Seen:
     turn: Array | None = None
 
 
+def of_neighbours(scores: Array, reach: int) -> Array:
+    """For each entry the scores from `reach` before it to `reach` behind it, 0 beyond the ends.
+
+    (KV heads, n) to (KV heads, n, 2 reach + 1).
+    """
+    wide = np.pad(scores, ((0, 0), (reach, reach)))
+    return np.lib.stride_tricks.sliding_window_view(wide, 2 * reach + 1, axis=1)
+
+
 class Score(Protocol):
     """See the module."""
 
