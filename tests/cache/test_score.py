@@ -27,14 +27,16 @@ def test_attention_is_taken_as_it_is(name: str) -> None:
     assert np.array_equal(score(name).importance(Seen(KEYS, VALUES, 0.25, ATTENTION)), ATTENTION)
 
 
-@pytest.mark.parametrize(("name", "reach", "fold"), [("snapkv", 2, lambda w: sum(w) / 5), ("kvzip", 4, max)])
+@pytest.mark.parametrize(
+    ("name", "reach", "fold"), [("snapkv", 2, lambda w: sum(w) / 5), ("kvzip", 2, lambda w: max(w[2], 0.3 * max(w)))]
+)
 def test_neighbours_count(name: str, reach: int, fold: object) -> None:
     found = score(name).importance(Seen(KEYS, VALUES, 0.25, ATTENTION))
     for head in range(HEADS):
         for i in range(COUNT):
             around = range(i - reach, i + reach + 1)
             near = [float(ATTENTION[head, j]) if 0 <= j < COUNT else 0.0 for j in around]
-            assert found[head, i] == pytest.approx(fold(near), rel=1e-12)  # type: ignore[operator]
+            assert found[head, i] == pytest.approx(fold(near), rel=1e-6)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("turned", [True, False])
