@@ -21,7 +21,7 @@ from kvist.cache.score.base import Array, Pass, Seen, Watch, of_neighbours
 INSTRUCTION = "\n\nRepeat the previous context exactly."
 CHUNK = 2048
 NEIGHBOURS, SHARE = 2, 0.3
-"""Without them a model of 135M finds half as many pass keys; with all of a neighbour's score it predicts text worse."""
+"""SmolLM2-135M, half kept: 10 of 20 pass keys and +1.4% perplexity without, 17 and +1.6% so, 19 and +2.9% at 1."""
 
 LONGEST = 64
 """Tokens of the instruction, at most."""
