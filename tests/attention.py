@@ -69,9 +69,10 @@ class World:
                 SequenceRows(first, count, start, self.tables[s][None, : (start + count - 1) // size + 1].copy())
             )
             first += count
+        where = np.concatenate(positions)
         batch = BatchMetadata(
-            np.concatenate(tokens).astype(np.int32), np.concatenate(positions), np.concatenate(row_pages)[None],
-            np.arange(first, dtype=np.int32), sequences,
+            np.concatenate(tokens).astype(np.int32), where, np.concatenate(row_pages)[None],
+            np.arange(first, dtype=np.int32), sequences, where,
         )  # fmt: skip
         return self.executable.run(batch).copy()
 

@@ -48,7 +48,7 @@ def row_batch(tokens: Sequence[int] | npt.NDArray[np.int32], sampled: Sequence[i
     ids = np.asarray(tokens, np.int32)
     rows = np.arange(len(ids), dtype=np.int32)
     wanted = rows if sampled is None else np.asarray(sampled, np.int32)
-    return BatchMetadata(ids, rows, np.zeros_like(ids)[None], wanted, [])
+    return BatchMetadata(ids, rows, np.zeros_like(ids)[None], wanted, [], rows)
 
 
 def run_ops(

@@ -18,9 +18,12 @@ from kvist.cache.group import PageGroup, Sharing, most_pages, page_groups
 from kvist.cache.layout import LayerSpec, PageLayout
 from kvist.cache.manager import CacheManager
 from kvist.cache.policy import Span, policy
+from kvist.cache.policy.evict import Evict
+from kvist.cache.score import score
 from kvist.config import EngineConfig
 from kvist.engine.admission import EngineLimits
 from kvist.engine.engine import Engine
+from kvist.engine.eviction import SPARE, Evictor
 from kvist.engine.runner import Runner
 from kvist.engine.speculative.draft import DraftProposer
 from kvist.engine.speculative.ngram import NgramProposer
@@ -28,7 +31,7 @@ from kvist.engine.speculative.proposer import Proposer
 from kvist.engine.speculative.speculator import Speculator
 from kvist.errors import CapacityError, InternalError, UsageError
 from kvist.events import EventChannel
-from kvist.kernels.program import Backend, Limits, Mix, Rotary
+from kvist.kernels.program import Backend, Executable, Limits, Mix, Program, Rotary
 from kvist.models.config import ModelConfig
 from kvist.models.decoder import build_program
 from kvist.models.hub import resolve
@@ -101,7 +104,10 @@ def choose_sizes(model: ModelConfig, config: EngineConfig, sharings: Sequence[Sh
     given, each = config.kv_cache_memory_bytes, sum(sharing.each for sharing in sharings)
     pages = most_pages(sharings, available_memory() // 4 if given is None else given)
     if given is None:
-        pages = min(sharings[0].useful(longest), max(pages, 1))
+        most, rule = sharings[0].useful(longest), policy(config.policy)
+        if isinstance(rule, Evict):  # of one prompt at a time
+            most += -(-rule.extra(longest) // size) + SPARE
+        pages = min(most, max(pages, 1))
     held = sum(sharing.bytes(pages) for sharing in sharings) if given is None else given
     have = f"{held:,} bytes hold {pages} pages of {size} tokens x {each // size:,} bytes"
     have += " (draft model included)" if len(sharings) > 1 else ""
@@ -126,8 +132,11 @@ def assemble(
     eos_ids: Iterable[int] = (),
     events: EventChannel | None = None,
     draft: Model | None = None,
+    instruction: Sequence[int] = (),
 ) -> Engine:
     """An engine over `model`; eos_ids: end tokens the tokenizer knows beyond the config's.
+
+    instruction: tokens that ask to repeat a text, for a policy that lets the model do so (see `cache.score.kvzip`).
 
     draft: the model that a speculative_config of method "draft_model" names. Its pool holds as many tokens as the
     model's, and kv_cache_memory_bytes is the size of both. Close the engine when done.
@@ -142,20 +151,21 @@ def assemble(
         _check_draft(model, draft)
         sharings.append(_sharing(draft, config))
     sizes = choose_sizes(model.config, config, sharings)
-    runner, manager = _running(model, config, sizes, backend, drafts, events)
+    runner, manager, evictor = _running(model, config, sizes, backend, drafts, events, instruction)
     engine_limits = EngineLimits(
         model.config.vocab_size, sizes.max_model_len, config.max_num_seqs, config.max_num_batched_tokens,
         frozenset((*model.config.eos_ids, *eos_ids)), config.seed, config.enable_cache, config.check_integrity,
         config.policy,
     )  # fmt: skip
     if speculation is None:
-        return Engine(runner, manager, engine_limits, events)
+        return Engine(runner, manager, engine_limits, events, evictor=evictor)
     proposer: Proposer = NgramProposer(speculation.prompt_lookup_max, speculation.prompt_lookup_min)
     if speculation.method == "draft_model" and draft is not None:
         longest = min(draft.config.max_positions, sizes.max_model_len)
-        ahead, its = _running(draft, config, Sizes(longest, sizes.num_pages), backend, 0, EventChannel())
+        whole = config if evictor is None else replace(config, policy="full")  # it sees what its target does not
+        ahead, its, _ = _running(draft, whole, Sizes(longest, sizes.num_pages), backend, 0, EventChannel())
         proposer = DraftProposer(ahead, its, longest, config.max_num_batched_tokens)
-    return Engine(runner, manager, engine_limits, events, Speculator(proposer, drafts, speculation.adaptive))
+    return Engine(runner, manager, engine_limits, events, Speculator(proposer, drafts, speculation.adaptive), evictor)
 
 
 def load_draft(config: EngineConfig, backend: Backend, report: Callable[[str, int, int], None]) -> Model | None:
@@ -174,13 +184,20 @@ def _sharing(model: Model, config: EngineConfig) -> Sharing:
 
 
 def _running(
-    model: Model, config: EngineConfig, sizes: Sizes, backend: Backend, drafts: int, events: EventChannel
-) -> tuple[Runner, CacheManager]:
+    model: Model, config: EngineConfig, sizes: Sizes, backend: Backend, drafts: int, events: EventChannel,
+    instruction: Sequence[int] = (),
+) -> tuple[Runner, CacheManager, Evictor | None]:  # fmt: skip
     """A model's pages and what runs steps over them, with logits of `drafts` more rows a sequence."""
-    caching = config.enable_prefix_caching and config.enable_cache
+    caching, rule = config.enable_prefix_caching and config.enable_cache, policy(config.policy)
+    groups = _sharing(model, config).shared(sizes.num_pages)
+    beyond = 0
+    if isinstance(rule, Evict):
+        _check_eviction(model.config, rule, groups)
+        beyond = max(score(rule.by).ahead, score(rule.by).beyond(sizes.max_model_len))
     manager = CacheManager(
-        _sharing(model, config).shared(sizes.num_pages),
-        identity=identity(model, sizes.max_model_len, config.policy),
+        groups,
+        # a prompt's own pages are those of any other policy that sees all
+        identity=identity(model, sizes.max_model_len, "full" if isinstance(rule, Evict) else config.policy),
         enable_prefix_caching=caching,
         events=events,
         max_pinned=int(config.max_pinned_share * sizes.num_pages),
@@ -188,7 +205,7 @@ def _running(
     if config.prefault:
         for ledger in manager.ledgers:
             ledger.pool.prefault(PREFAULT_BYTES)
-    rotary = rotary_tables(model.config, sizes.max_model_len, model.rope_divisors)
+    rotary = rotary_tables(model.config, sizes.max_model_len, model.rope_divisors, beyond)
     local = local_rotary_tables(model.config, sizes.max_model_len)
     spans = layer_spans(model.config, config)
     turns: tuple[Rotary | None, Rotary | None] = (None, None)
@@ -198,12 +215,37 @@ def _running(
     program = build_program(
         model.config, model.matrices, model.vectors, rotary, local, spans, turns, _packed_layers(manager.groups)
     )
-    limits = Limits(
-        rows=config.max_num_batched_tokens,
-        sampled=min(config.max_num_seqs * (1 + drafts), config.max_num_batched_tokens),
-        sequences=config.max_num_seqs,
-    )
-    return Runner(backend.bind(program, [ledger.pool for ledger in manager.ledgers], limits), manager), manager
+    pools, budget = [ledger.pool for ledger in manager.ledgers], config.max_num_batched_tokens
+    limits = Limits(budget, min(config.max_num_seqs * (1 + drafts), budget), config.max_num_seqs)
+    runner = Runner(backend.bind(program, pools, limits), manager)
+    if not isinstance(rule, Evict):
+        return runner, manager, None
+
+    def bind(watched: Program) -> Executable:
+        return backend.bind(watched, pools, Limits(budget, 1, 1))
+
+    return runner, manager, Evictor(rule, program, bind, manager, budget, sizes.max_model_len, instruction)
+
+
+def _check_eviction(model: ModelConfig, rule: Evict, groups: Sequence[PageGroup]) -> None:
+    """Refuse what entries cannot be evicted from."""
+    if any(group.exact for group in groups):
+        raise UsageError(
+            f"policy {rule.name}: a page is packed once, when it is full, and what is kept of it would be packed "
+            "again; give kv_cache_dtype f32, f16 or bf16"
+        )
+    if any(group.window is not None for group in groups):
+        raise UsageError(
+            f"policy {rule.name}: layers of this model have windows, which go by positions, and slots of kept entries "
+            "are none; give another policy"
+        )
+    if model.sinks and score(rule.by).watch in ("sum", "max"):
+        raise UsageError(f"policy {rule.name}: this model's learned sinks take part in attention; give by=knorm")
+    if model.positions == "learned" and score(rule.by).beyond(1):
+        raise UsageError(
+            f"policy {rule.name}: it reads on behind the prompt, where this model has no learned positions; give "
+            "by=snapkv"
+        )
 
 
 def _packed_layers(groups: Sequence[PageGroup]) -> dict[int, Mix | None]:

@@ -83,7 +83,8 @@ class EngineConfig:
     max_model_len: longest sequence, prompt and answer together, in tokens (None: the trained context, or what the
     memory holds). kv_cache_dtype: codec of the pages: auto (the weights' type), f32, f16, bf16; packed: int8, fp8,
     int5, int4, ..., k=int5,v=int4, or @file (see `cache.codec.choice`). kv_cache_skip_layers: those that stay floats.
-    policy: which positions a token sees: full, or for instance window:1024+4, the newest 1,024 and the first 4.
+    policy: which positions a token sees: full, or for instance window:1024+4, the newest 1,024 and the first 4, or
+    evict:0.5, half of a prompt's keys and values.
     page_size: slots of a page: 16, 32, 64 or 128.
     kv_cache_memory_bytes: size of the pool (None: a quarter of the available memory, at most what max_num_seqs
     sequences can use). max_num_seqs: sequences that run at once. max_num_batched_tokens: tokens a step computes at

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from kvist.assemble import assemble, load_draft
+from kvist.cache.score.kvzip import INSTRUCTION
 from kvist.config import EngineConfig, usable_cores
 from kvist.engine.batch import Piece
 from kvist.engine.beams import BeamSearch
@@ -70,9 +71,10 @@ class LLM:
                 path, self.backend, self.config.weights, lambda done, total: report("loading weights", done, total)
             )
             self.tokenizer = _tokenizer(path, self.model.metadata)
+            self.instruction = self.tokenizer.encode(INSTRUCTION, add_special=False)
             self.engine = assemble(
                 self.model, self.config, self.backend, eos_ids=self.tokenizer.eos_ids, events=self.events,
-                draft=load_draft(self.config, self.backend, report),
+                draft=load_draft(self.config, self.backend, report), instruction=self.instruction,
             )  # fmt: skip
         except BaseException:
             self.backend.close()

@@ -342,7 +342,7 @@ def matches_one_token_too_many(patch: pytest.MonkeyPatch) -> None:
 
 def ignores_the_salt(patch: pytest.MonkeyPatch) -> None:
     root = CacheManager.root
-    patch.setattr(CacheManager, "root", lambda manager, salt: root(manager, b""))
+    patch.setattr(CacheManager, "root", lambda manager, salt, kept=None: root(manager, b"", kept))
 
 
 def keeps_evicted_pages_in_the_index(patch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def test_a_stream(cli: Callable[..., Any], tiny_model: str) -> None:
         (["--kv-cache-dtype", "zzz"], "bf16, f16, f32"),
         (["--kv-cache-dtype", ""], "known are"),
         (["--kv-cache-dtype", "auto"], "--kv-cache-dtype"),
-        (["--policy", "nonsense"], "full, window"),
+        (["--policy", "nonsense"], "evict, full, window"),
         (["--tokens", "300"], "256 positions"),
         (["--tokens", "0"], "--tokens"),
         (["--documents", "0"], "--documents"),

@@ -119,7 +119,7 @@ def rotated(backend: Backend, dims: int, half: int, positions: np.ndarray) -> tu
         program = Program(ops, len(ops), heads, kv_heads, dims, 1, shown.width)
         where = np.asarray(positions, np.int32)
         ids = np.arange(rows, dtype=np.int32)
-        batch = BatchMetadata(ids, where, where[None] // 16, ids, [])
+        batch = BatchMetadata(ids, where, where[None] // 16, ids, [], where)
         found.append(backend.bind(program, [pool], Limits(rows, rows, 1)).run(batch).copy())
     stored = [[pool.read(p // 16, 0, h, slice(p % 16, p % 16 + 1))[0][0] for h in range(kv_heads)] for p in positions]
     return found[0], found[1], np.array(stored, np.float32).reshape(rows, -1)

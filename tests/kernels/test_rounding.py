@@ -55,7 +55,7 @@ def store(backend: CpuBackend, kv: str, values: Floats, page_size: int) -> tuple
     pool, truth = (tiny_pool(page_size, 1, DIMS, kv, pages, layers=3) for _ in range(2))
     program = Program((*ops, fill(q, values)), len(ops), 1, 1, DIMS, 3, DIMS)
     at = np.arange(rows, dtype=np.int32)
-    backend.bind(program, [pool], Limits(rows, rows, 1)).run(BatchMetadata(at, at, at[None] // page_size, at, []))
+    backend.bind(program, [pool], Limits(rows, rows, 1)).run(BatchMetadata(at, at, at[None] // page_size, at, [], at))
     for page in range(pages):
         taken = (
             values[page * page_size : (page + 1) * page_size],

@@ -39,7 +39,7 @@ def test_sizes_of_a_step() -> None:
     pages = np.zeros((1, 4), np.int32)
     rows = np.zeros(7, np.int32)
     batch = BatchMetadata(
-        rows, rows, rows[None], rows[:2], [SequenceRows(0, 1, 40, pages), SequenceRows(1, 6, 10, pages)]
+        rows, rows, rows[None], rows[:2], [SequenceRows(0, 1, 40, pages), SequenceRows(1, 6, 10, pages)], rows
     )
     size = StepSize.of(batch, 2)
     assert size == StepSize(7, 2, 41 + 16, 41 + sum(range(11, 17)), ((40, 1), (10, 6)))

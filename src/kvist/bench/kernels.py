@@ -151,4 +151,4 @@ def _batch(case: Case, pages: int) -> BatchMetadata:
     positions = np.arange(start, start + case.rows, dtype=np.int32)
     tokens = np.arange(case.rows, dtype=np.int32) % TABLE
     sequences = [SequenceRows(0, case.rows, start, table[None])]
-    return BatchMetadata(tokens, positions, table[None, positions // 16], np.empty(0, np.int32), sequences)
+    return BatchMetadata(tokens, positions, table[None, positions // 16], np.empty(0, np.int32), sequences, positions)

@@ -113,7 +113,7 @@ def _table(manager: CacheManager, table: PageTable) -> Iterator[str]:
     if not computed <= table.reserved <= max(computed, len(table.pages) * size):
         yield f"{name} has {table.reserved} positions reserved, {computed} computed, {len(table.pages)} pages"
     runs = (pack(table.tokens[at : at + size]) for at in range(0, computed - size + 1, size))
-    expected = list(accumulate(runs, content_key, initial=manager.root(table.salt)))
+    expected = list(accumulate(runs, content_key, initial=manager.root(table.salt, table.kept)))
     if table.keys != expected[: len(table.keys)] or bool(table.keys) != manager.enable_prefix_caching:
         yield f"{name} has keys that are not those of its tokens"
     if 0 < len(table.keys) < len(expected) and expected[len(table.keys)] not in manager.ledgers[0].index.nodes:

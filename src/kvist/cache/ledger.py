@@ -123,6 +123,13 @@ class PageLedger:
         if self.events.listening:
             self.events.emit(EventKind.PAGE_EVICTED, page=page, group=self._number)
 
+    def flush(self) -> int:
+        """Forget all cached pages; returns how many."""
+        count = 0
+        while self.allocator.evict():
+            count += 1
+        return count
+
     def stats(self, tables: Iterable[PageTable], pinned: int) -> PoolStats:
         """Tell how the pages stand, of which the `tables` hold the live ones, but for the `pinned`."""
         size, wasted = self.group.layout.page_size, dict[int, int]()

@@ -20,7 +20,7 @@ Three rules keep every answer right:
    evicted before its children (see `allocator`), and what is referenced is never evicted at all.
 
 Layers with a sliding window are a group with a pool of their own (see `group`), in which a table lets go of a page when
-no later token sees it: there a page may outlive the ones before it, which go first. Tables of all groups grow together.
+no later token sees it, so a page may outlive those before it. Tables of all groups grow together.
 
 Only the thread that runs the engine calls in here. Slots past `computed` hold anything: readers mask them.
 """
@@ -33,11 +33,10 @@ from kvist.cache.group import PageGroup
 from kvist.cache.integrity import check_integrity
 from kvist.cache.ledger import PageLedger
 from kvist.cache.pins import PinBoard
-from kvist.cache.prefix import root_key
 from kvist.cache.report import Break, explain
 from kvist.cache.search import Found, page_keys, search
 from kvist.cache.stats import CacheCounters, CacheStats
-from kvist.cache.table import GONE, PageTable, PrefixMatch
+from kvist.cache.table import GONE, Kept, PageTable, PrefixMatch, table_root
 from kvist.cache.window import pass_by, take_back
 from kvist.errors import InternalError, UsageError
 from kvist.events import EventChannel
@@ -75,23 +74,25 @@ class CacheManager:
     # -- beginning ---------------------------------------------------------------------------------------------------
 
     def match(
-        self, tokens: Sequence[int], *, salt: bytes = b"", limit: int | None = None, whole: bool = False
-    ) -> PrefixMatch:
+        self, tokens: Sequence[int], *, salt: bytes = b"", limit: int | None = None, whole: bool = False,
+        kept: Kept | None = None,
+    ) -> PrefixMatch:  # fmt: skip
         """Find and lock the longest cached prefix of `tokens`, up to `limit` of them.
 
         Full pages come first, then one more page up to the first different token. Only what was computed under the
         same `salt` is found. Give ``limit=len(tokens) - 1`` to be left with a token whose logits can be computed.
-        whole: with all that the tokens of the prefix see themselves, so that they can be run again.
+        whole: with all that the tokens of the prefix see themselves, so that they can be run again. kept: what the
+        sequence begins with; tokens and limit are those of slots then (see `Kept.slot_tokens`).
         """
         within = tokens if limit is None else tokens[: max(limit, 0)]
-        root = self.root(salt)
+        root = self.root(salt, kept)
         keys: tuple[bytes, ...] = ()
         hit = Found((), ((),) * len(self.groups))
         if self.enable_prefix_caching:
             hit = search(self.groups, [ledger.index for ledger in self.ledgers], root, within, whole)
             keys = (root, *hit.keys)
         found = tuple(within[: len(hit.keys) * self._page_size + hit.slots])
-        match = PrefixMatch(salt, len(tokens), hit.groups, hit.partial, hit.slots, found, keys, self._unlock)
+        match = PrefixMatch(salt, len(tokens), hit.groups, hit.partial, hit.slots, found, keys, self._unlock, kept)
         for ledger, pages in zip(self.ledgers, match.locked, strict=True):
             for page in pages:
                 ledger.allocator.share(page)
@@ -107,11 +108,11 @@ class CacheManager:
 
         The partial page is copied now. If no page is left for the copy, that part is not used; it is no error.
         """
-        if match is None:
-            match = self.match((), salt=salt)
+        match = self.match((), salt=salt) if match is None else match
         if match not in self.matches:
             raise InternalError("a prefix match can be opened once, by its own manager, and not after its release")
-        table = PageTable(match.salt, [list(pages) for pages in match.groups], keys=list(match.keys), request=request)
+        groups = [list(pages) for pages in match.groups]
+        table = PageTable(match.salt, groups, keys=[*match.keys], request=request, kept=match.kept)
         self._share(table, request)
         cached = len(match.pages) * self._page_size
         if match.partial and all(ledger.allocator.can_allocate(1) for ledger in self.ledgers):
@@ -122,7 +123,8 @@ class CacheManager:
         table.reserved = cached
         self.tables.add(table)
         self._unlock(match)
-        self.ledgers[0].hit(match.asked, cached, request)
+        evicted = match.evicted if cached else 0
+        self.ledgers[0].hit(match.asked + evicted, cached + evicted, request)
         return table
 
     # -- running -----------------------------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ class CacheManager:
         self._require_open(table)
         groups = [pages[: self.layout.pages_for(table.computed)] for pages in table.groups]
         table.reserved = table.computed
-        twin = PageTable(table.salt, groups, list(table.tokens), list(table.keys), table.reserved, request)
+        twin = PageTable(table.salt, groups, list(table.tokens), list(table.keys), table.reserved, request, table.kept)
         self._share(twin, request)
         self.tables.add(twin)
         return twin
@@ -177,13 +179,16 @@ class CacheManager:
 
         Published pages stay cached. A page that was sealed stays as it is: going on inside it copies it. Where layers
         have windows, the pages that the next token sees are taken back; if one is lost the table gets shorter still,
-        down to where all are there. Returns how many tokens are left.
+        down to where all are there. What is kept of a prompt stays whole: shorter than that is empty. Returns how many
+        tokens are left.
         """
         self._require_open(table)
         if not 0 <= length <= table.computed:
             raise UsageError(f"cannot roll back to {length} tokens: {table.computed} are computed")
         if self._sliding:
             length = take_back(self.ledgers, table, length)
+        if table.kept is not None and length < table.kept.slots:
+            table.kept, table.keys[:1], length = None, [self.root(table.salt)] if table.keys else [], 0
         del table.tokens[length:]
         del table.keys[length // self._page_size + 1 :]
         table.reserved = length
@@ -224,12 +229,8 @@ class CacheManager:
     # -- the whole cache ---------------------------------------------------------------------------------------------
 
     def flush(self) -> int:
-        """Forget all cached pages; live ones, pinned ones among them, stay, and stay published. Returns the count."""
-        dropped = 0
-        for ledger in self.ledgers:
-            while ledger.allocator.evict():
-                dropped += 1
-        return dropped
+        """Forget all cached pages; live ones, pinned ones too, stay, and stay published. Returns the count."""
+        return sum(ledger.flush() for ledger in self.ledgers)
 
     @property
     def counters(self) -> CacheCounters:
@@ -250,9 +251,9 @@ class CacheManager:
         """Prove all invariants, from the open tables and locked matches up; `InternalError` lists what is broken."""
         check_integrity(self)
 
-    def root(self, salt: bytes) -> bytes:
-        """Key that the empty prefix has under `salt`."""
-        return root_key(self._identity, salt)
+    def root(self, salt: bytes, kept: Kept | None = None) -> bytes:
+        """Key that the empty prefix has under `salt`, or what is kept of a prompt."""
+        return table_root(self._identity, salt, kept)
 
     def close(self) -> None:
         """Give the pools' memory back. Nothing else may be called afterwards."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from kvist.cache.prefix import TOKEN_BYTES, content_key, pack
@@ -91,19 +91,36 @@ class Break:
     complete: bool  # no full page of what was looked up is missing
     reason: Reason
     first_difference: FirstDifference | None = None
+    evicted: int = 0  # tokens before those whose entries a policy has evicted; the other counts are without them
 
     def report(self, cached: int) -> ReuseReport:
         """The report of a request that could use so many cached tokens: all, or without those that take a copy."""
         reason = self.reason
         if cached and reason == "never seen":
             reason = "full" if self.complete and cached == self.found else "partial"
-        return ReuseReport(self.asked - cached, {"memory": cached}, reason, self.first_difference if cached else None)
+        found = {"memory": cached + self.evicted if cached else 0}
+        return ReuseReport(self.asked - cached, found, reason, self.first_difference if cached else None)
 
 
 def explain(
     ledgers: Sequence[PageLedger], match: PrefixMatch, tokens: Sequence[int], limit: int, page_size: int
 ) -> Break:
     """Why a match of `tokens`, of which up to `limit` were looked up, found no more. The match must be locked."""
+    if match.kept is None:
+        return _explain(ledgers, match, tokens, limit, page_size)
+    found = _explain(ledgers, match, match.kept.slot_tokens(tokens), limit - match.evicted, page_size)
+    there = found.first_difference
+    return replace(
+        found,
+        evicted=match.evicted,
+        first_difference=there and replace(there, position=there.position + match.evicted),
+    )
+
+
+def _explain(
+    ledgers: Sequence[PageLedger], match: PrefixMatch, tokens: Sequence[int], limit: int, page_size: int
+) -> Break:
+    """The same, all counted in slots."""
     asked, found, index = len(tokens), match.cached, ledgers[0].index
     if not match.keys or limit < 1:
         return Break(asked, 0, False, "off")

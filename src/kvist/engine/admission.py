@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kvist.cache.manager import CacheManager
 from kvist.engine.checks import whole
+from kvist.engine.eviction import Evictor
 from kvist.engine.params import BeamSearchParams, SamplingParams
 from kvist.errors import RequestError
 
@@ -48,6 +49,7 @@ def admit(
     salt: bytes = b"",
     priority: int = 0,
     longest: int = 0,
+    evictor: Evictor | None = None,
 ) -> Admission:
     """Take a request that can run to its end; RequestError for any other, with the arithmetic.
 
@@ -55,12 +57,14 @@ def admit(
     fit beside all pins then (0: it is not pinned).
     """
     limit = _total_length(prompt, params.max_tokens, limits, manager)
+    if evictor is not None and evictor.kept(prompt) is not None:
+        _check_room_to_evict(prompt, salt, evictor, manager)
     ends = frozenset() if params.ignore_eos else limits.eos_ids
     if isinstance(params, SamplingParams):
         ends |= frozenset(params.stop_token_ids)
         _check_vocabulary(params, ends, limits)
     whole("priority", priority, -MOST_PRIORITY, MOST_PRIORITY)
-    _check_pins(prompt, salt, limit, longest, manager)
+    _check_pins(prompt, salt, limit, longest, manager, 0 if evictor is None else evictor.pages(longest))
     return Admission(limit, ends)
 
 
@@ -88,13 +92,29 @@ def _total_length(prompt: Tokens[int], max_tokens: int | None, limits: EngineLim
     return total
 
 
-def _check_pins(prompt: Tokens[int], salt: bytes, total: int, longest: int, manager: CacheManager) -> None:
-    """Refuse a request of `total` tokens that does not fit beside what is pinned, or whose pin lets another not fit."""
+def _check_room_to_evict(prompt: Tokens[int], salt: bytes, evictor: Evictor, manager: CacheManager) -> None:
+    """Refuse a prompt whose pages, those of what is kept of it, and what it takes to choose do not fit."""
+    need, have = evictor.pages(len(prompt) - 1), manager.groups[0].num_pages
+    pinned = manager.pins.beside(0, manager.keys(prompt, salt=salt))
+    if need > have - pinned:
+        raise RequestError(
+            f"{len(prompt)} prompt tokens take {need} pages until entries are evicted by {evictor.rule.name}, and the "
+            f"pool has {have}, of which {pinned} are pinned: shorten the prompt, or raise kv_cache_memory_bytes"
+        )
+
+
+def _check_pins(
+    prompt: Tokens[int], salt: bytes, total: int, longest: int, manager: CacheManager, most_to_evict: int
+) -> None:
+    """Refuse a request of `total` tokens that does not fit beside what is pinned, or whose pin lets another not fit.
+
+    most_to_evict: pages that the longest request may take until entries of its prompt are evicted.
+    """
     if not len(manager.pins) and not longest:
         return
     keys = manager.keys(prompt, salt=salt)
     for number, (group, kept) in enumerate(zip(manager.groups, manager.pins.kept(keys), strict=True)):
-        pages, need, most = group.num_pages, group.held(total), group.held(longest)
+        pages, need, most = group.num_pages, group.held(total), max(group.held(longest), most_to_evict)
         # what a window has passed by is not its own any more, so a pinned page of its prompt may stand beside it
         beside = manager.pins.beside(number, keys if group.window is None else ())
         if need + beside > pages:

@@ -39,35 +39,35 @@ def build_batch(pieces: Sequence[Piece], page_size: int, scrap: Sequence[int]) -
     none).
     """
     rows = sum(len(piece.tokens) for piece in pieces)
-    tokens, positions = (np.empty(rows, np.int32) for _ in range(2))
+    tokens, positions, slots = (np.empty(rows, np.int32) for _ in range(3))
     row_pages = np.empty((len(scrap), rows), np.int32)
     sequences: list[SequenceRows] = []
     sampled: list[npt.NDArray[np.int32]] = []
     full: list[npt.NDArray[np.int32]] = []
     first = 0
     for piece in pieces:
-        count, end = len(piece.tokens), first + len(piece.tokens)
+        count, end, start = len(piece.tokens), first + len(piece.tokens), piece.start - piece.table.evicted
         pages = np.array(piece.table.groups, np.int32)
         tokens[first:end] = piece.tokens
         if count == 1:  # decode: no arrays for one number
-            positions[first] = piece.start
-            row_pages[:, first] = pages[:, piece.start // page_size]
+            positions[first], slots[first] = piece.start, start
+            row_pages[:, first] = pages[:, start // page_size]
         else:
-            own = np.arange(piece.start, piece.start + count, dtype=np.int32)
-            positions[first:end] = own
+            slots[first:end] = own = np.arange(start, start + count, dtype=np.int32)
+            positions[first:end] = own + piece.table.evicted
             row_pages[:, first:end] = pages[:, own // page_size]
-        again = min(count, piece.table.computed - piece.start)
+        again = min(count, piece.table.computed - start)
         if again > 0:
             row_pages[:, first : first + again] = np.array(scrap, np.int32)[:, None]
-        filled = max(1, piece.table.computed // page_size), (piece.start + count) // page_size
+        filled = max(1, piece.table.computed // page_size), (start + count) // page_size
         if filled[0] < filled[1]:
             full.append(pages[:, filled[0] : filled[1]])
         if piece.logits == "all":
             sampled.append(np.arange(first, end, dtype=np.int32))
         elif piece.logits == "last":
             sampled.append(np.array([end - 1], np.int32))
-        sequences.append(SequenceRows(first, count, piece.start, pages))
+        sequences.append(SequenceRows(first, count, start, pages))
         first = end
     wanted = np.concatenate(sampled) if sampled else np.empty(0, np.int32)
     full_pages = np.concatenate(full, axis=1) if full else np.empty((len(scrap), 0), np.int32)
-    return BatchMetadata(tokens, positions, row_pages, wanted, sequences, full_pages)
+    return BatchMetadata(tokens, positions, row_pages, wanted, sequences, slots, full_pages)

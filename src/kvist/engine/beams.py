@@ -146,6 +146,7 @@ class BeamSearch:
             else:
                 twin = self._sequence([*step.parent.tokens, step.token], step.cumulative)
                 twin.priority, twin.turn, twin.served = step.parent.priority, step.parent.turn, step.parent.served
+                twin.kept = step.parent.kept
                 if step.parent.table is not None:
                     twin.table = manager.fork(step.parent.table, request=self.request_id)
                 beams.append(twin)

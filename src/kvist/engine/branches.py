@@ -76,7 +76,7 @@ class Family:
         branch = Sequence(
             trunk.request_id, list(trunk.tokens), trunk.prompt_length, self.params, trunk.limit, trunk.stops,
             branch_seed(self._seed, index), trunk.salt, self.metrics, index=index,
-            priority=trunk.priority, turn=trunk.turn, served=trunk.served,
+            priority=trunk.priority, turn=trunk.turn, served=trunk.served, kept=trunk.kept,
         )  # fmt: skip
         branch.alterations = None if trunk.alterations is None else trunk.alterations.anew()
         branch.watch = None if self._watching is None else self._watching(index)

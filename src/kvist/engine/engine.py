@@ -13,6 +13,7 @@ from kvist.engine.answers import Answers, Observer
 from kvist.engine.batch import Piece, Wanted
 from kvist.engine.beams import BeamSearch
 from kvist.engine.branches import Family, Watching
+from kvist.engine.eviction import Evictor
 from kvist.engine.params import BeamSearchParams, RequestMetrics, SamplingParams, TokenOutput
 from kvist.engine.runner import Runner
 from kvist.engine.scheduler import Schedule, Scheduler
@@ -40,9 +41,11 @@ class Engine:
         limits: EngineLimits,
         events: EventChannel,
         speculation: Speculator | None = None,
+        evictor: Evictor | None = None,
     ) -> None:
         self.runner, self.manager, self.limits, self.events = runner, manager, limits, events
-        self.scheduler = Scheduler(manager, limits.max_num_seqs, limits.max_num_batched_tokens, events)
+        self.evictor = evictor
+        self.scheduler = Scheduler(manager, limits.max_num_seqs, limits.max_num_batched_tokens, events, evictor)
         self.answers = Answers(runner, manager, self.scheduler, events, limits.enable_cache, speculation)
         self._inboxes: dict[str, list[TokenOutput]] = {}  # of the streams that are open
         self._submitted = 0
@@ -92,8 +95,9 @@ class Engine:
         """
         longest = max((request.open[0].limit for request in self.answers.requests.values()), default=0)
         taken = admit(
-            prompt, params, self.limits, self.manager, salt=salt, priority=priority, longest=longest if pin else 0
-        )
+            prompt, params, self.limits, self.manager, salt=salt, priority=priority, longest=longest if pin else 0,
+            evictor=self.evictor,
+        )  # fmt: skip
         name = self._name(request_id)
         if pin:
             self.manager.pin(name, prompt, salt=salt)
@@ -112,7 +116,7 @@ class Engine:
 
         Raises RequestError for a prompt that can never run, with the arithmetic.
         """
-        taken = admit(prompt, params, self.limits, self.manager, salt=salt, priority=priority)
+        taken = admit(prompt, params, self.limits, self.manager, salt=salt, priority=priority, evictor=self.evictor)
         name = self._name(request_id)
         metrics = RequestMetrics(len(prompt), policy=self.limits.policy, arrival_time=time.monotonic())
         search = BeamSearch(name, prompt, params, ends=taken.ends, salt=salt, metrics=metrics)
@@ -214,8 +218,9 @@ class Engine:
 
     def _schedule(self) -> Schedule:
         """The next step's; pages of beams that wait for others are given up where nobody could run otherwise."""
-        while not (schedule := self.scheduler.schedule()) and self.answers.give_up_pages():
-            pass
+        evicting = self.scheduler.evict()
+        while not (schedule := self.scheduler.schedule()) and not evicting and self.answers.give_up_pages():
+            evicting = self.scheduler.evict()
         return schedule
 
     def _drafts(self, schedule: Schedule) -> dict[Sequence, list[int]]:

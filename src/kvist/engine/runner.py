@@ -28,30 +28,32 @@ class Runner:
         """What runs the steps."""
         return self._executable
 
-    def forward(self, pieces: Sequence[Piece]) -> Floats:
+    def forward(self, pieces: Sequence[Piece], scrap: PageTable | None = None) -> Floats:
         """Run the pieces; float32 logits (wanted rows, vocab) in order, valid until the next call.
 
         The pieces' pages must be reserved. Positions that were not computed before are committed, but for drafts.
+        scrap: a table whose first page may be written where positions are run again (None: a page is taken for it).
         """
-        again = any(piece.start < piece.table.computed for piece in pieces)
-        scrap = self._manager.open() if again else None
+        again = any(piece.start < piece.table.positions for piece in pieces)
+        taken = self._manager.open() if again and scrap is None else None
         try:
-            if scrap is not None and not self._manager.reserve(scrap, 1):
+            if taken is not None and not self._manager.reserve(taken, 1):
                 raise CapacityError(
                     "no page is left to run computed tokens again: raise kv_cache_memory_bytes by one page"
                 )
+            scrap = scrap or taken
             pages = [ids[0] for ids in scrap.groups] if scrap else [0] * len(self._manager.groups)
             batch = build_batch(pieces, self._manager.layout.page_size, pages)
             logits = self._executable.run(batch)
             for piece in pieces:
                 self.kv_projections += len(piece.tokens)
-                fresh = piece.tokens[max(0, piece.table.computed - piece.start) : len(piece.tokens) - piece.drafts]
+                fresh = piece.tokens[max(0, piece.table.positions - piece.start) : len(piece.tokens) - piece.drafts]
                 if fresh:
                     self._manager.commit(piece.table, fresh)
             return logits
         finally:
-            if scrap is not None:
-                self._manager.release(scrap)
+            if taken is not None:
+                self._manager.release(taken)
 
     def likeliest(self) -> npt.NDArray[np.int64]:
         """Of each row of logits that `forward` gave last the largest, -1 where it is not known."""

@@ -34,6 +34,7 @@ from bisect import insort
 from kvist.cache.manager import CacheManager
 from kvist.cache.room import lacking, loss, room
 from kvist.cache.table import PrefixMatch
+from kvist.engine.eviction import Evictor, Steps
 from kvist.engine.sequence import Sequence
 from kvist.events import EventChannel, EventKind
 
@@ -47,19 +48,22 @@ class Scheduler:
     """Owns the waiting and the running sequences, and gives the running ones their page tables."""
 
     def __init__(
-        self, manager: CacheManager, max_num_seqs: int, max_num_batched_tokens: int, events: EventChannel
-    ) -> None:
-        self._manager, self._events = manager, events
+        self, manager: CacheManager, max_num_seqs: int, max_num_batched_tokens: int, events: EventChannel,
+        evictor: Evictor | None = None,
+    ) -> None:  # fmt: skip
+        self._manager, self._events, self._evictor = manager, events, evictor
         self._max_num_seqs, self._budget = max_num_seqs, max_num_batched_tokens
         self.waiting: list[Sequence] = []  # both in order of turns
         self.running: list[Sequence] = []
         self.preemptions = 0
         self._added = self._steps = 0
+        self._evicting: tuple[Sequence, Steps] | None = None
 
     def add(self, sequence: Sequence) -> None:
         """Queue the first sequence of a new request, and say whose turn it is before and after."""
         self._added += 1
         sequence.turn = (sequence.priority * PATIENCE + self._steps, self._added)
+        sequence.kept = None if self._evictor is None else self._evictor.kept(sequence.tokens)
         insort(self.waiting, sequence, key=_order)
 
     def schedule(self) -> Schedule:
@@ -68,16 +72,31 @@ class Scheduler:
         schedule: Schedule = {}
         preemptions = self.preemptions
         for sequence in sorted(self.running, key=_before):
-            count = min(sequence.runnable, self.room(schedule))
-            if count < 1:
+            if (left := self.room(schedule)) < 1:
                 break
-            if sequence.table is not None and (count := self._make_room(sequence, count, schedule)):
+            count = min(sequence.runnable, left)  # 0: its prompt waits for entries to be evicted
+            if count and sequence.table is not None and (count := self._make_room(sequence, count, schedule)):
                 schedule[sequence] = count
         if preemptions == self.preemptions:
             self._start_waiting(schedule)
         for sequence in schedule:
             sequence.served = self._steps
         return schedule
+
+    def evict(self) -> bool:
+        """Go a step on with evicting entries of a prompt, the first in order; false if there is none, or no room."""
+        if self._evicting is None:
+            sequence = next((sequence for sequence in self.running if sequence.ripe), None)
+            if sequence is None or not self._make_room_to_evict(sequence):
+                return False
+            assert self._evictor is not None and sequence.table is not None and sequence.kept is not None
+            self._evicting = sequence, self._evictor.steps(sequence.table, sequence.kept)
+        sequence, steps = self._evicting
+        try:
+            next(steps)
+        except StopIteration as end:
+            sequence.table, self._evicting = end.value, None
+        return True
 
     def room(self, schedule: Schedule) -> int:
         """Tokens that the budget has left beside a schedule."""
@@ -99,9 +118,7 @@ class Scheduler:
         if sequence.table is not None and len(self.running) < self._max_num_seqs:
             insort(self.running, sequence, key=_order)
             return
-        if sequence.table is not None:
-            self._manager.release(sequence.table)
-            sequence.table = None
+        self._let_go(sequence)
         insort(self.waiting, sequence, key=_order)
 
     def pause(self, sequence: Sequence) -> None:
@@ -110,9 +127,7 @@ class Scheduler:
 
     def preempt(self, sequence: Sequence) -> None:
         """Take a running sequence's pages and let it wait for its turn. It costs time, and changes no answer."""
-        assert sequence.table is not None
-        self._manager.release(sequence.table)
-        sequence.table = None
+        self._let_go(sequence)
         self.running.remove(sequence)
         insort(self.waiting, sequence, key=_order)
         self.preemptions += 1
@@ -122,13 +137,30 @@ class Scheduler:
 
     def finish(self, sequence: Sequence) -> None:
         """Let a sequence go, wherever it is; its pages are released."""
-        if sequence.table is not None:
-            self._manager.release(sequence.table)
-            sequence.table = None
+        self._let_go(sequence)
         if sequence in self.running:
             self.running.remove(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
+
+    def _let_go(self, sequence: Sequence) -> None:
+        """Release a sequence's pages, if it has any."""
+        if self._evicting is not None and self._evicting[0] is sequence:
+            self._evicting[1].close()
+            self._evicting = None
+        if sequence.table is not None:
+            self._manager.release(sequence.table)
+            sequence.table = None
+
+    def _make_room_to_evict(self, sequence: Sequence) -> bool:
+        """Have the pages that evicting a prompt's entries takes. Only the first of the order takes those of others."""
+        assert self._evictor is not None and sequence.table is not None and sequence.kept is not None
+        while count := self._evictor.lacking(sequence.table, sequence.kept):
+            victim = self._victim([count]) if sequence is self.running[0] else None
+            if victim is None:
+                return False
+            self.preempt(victim)
+        return True
 
     def _make_room(self, sequence: Sequence, count: int, schedule: Schedule) -> int:
         """Reserve pages for `count` tokens, or as many as there is room for; how many, 0 for none in this step."""
@@ -167,7 +199,7 @@ class Scheduler:
         for sequence in self.waiting[:most]:
             if len(self.running) + held >= most or self.room(schedule) < 1:
                 return
-            match = self._manager.match(sequence.tokens, salt=sequence.salt, limit=sequence.reusable)
+            match = self._match(sequence)
             if self._is_coming(sequence, match, schedule):
                 match.release()
                 sequence.held += 1
@@ -177,7 +209,15 @@ class Scheduler:
 
     def _is_coming(self, sequence: Sequence, match: PrefixMatch, schedule: Schedule) -> bool:
         """Whether somebody computes the page right behind a match in this step, or begins to."""
-        if not match.keys or match.cached >= sequence.reusable or sequence.held >= len(sequence.tokens):
+        if not match.keys or match.kept is not None or sequence.held >= len(sequence.tokens):
+            return False
+        if sequence.kept is not None and any(
+            other.kept == sequence.kept and other.salt == sequence.salt and other.table.kept is None
+            for other in self.running
+            if other.table is not None
+        ):
+            return True  # what is kept of the same prompt
+        if match.cached >= sequence.prefix:
             return False
         size = self._manager.layout.page_size
         start, end = len(match.pages) * size, (len(match.pages) + 1) * size
@@ -191,10 +231,22 @@ class Scheduler:
             for other in schedule
         )
 
+    def _match(self, sequence: Sequence) -> PrefixMatch:
+        """What is cached of a sequence: of what is kept of its prompt, if all of that is there, or of its prefix."""
+        kept, salt = sequence.kept, sequence.salt
+        if kept is not None:
+            limit = sequence.reusable - kept.evicted
+            match = self._manager.match(kept.slot_tokens(sequence.tokens), salt=salt, limit=limit, kept=kept)
+            if match.cached >= kept.slots:
+                return match
+            match.release()
+        return self._manager.match(sequence.tokens, salt=salt, limit=sequence.prefix)
+
     def _start(self, sequence: Sequence, match: PrefixMatch, schedule: Schedule) -> bool:
         """Give a waiting sequence a table that begins with a match, and its tokens; False if there is no room."""
         first = sequence.metrics.started_time is None
-        broke = self._manager.explain(match, sequence.tokens, sequence.reusable) if first else None
+        limit = sequence.prefix if match.kept is None else sequence.reusable
+        broke = self._manager.explain(match, sequence.tokens, limit) if first else None
         table = self._manager.open(match, request=sequence.request_id)
         sequence.table = table
         count = min(sequence.runnable, self.room(schedule))
@@ -206,13 +258,14 @@ class Scheduler:
             return False
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_order)
-        schedule[sequence] = count
+        if count:
+            schedule[sequence] = count
         if broke is not None:
             sequence.metrics.started_time = time.monotonic()
-            sequence.metrics.cached_tokens = table.computed
+            sequence.metrics.cached_tokens = table.positions
             sequence.metrics.reuse = broke.report(table.computed)
         if self._events.listening:
-            self._events.emit(EventKind.REQUEST_STARTED, request=sequence.request_id, count=table.computed)
+            self._events.emit(EventKind.REQUEST_STARTED, request=sequence.request_id, count=table.positions)
         return True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from kvist.cache.table import PageTable
+from kvist.cache.table import Kept, PageTable
 from kvist.engine.params import RequestMetrics, SamplingParams, TokenLogprob
 from kvist.engine.sampling.alterations import Alterations
 
@@ -25,7 +25,8 @@ class Sequence:
     index: which branch of its request it is. prompt_logprobs: collected so far, of the tokens from the second on; None
     where nobody asked. cumulative: log-probability of the answer, where it is known. draftable: whether tokens may be
     drafted for it. priority: lower runs first. turn: its request's place in the order of all, set by the scheduler.
-    held: steps it waited for a prefix that another computed. served: the last step it had tokens in.
+    held: steps it waited for a prefix that another computed. served: the last step it had tokens in. kept: what is to
+    be left of its prompt, where a policy evicts entries.
     """
 
     request_id: str
@@ -48,11 +49,12 @@ class Sequence:
     turn: tuple[int, int] = (0, 0)
     held: int = 0
     served: int = 0
+    kept: Kept | None = None
 
     @property
     def computed(self) -> int:
         """Tokens whose K and V are in pages."""
-        return 0 if self.table is None else self.table.computed
+        return 0 if self.table is None else self.table.positions
 
     @property
     def uncomputed(self) -> int:
@@ -80,6 +82,24 @@ class Sequence:
         return len(self.tokens) - 1 if not self.reads_prompt else len(self.prompt_logprobs or ())
 
     @property
+    def prefix(self) -> int:
+        """Tokens of those that were computed with all before them in sight."""
+        return self.reusable if self.kept is None else min(self.reusable, len(self.kept.tokens))
+
+    @property
+    def ripe(self) -> bool:
+        """Whether entries of its prompt are to be evicted now."""
+        return (
+            self.kept is not None
+            and self.table is not None
+            and self.computed == len(self.kept.tokens)
+            and (self.table.kept is None)
+        )
+
+    @property
     def runnable(self) -> int:
         """Tokens that a step may run."""
-        return min(self.uncomputed, READ) if self.reads_prompt else self.uncomputed
+        count = self.uncomputed
+        if self.kept is not None and (self.table is None or self.table.kept is None):
+            count = len(self.kept.tokens) - self.computed
+        return min(count, READ) if self.reads_prompt else count

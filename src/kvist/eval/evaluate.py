@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kvist.assemble import available_memory
+from kvist.cache.policy import policy
+from kvist.cache.policy.evict import Evict
+from kvist.errors import UsageError
 from kvist.eval.force import CHUNK, force
 from kvist.eval.method import REFERENCE, Method
 from kvist.eval.passkey import retrieved
@@ -46,6 +49,8 @@ class Evaluation:
     def __init__(self, llm: LLM, path: Path, methods: Sequence[Method], plan: Plan, store: Store, report: Progress):
         """path: where the model's files are, which the results depend on. report: told what is measured."""
         self._llm, self._methods, self._plan, self._store, self._report = llm, tuple(methods), plan, store, report
+        for method in methods:
+            _check_length(method, plan.tokens)
         self.documents = documents(llm.tokenizer.encode, plan.documents, plan.tokens)
         self._longest = max(document.positions for document in self.documents)  # some rotary embeddings go by it
         self._identity = [source_digest(), model_digest(path), llm.model.weights, llm.config.page_size]
@@ -142,6 +147,15 @@ class Evaluation:
                 )  # fmt: skip
             self._store.put(key, found)
         return self._store.get(key) or [[] for _ in self._methods]
+
+
+def _check_length(method: Method, tokens: int) -> None:
+    """Refuse documents whose first half is too short for entries of it to be evicted: nothing would be measured."""
+    rule, half = policy(method.policy), tokens // 2
+    if isinstance(rule, Evict) and rule.kept(half) == half:
+        raise UsageError(
+            f"policy {rule.name} leaves the first half of {tokens} tokens as it is: give --tokens 1000 or more"
+        )
 
 
 def room() -> int:

@@ -13,6 +13,7 @@ are the uncached float32 logits. Both go on in lockstep: only one chunk of logit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -39,11 +40,21 @@ class Reading:
         """Run positions start..end-1 of some documents: their logits (rows, vocab), document after document."""
         pieces = []
         for i in active:
-            table, tokens = self._tables[i], self._documents[i].ids[start : min(end, self._documents[i].positions)]
+            document = self._documents[i]
+            table, tokens = self._tables[i], document.ids[start : min(end, document.positions)]
+            if (evictor := self._engine.evictor) is not None and start == document.positions // 2:
+                table = self._tables[i] = evictor.evict(table, document.ids[: start + 1])
             if not self._engine.manager.reserve(table, len(tokens)):
                 raise CapacityError("the pages of the documents do not fit: measure fewer tokens")
             pieces.append(Piece(table, tokens, start, "all"))
         return self._engine.runner.forward(pieces)
+
+    def first(self, i: int) -> int:
+        """The first position of a document that may not see all there is, where a policy evicts entries of a prompt.
+
+        The first half of a document is the prompt then, and the second is measured.
+        """
+        return 0 if self._engine.evictor is None else self._documents[i].positions // 2
 
     def close(self, i: int) -> int:
         """Let go of a document; the bytes it held."""
@@ -85,8 +96,8 @@ def force(
                 for own, sizes in zip(readings, held, strict=True):
                     sizes[i] = own.close(i)
     return [
-        [Scores(**arrays, live_bytes=size) for arrays, size in zip(*pair, strict=True)]
-        for pair in zip(kept, held, strict=True)
+        [_scores(arrays, size, own.first(i)) for i, (arrays, size) in enumerate(zip(*pair, strict=True))]
+        for own, *pair in zip(readings, kept, held, strict=True)
     ]
 
 
@@ -95,6 +106,11 @@ Arrays = dict[str, np.ndarray]
 
 def _empty(positions: int) -> Arrays:
     return {name: np.empty(positions, kind) for name, kind in FIELDS.items()}
+
+
+def _scores(arrays: Arrays, live_bytes: int, first: int) -> Scores:
+    measured: dict[str, Any] = {name: array[first:] for name, array in arrays.items()}
+    return Scores(**measured, live_bytes=live_bytes, first=first)
 
 
 def _keep(

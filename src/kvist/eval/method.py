@@ -37,7 +37,9 @@ class Method:
     @contextmanager
     def engine(self, llm: LLM, **sizes: Any) -> Iterator[Engine]:
         """An engine with the method's pages over the model of `llm`; sizes: further options. Closed at the end."""
-        made = assemble(llm.model, replace(llm.config, **self.options, **sizes), llm.backend)
+        made = assemble(
+            llm.model, replace(llm.config, **self.options, **sizes), llm.backend, instruction=llm.instruction
+        )
         try:
             yield made
         finally:
@@ -61,5 +63,5 @@ def methods(codecs: Sequence[str], policies: Sequence[str] = (FULL,)) -> tuple[M
 
 
 def names(text: str) -> list[str]:
-    """Names separated by commas. The comma inside `k=int5,v=int4`, one codec for K and one for V, separates none."""
-    return [name.strip() for name in re.split(r",(?!\s*v=)", text)]
+    """Names separated by commas. Those inside `k=int5,v=int4` and `evict:0.5,by=kvzip` separate none."""
+    return [name.strip() for name in re.split(r",(?!\s*(?:v|by)=)", text)]

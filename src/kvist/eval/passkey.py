@@ -89,18 +89,23 @@ def prompt(found: Haystack, tokenizer: Tokenizer) -> tuple[list[int], list[int]]
 
 
 def answer(engine: Engine, context: list[int], question: list[int], budget: int) -> list[int]:
-    """Compute the context, at most `budget` tokens a step, then the question, then choose `ANSWER` tokens greedily."""
+    """Compute the context, at most `budget` tokens a step, then the question, then choose `ANSWER` tokens greedily.
+
+    Where a policy evicts entries it does so of the context, before the question is there.
+    """
     manager, forward = engine.manager, engine.runner.forward
     table = manager.open(manager.match(context))
     try:
         pieces = [context[start : start + budget] for start in range(table.computed, len(context), budget)]
         chosen: list[int] = []
         for number in range(len(pieces) + ANSWER):
+            if number == len(pieces) and engine.evictor is not None:
+                table = engine.evictor.evict(table, [*context, question[0]])
             tokens = pieces[number] if number < len(pieces) else [chosen[-1]] if chosen else question
             if not manager.reserve(table, len(tokens)):
                 raise CapacityError("the pages of a passkey's text do not fit: measure shorter ones")
             read = number < len(pieces)
-            logits = forward([Piece(table, tokens, table.computed, "none" if read else "last")])
+            logits = forward([Piece(table, tokens, table.positions, "none" if read else "last")])
             if not read:
                 chosen.append(int(logits[0].argmax()))
         return chosen

@@ -84,8 +84,9 @@ class Report:
         kept = [told for told, known in zip(one.passkeys, self.results[0].passkeys, strict=True) if known]
         return {
             "codec": one.method.codec, "policy": one.method.policy,
-            "bits_per_value": one.bits_per_value, "bytes_per_token": one.bytes_per_token,
-            "live_bytes_per_token": sum(scores.live_bytes for scores in one.scores) / sum(positions),
+            "positions": sum(positions), "bits_per_value": one.bits_per_value, "bytes_per_token": one.bytes_per_token,
+            "live_bytes_per_token": sum(scores.live_bytes for scores in one.scores)
+            / sum(scores.first + scores.positions for scores in one.scores),
             "perplexity": float(np.exp(-one.all("own").astype(np.float64).mean())),
             "perplexity_change": float(np.expm1(sum(lost) / sum(positions))),
             "perplexity_change_interval": [float(np.expm1(bound)) for bound in interval(lost, positions)],
@@ -104,7 +105,7 @@ class Report:
     def _by_domain(self, one: Result) -> Iterator[dict[str, Any]]:
         for domain in dict.fromkeys(document.domain for document in self.documents):
             of = [scores for scores, d in zip(one.scores, self.documents, strict=True) if d.domain == domain]
-            yield {"domain": domain, **_brief(of, slice(None))}
+            yield {"domain": domain, **_brief(of)}
 
     def _speed(self, one: Result, lines: dict[Method, Line]) -> dict[str, Any]:
         found, floor = lines.get(one.method), lines.get(FLOOR)
@@ -123,16 +124,17 @@ class Report:
 def by_position(scores: Sequence[Scores]) -> Iterator[dict[str, Any]]:
     """The measures of each bucket of positions that any document reaches."""
     for start, end in pairwise(EDGES):
-        longest = max(one.positions for one in scores)
-        if start < longest:
-            yield {"from": start, "to": min(end, longest), **_brief(scores, slice(start, end))}
+        first, longest = min(one.first for one in scores), max(one.first + one.positions for one in scores)
+        if start < longest and end > first:
+            yield {"from": max(start, first), "to": min(end, longest), **_brief(scores, start, end)}
 
 
-def _brief(scores: Sequence[Scores], span: slice) -> dict[str, Any]:
-    """The main measures over a span of each document."""
-    lost = np.concatenate([_losses(one)[span] for one in scores])
-    divergence = np.concatenate([one.divergence[span] for one in scores])
-    same = np.concatenate([one.same[span] for one in scores])
+def _brief(scores: Sequence[Scores], start: int = 0, end: int = EDGES[-1]) -> dict[str, Any]:
+    """The main measures over a span of each document's positions."""
+    spans = [slice(max(0, start - one.first), max(0, end - one.first)) for one in scores]
+    lost = np.concatenate([_losses(one)[span] for one, span in zip(scores, spans, strict=True)])
+    divergence = np.concatenate([one.divergence[span] for one, span in zip(scores, spans, strict=True)])
+    same = np.concatenate([one.same[span] for one, span in zip(scores, spans, strict=True)])
     return {
         "positions": len(lost), "perplexity_change": float(np.expm1(lost.mean())),
         "kld_mean": float(divergence.mean(dtype=np.float64)), "top1": float(same.mean()),

@@ -20,7 +20,8 @@ FIELDS = {"own": np.float32, "reference": np.float32, "divergence": np.float32, 
 class Scores:
     """Arrays of (positions,), as `kvist.divergence.Distances` has them; sure: the reference's margin is above `SURE`.
 
-    live_bytes: of the pages that the document held at its end.
+    live_bytes: of the pages that the document held at its end. first: position of the first prediction that is
+    measured; those before it see all there is.
     """
 
     own: npt.NDArray[np.float32]
@@ -29,6 +30,7 @@ class Scores:
     same: npt.NDArray[np.bool_]
     sure: npt.NDArray[np.bool_]
     live_bytes: int
+    first: int = 0
 
     @property
     def positions(self) -> int:
@@ -38,7 +40,7 @@ class Scores:
     def as_json(self) -> dict[str, Any]:
         """For a file of results: each array as its bytes in base64."""
         packed = {name: base64.b64encode(getattr(self, name).tobytes()).decode() for name in FIELDS}
-        return {"live_bytes": self.live_bytes, **packed}
+        return {"live_bytes": self.live_bytes, "first": self.first, **packed}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Scores:
@@ -46,4 +48,4 @@ class Scores:
         arrays: dict[str, Any] = {
             name: np.frombuffer(base64.b64decode(found[name]), kind) for name, kind in FIELDS.items()
         }
-        return cls(**arrays, live_bytes=found["live_bytes"])
+        return cls(**arrays, live_bytes=found["live_bytes"], first=found["first"])

@@ -41,12 +41,16 @@ def step_seconds(
             while table.computed < context:
                 _run(engine, table, tokens[table.computed : min(table.computed + budget, context)])
         taken: list[list[float]] = [[] for _ in engines]
+        going = [_going_on(engine, table, tokens) for engine, table in zip(engines, tables, strict=True)]
         for _ in range(ROUNDS):
-            for number, (engine, table) in enumerate(zip(engines, tables, strict=True)):
+            for number, (engine, table) in enumerate(zip(engines, going, strict=True)):
                 for _ in range(STEPS):
                     begin = time.perf_counter()
-                    _run(engine, table, [tokens[table.computed]])
+                    _run(engine, table, [tokens[table.positions]])
                     taken[number].append(time.perf_counter() - begin)
+        for engine, table, own in zip(engines, tables, going, strict=True):
+            if own is not table:
+                engine.manager.release(own)
         for number, seconds in enumerate(taken):
             found[number].append(float(np.median(seconds)))
         advanced(1)
@@ -59,7 +63,14 @@ def line(contexts: Sequence[int], seconds: Sequence[float]) -> Line:
     return Line(float(intercept), float(slope))
 
 
+def _going_on(engine: Engine, table: PageTable, tokens: Sequence[int]) -> PageTable:
+    """The table to time: where a policy evicts entries, another one, of what is kept."""
+    if engine.evictor is None:
+        return table
+    return engine.evictor.evict(engine.manager.fork(table), tokens[: table.computed + 1])
+
+
 def _run(engine: Engine, table: PageTable, tokens: Sequence[int]) -> None:
     if not engine.manager.reserve(table, len(tokens)):
         raise CapacityError("the pages of the contexts to time do not fit: give more memory")
-    engine.runner.forward([Piece(table, tokens, table.computed, "last")])
+    engine.runner.forward([Piece(table, tokens, table.positions, "last")])

@@ -28,6 +28,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         f"documents, {reference['positions']:,} positions of {', '.join(domains)} (text {text['digest'][:8]})"
     )
     yield "reference: float32, uncached; KLD: nats from it; if sure: top-1 where it is ahead by more than 0.5 nat"
+    if any(one["positions"] < reference["positions"] for one in found["methods"]):
+        yield "evict: a document's first half is computed and compressed, and its second half is measured"
     if found["passkey_cells"]:
         lengths = ", ".join(map(str, plan["lengths"]))
         yield (

@@ -11,12 +11,15 @@ told its true width.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from kvist.kernels.step import BatchMetadata as BatchMetadata
+from kvist.kernels.step import Limits as Limits
+from kvist.kernels.step import SequenceRows as SequenceRows
 from kvist.kernels.weight import BLOCK_TYPES as BLOCK_TYPES
 from kvist.kernels.weight import BlockType as BlockType
 from kvist.kernels.weight import Floats as Floats
@@ -155,6 +158,32 @@ class Attend:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Observe:
+    """Note in `into`, float32 (KV heads, positions), the attention that each position of a layer gets from the rows.
+
+    sum: what each row and head of the group gives it is added to what is there; max: the largest of that and what is
+    there stays. The step has one sequence; `into` takes its first positions, a multiple of 64. found: of each row and
+    head the largest score, then their sums.
+    """
+
+    q: Buffer
+    found: Buffer
+    layer: int
+    scale: float
+    into: Floats
+    kind: Literal["sum", "max"]
+    softcap: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Copy:
+    """The rows of x as they are now, into the first rows of an array of its width."""
+
+    x: Buffer
+    into: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Gate:
     """out = activation(x) * up, or activation(x) without up."""
 
@@ -205,7 +234,7 @@ class Experts:
     clamp: float | None = None
 
 
-Op = Embed | Norm | Matmul | RotaryStore | Seal | Attend | Gate | Cap | Experts
+Op = Embed | Norm | Matmul | RotaryStore | Seal | Attend | Gate | Cap | Experts | Observe | Copy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,48 +253,8 @@ class Program:
     def logits(self) -> Buffer:
         """The buffer the last operation writes."""
         last = self.ops[-1]
-        assert not isinstance(last, RotaryStore | Seal)
+        assert not isinstance(last, RotaryStore | Seal | Observe | Copy)
         return last.out
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceRows:
-    """The rows of one sequence in a step.
-
-    `count` rows from `first` on are its positions `position`, `position` + 1, ...
-    pages: int32 (groups, n), of each group of layers the ids of the pages that hold positions 0 ..
-    position + count - 1, in order; `GONE` where no layer of a group sees a position any more.
-    """
-
-    first: int
-    count: int
-    position: int
-    pages: npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class BatchMetadata:
-    """All a step is told, built once by engine.batch.
-
-    Int32 arrays: one entry a row, but `sampled_rows`: the rows whose logits are asked for. row_pages: (groups, rows).
-    full_pages: (groups, n), pages that this step fills, to be sealed in packed layers; not a sequence's page 0.
-    """
-
-    tokens: npt.NDArray[np.int32]
-    positions: npt.NDArray[np.int32]
-    row_pages: npt.NDArray[np.int32]
-    sampled_rows: npt.NDArray[np.int32]
-    sequences: Sequence[SequenceRows]
-    full_pages: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty((1, 0), np.int32))
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The largest step a bound program must take."""
-
-    rows: int
-    sampled: int
-    sequences: int
 
 
 class Executable(Protocol):

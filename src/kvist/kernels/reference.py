@@ -22,6 +22,7 @@ from kvist.kernels.program import (
     Attend,
     BatchMetadata,
     Cap,
+    Copy,
     Embed,
     Experts,
     Floats,
@@ -30,6 +31,7 @@ from kvist.kernels.program import (
     Matmul,
     Mix,
     Norm,
+    Observe,
     Program,
     RotaryStore,
     Seal,
@@ -110,6 +112,10 @@ class ReferenceExecutable:
                     buffers[op.out.name] = out if op.up is None else out * buffers[op.up.name]
                 case Experts():
                     buffers[op.out.name] = _experts(op, buffers)
+                case Observe():
+                    self._observe(op, buffers[op.q.name], batch.sequences[0])
+                case Copy():
+                    op.into[: len(batch.tokens)] = buffers[op.x.name]
                 case Cap():
                     buffers[op.out.name] = op.cap * np.tanh(buffers[op.x.name] / op.cap)
         logits = buffers[self._program.logits.name].astype(np.float32)
@@ -146,7 +152,7 @@ class ReferenceExecutable:
         group, pool = self._pools_of(op.layer)[0]
         page_size = pool.layout.page_size
         for row, page in enumerate(batch.row_pages[group]):
-            slot = int(batch.positions[row]) % page_size
+            slot = int(batch.slots[row]) % page_size
             for head in range(self._program.num_kv_heads):
                 k = heads[op.k.name][row, head][None].astype(np.float32)
                 v = heads[op.v.name][row, head][None].astype(np.float32)
@@ -202,6 +208,22 @@ class ReferenceExecutable:
                 K[where], V[where] = pool.read(int(page), layer, kv_head)
         return K[:length], V[:length]
 
+    def _observe(self, op: Observe, q: Array, sequence: SequenceRows) -> None:
+        """What the rows give to each position."""
+        program, (number, pool) = self._program, floats_of(self._pools, op.layer)
+        dims, group = program.head_dim, program.num_heads // program.num_kv_heads
+        rows = q.reshape(len(q), program.num_heads, dims)
+        for kv_head, into in enumerate(op.into):
+            keys = np.concatenate([pool.read(int(page), op.layer, kv_head)[0] for page in sequence.pages[number]])
+            for r, heads in enumerate(rows[:, kv_head * group : (kv_head + 1) * group]):
+                for query in heads:
+                    scores = keys[: sequence.position + r + 1] @ query * op.scale
+                    scores = scores if op.softcap is None else op.softcap * np.tanh(scores / op.softcap)
+                    weights = np.exp(scores - scores.max())
+                    got = (weights / weights.sum())[: len(into)]
+                    old = into[: len(got)]
+                    old[:] = np.maximum(old, got) if op.kind == "max" else old + got
+
 
 def _mixed(mix: Mix, x: Array) -> Array:
     """H (signs * x) / sqrt(width), over the last axis."""
@@ -239,7 +261,7 @@ def _norm(op: Norm, x: Array) -> Array:
     The zeros that pad a row, or each head of it, add nothing to the sum of squares.
     """
     if op.kind == "rms":
-        parts = x.reshape(len(x), op.groups, -1)
+        parts = x.reshape(len(x), op.groups, x.shape[1] // op.groups)  # also of no rows
         square = (parts * parts).sum(2, keepdims=True) / op.width
         return np.asarray((parts / np.sqrt(square + op.eps) * op.weight).reshape(x.shape))
     out = np.zeros_like(x)

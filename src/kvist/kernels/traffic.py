@@ -16,11 +16,13 @@ from kvist.kernels.program import (
     BatchMetadata,
     Buffer,
     Cap,
+    Copy,
     Embed,
     Experts,
     Gate,
     Matmul,
     Norm,
+    Observe,
     Op,
     Program,
     RotaryStore,
@@ -135,7 +137,8 @@ def traffic_of(ops: Sequence[Op], size: StepSize, program: Program, layouts: Seq
 
 def rows_of(op: Op, size: StepSize) -> int:
     """Rows an op computes in a step."""
-    return size.sampled if not isinstance(op, RotaryStore | Seal) and op.out.sampled else size.rows
+    sampled = not isinstance(op, RotaryStore | Seal | Observe | Copy) and op.out.sampled
+    return size.sampled if sampled else size.rows
 
 
 def buffers_of(op: Op) -> tuple[list[Buffer], list[Buffer]]:
@@ -159,6 +162,10 @@ def buffers_of(op: Op) -> tuple[list[Buffer], list[Buffer]]:
             return [op.x, op.logits, op.residual], [op.out]
         case Gate():
             return [op.x] + ([op.up] if op.up else []), [op.out]
+        case Observe():
+            return [op.q], [op.found]
+        case Copy():
+            return [op.x], []
 
 
 def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layouts: Sequence[PageLayout]) -> Traffic:
@@ -197,6 +204,13 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layouts: S
             return Traffic(weights=round(used * held), operations=2 * rows * op.chosen * numbers)
         case Cap():
             return Traffic(operations=3 * rows * op.out.width)
+        case Observe():
+            return Traffic(
+                activations=2 * op.into.nbytes, pages_read=size.positions * _slot_bytes(layouts, op.layer, packed=False) // 2,
+                operations=program.num_heads * size.seen * (2 * program.head_dim + 2),
+            )  # fmt: skip
+        case Copy():
+            return Traffic(activations=rows * op.x.width * 4)
         case Gate():
             return Traffic(operations=rows * op.out.width * (ACTIVATION_OPS[op.activation] + (1 if op.up else 0)))
 

@@ -74,8 +74,10 @@ def _yarn(plain: Floats, theta: float, scaling: RopeScaling) -> Floats:
     return scaled
 
 
-def rotary_tables(config: ModelConfig, positions: int, divisors: Floats | None = None) -> Rotary | None:
-    """Cosines and sines of positions 0..positions-1; None for learned positions.
+def rotary_tables(
+    config: ModelConfig, positions: int, divisors: Floats | None = None, beyond: int = 0
+) -> Rotary | None:
+    """Cosines and sines of positions 0..positions-1, and of `beyond` more; None for learned positions.
 
     divisors: one per pair, when a file brings its own scaling (GGUF's ``rope_freqs``). The angle is the float32
     product of position and frequency, as these models were trained with; of positions beyond those they were trained
@@ -86,10 +88,11 @@ def rotary_tables(config: ModelConfig, positions: int, divisors: Floats | None =
     frequency = frequencies(config, min(positions, config.max_positions))
     if divisors is not None:
         frequency = (frequency / divisors).astype(np.float32)
+    positions += beyond
     angles = np.arange(positions, dtype=np.float32)[:, None] * frequency[None]
     wide = angles.astype(np.float64)
-    beyond = np.arange(config.max_positions, positions, dtype=np.float64)
-    wide[config.max_positions :] = beyond[:, None] * frequency[None].astype(np.float64)
+    untrained = np.arange(config.max_positions, positions, dtype=np.float64)
+    wide[config.max_positions :] = untrained[:, None] * frequency[None].astype(np.float64)
     size = np.float32(1.0 if config.rope_scaling is None else config.rope_scaling.attention_factor)
     cos, sin = (np.ascontiguousarray(table, np.float32) for table in (np.cos(wide), np.sin(wide)))
     return Rotary((cos * size).astype(np.float32), (sin * size).astype(np.float32))

@@ -117,7 +117,7 @@ def _codes(codec: Packed, parts: Floats, scale: Halves, offset: Halves) -> Bytes
     """The nearest code of each number, in float32 as kernels compute it; of what is no number that of 0."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         wanted = (parts - offset.astype(np.float32)) / scale.astype(np.float32)
-    wanted = np.where((scale == 0) | np.isnan(wanted), np.float32(0), wanted)
+    wanted[np.broadcast_to(scale == 0, wanted.shape) | np.isnan(wanted)] = 0
     if codec.grid == "even":
         return np.clip(np.rint(wanted), 0, (1 << codec.bits) - 1).astype(np.uint8)
     values = grid(codec)

@@ -9,7 +9,7 @@ from kvist.errors import unknown_name
 
 __all__ = ["POLICIES", "Policy", "Span", "policy"]
 
-POLICIES = ("full", "window")
+POLICIES = ("evict", "full", "window")
 
 
 def policy(text: str) -> Policy:

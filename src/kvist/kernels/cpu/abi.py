@@ -15,7 +15,8 @@ ARG = 4  # the first argument
 
 PLAN, EMBED, RMS_NORM, LAYER_NORM, MATMUL, ROTARY_STORE, ATTEND, MERGE, GATE, LIKELIEST, CAP = range(1, 12)
 CHOOSE, PLACE, GATHER, EXPERTS, COMBINE = range(12, 17)  # of a mixture of experts
-SEAL = 17
+COPY, NORMALISE, OBSERVE = range(17, 20)  # what a policy wants to see of a step
+SEAL = 26
 READ, FMA_PEAK, CONVERT, FIND_NONFINITE = range(20, 24)
 DRAW, RATE = range(24, 26)  # tokens from rows of logits; log-probabilities
 
@@ -26,6 +27,7 @@ DRAW, RATE = range(24, 26)  # tokens from rows of logits; log-probabilities
     SAMPLED_ROWS,  # address of int32: which rows
     TOKENS,  # address of int32 per row
     POSITIONS,  # address of int32 per row
+    SLOTS,  # address of int32 per row: where in its sequence's pages K and V go
     ROW_PAGES,  # address of int32 [groups][rows]: the page its K and V go to
     SEQUENCES,  # number of sequences
     SEQUENCE_TABLE,  # address of their rows
@@ -47,7 +49,7 @@ DRAW, RATE = range(24, 26)  # tokens from rows of logits; log-probabilities
     FULL_PAGES,  # address of int32 [groups][FULL]: their ids
     TIMES,  # address of two int64 per thread and op: nanoseconds waited, nanoseconds worked; 0: nobody asks
     CONTEXT_SLOTS,
-) = range(26)
+) = range(27)
 
 # --- the board of a team (see `board`): lines of eight int64, and what its entry can be asked to do -------------------
 BOARD_LINE = 8

@@ -124,6 +124,7 @@ class CpuExecutable:
         for slot, array in (
             (abi.TOKENS, batch.tokens),
             (abi.POSITIONS, batch.positions),
+            (abi.SLOTS, batch.slots),
             (abi.ROW_PAGES, batch.row_pages),
         ):
             context[slot] = array.ctypes.data

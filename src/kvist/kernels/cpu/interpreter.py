@@ -13,7 +13,16 @@ from kvist.kernels.cpu.attention_merge import merge
 from kvist.kernels.cpu.attention_plan import plan
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.matmul import ask_ahead, matmul_pieces
-from kvist.kernels.cpu.pointwise import cap, gate, layer_norm, likeliest, make_rotary_store, rms_norm, row_pieces
+from kvist.kernels.cpu.pointwise import (
+    cap,
+    copy_row,
+    gate,
+    layer_norm,
+    likeliest,
+    make_rotary_store,
+    rms_norm,
+    row_pieces,
+)
 from kvist.kernels.cpu.roofline import fma_peak, read_all
 from kvist.kernels.cpu.routing import choose, combine, gather, place
 from kvist.kernels.cpu.scalar import arg, get_i64, let_others_run, nanoseconds, peek, put_i64, slot, take
@@ -38,6 +47,12 @@ def pieces_of(code: int, ctx: int, op: int) -> int:
         return slot(ctx, abi.FULL) * slot(ctx, abi.KV_HEADS)
     if code == abi.PLAN or code == abi.PLACE:
         return 1
+    if code == abi.NORMALISE:
+        return slot(ctx, abi.ROWS) * slot(ctx, abi.KV_HEADS)
+    if code == abi.OBSERVE:
+        sequence = slot(ctx, abi.SEQUENCE_TABLE)
+        end = min(slot(sequence, abi.SEQ_POSITION) + slot(sequence, abi.SEQ_TOKENS), arg(op, 12))
+        return (end + abi.TILE - 1) // abi.TILE * slot(ctx, abi.KV_HEADS)
     if code == abi.EXPERTS:
         return arg(op, 14) * ((arg(op, 2) + abi.EXPERT_ROWS - 1) // abi.EXPERT_ROWS)
     if code == abi.LIKELIEST or code == abi.CAP:
@@ -90,6 +105,8 @@ def run_rows(code: int, ctx: int, op: int, piece: int) -> None:
             gather(op, row)
         elif code == abi.COMBINE:
             combine(op, row)
+        elif code == abi.COPY:
+            copy_row(op, row)
         else:
             rotary_store(ctx, op, row)
 

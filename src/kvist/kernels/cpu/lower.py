@@ -23,6 +23,7 @@ from kvist.kernels.program import (
     Attend,
     Buffer,
     Cap,
+    Copy,
     Embed,
     Experts,
     Floats,
@@ -30,6 +31,7 @@ from kvist.kernels.program import (
     Matmul,
     Mix,
     Norm,
+    Observe,
     Op,
     Program,
     RotaryStore,
@@ -130,6 +132,12 @@ class Lowering:
             case Cap():
                 arguments = [self._at(op.x), self._stride(op.x), self._at(op.out), self._stride(op.out), op.out.width]
                 return [Row(abi.CAP, [*arguments, bits(op.cap)], {op.x.name}, {op.out.name})]
+
+            case Observe():
+                return self._observe(op)
+            case Copy():
+                into = [self._address(op.into), op.into.strides[0]]
+                return [Row(abi.COPY, [self._at(op.x), self._stride(op.x), *into, op.x.width], {op.x.name}, set())]
 
     def _norm(self, op: Norm) -> Row:
         assert op.kind == "rms" or (op.groups == 1 and op.residual is None)
@@ -252,6 +260,20 @@ class Lowering:
         return [
             Row(abi.ATTEND, arguments, read, written, f"attend_{kind}"),
             Row(abi.MERGE, arguments, {"partials", "items"}, {op.out.name}),
+        ]
+
+    def _observe(self, op: Observe) -> list[Row]:
+        floats = floats_of(self.pools, op.layer)
+        start, page_bytes, group = self._pages(floats, op.layer)
+        arguments = [
+            self._at(op.q), self._stride(op.q), self.program.head_dim, start, bits(op.scale), bits(op.softcap or 0.0),
+            page_bytes, group, self._at(op.found), self._stride(op.found), self._address(op.into), op.into.strides[0],
+            op.into.shape[1], int(op.kind == "max"),
+        ]  # fmt: skip
+        read = {op.q.name, f"pages {op.layer}"}
+        return [
+            Row(abi.NORMALISE, arguments, read, {op.found.name}, f"observe_{floats[1].layout.codec.name}"),
+            Row(abi.OBSERVE, arguments, read | {op.found.name}, set(), f"observe_{floats[1].layout.codec.name}"),
         ]
 
     def _signs(self, mix: Mix | None) -> tuple[int, int]:

@@ -146,7 +146,7 @@ def make_rotary_store(dtype: str) -> Any:
                 mix(v + h * dims * 4, arg(op, 17), dims)
         page_size = slot(ctx, abi.PAGE_SIZE)
         page = get_i32(slot(ctx, abi.ROW_PAGES) + (arg(op, 15) * slot(ctx, abi.ROWS) + row) * 4)
-        place = position % page_size
+        place = get_i32(slot(ctx, abi.SLOTS) + row * 4) % page_size
         v_offset = 16 * dims * itemsize
         base = arg(op, 12) + page * arg(op, 14)
         base += place // 16 * 2 * v_offset
@@ -183,6 +183,13 @@ def cap(op: int, row: int) -> None:
     x, out, limit = arg(op, 0) + row * arg(op, 1), arg(op, 2) + row * arg(op, 3), splat(arg_f32(op, 5))
     for d in range(0, arg(op, 4), 16):
         store_f32(out + d * 4, mul(limit, tanh(div(load_f32(x + d * 4), limit))))
+
+
+@jit
+def copy_row(op: int, row: int) -> None:
+    """A row as it is. Arguments: x, stride, out, stride, width."""
+    for d in range(0, arg(op, 4) * 4, 64):
+        store_f32(arg(op, 2) + row * arg(op, 3) + d, load_f32(arg(op, 0) + row * arg(op, 1) + d))
 
 
 @jit

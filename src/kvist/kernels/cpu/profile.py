@@ -18,11 +18,13 @@ from kvist.kernels.program import (
     Attend,
     BatchMetadata,
     Cap,
+    Copy,
     Embed,
     Experts,
     Gate,
     Matmul,
     Norm,
+    Observe,
     Op,
     Program,
     RotaryStore,
@@ -38,7 +40,8 @@ KINDS = {
     abi.PLAN: "plan", abi.EMBED: "embed", abi.RMS_NORM: "norm", abi.LAYER_NORM: "norm", abi.MATMUL: "matmul",
     abi.ROTARY_STORE: "rotary_store", abi.ATTEND: "attend", abi.MERGE: "merge", abi.GATE: "gate",
     abi.LIKELIEST: "likeliest", abi.CAP: "cap", abi.CHOOSE: "choose",
-    abi.PLACE: "place", abi.GATHER: "gather", abi.EXPERTS: "experts", abi.COMBINE: "combine",
+    abi.PLACE: "place", abi.GATHER: "gather", abi.EXPERTS: "experts", abi.COMBINE: "combine", abi.COPY: "copy",
+    abi.NORMALISE: "normalise", abi.OBSERVE: "observe",
 }  # fmt: skip
 
 
@@ -116,5 +119,5 @@ def _name(op: Op, role: Callable[[Weight], str | None]) -> str:
             return op.kind
         case Gate():
             return op.activation
-        case RotaryStore() | Seal() | Attend() | Cap() | Experts():
+        case RotaryStore() | Seal() | Attend() | Cap() | Experts() | Observe() | Copy():
             return ""

@@ -1,0 +1,35 @@
+"""A program that also tells what a step's rows look at: the same operations, and one more in each layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from kvist.kernels.program import Attend, Buffer, Copy, Floats, Observe, Op, Program, RotaryStore
+
+TILE = 64
+LANES = 16
+
+
+def watching(
+    program: Program, watch: Literal["sum", "max", "queries"], rows: int, positions: int
+) -> tuple[Program, list[Floats]]:
+    """The program, and for each layer an array that it writes to.
+
+    sum, max: (KV heads, positions or more) of attention, see `Observe`; whoever runs it sets them to zero first.
+    queries: (rows, heads * head size), those of the last step before rotation.
+    """
+    heads, dims = program.num_heads, program.head_dim
+    found = Buffer("found", -(-2 * heads // LANES) * LANES)
+    shape = (rows, heads * dims) if watch == "queries" else (program.num_kv_heads, -(-positions // TILE) * TILE)
+    into = [np.zeros(shape, np.float32) for _ in range(program.num_layers)]
+    ops: list[Op] = []
+    for op in program.ops:
+        if watch == "queries" and isinstance(op, RotaryStore):
+            ops.append(Copy(op.q, into[op.layer]))
+        if watch != "queries" and isinstance(op, Attend):
+            ops.append(Observe(op.q, found, op.layer, op.scale, into[op.layer], watch, op.softcap))
+        ops.append(op)
+    return replace(program, ops=tuple(ops), head=program.head + len(ops) - len(program.ops)), into
