@@ -206,7 +206,8 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layouts: S
             return Traffic(operations=3 * rows * op.out.width)
         case Observe():
             return Traffic(
-                activations=2 * op.into.nbytes, pages_read=size.positions * _slot_bytes(layouts, op.layer, packed=False) // 2,
+                activations=2 * op.into.nbytes,
+                pages_read=size.positions * _slot_bytes(layouts, op.layer, packed=False) // 2,
                 operations=program.num_heads * size.seen * (2 * program.head_dim + 2),
             )  # fmt: skip
         case Copy():

@@ -116,14 +116,14 @@ def _half(numbers: Floats) -> Halves:
 def _codes(codec: Packed, parts: Floats, scale: Halves, offset: Halves) -> Bytes:
     """The nearest code of each number, in float32 as kernels compute it; of what is no number that of 0."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        wanted = (parts - offset.astype(np.float32)) / scale.astype(np.float32)
+        wanted: Floats = np.asarray((parts - offset.astype(np.float32)) / scale.astype(np.float32), np.float32)
     wanted[np.broadcast_to(scale == 0, wanted.shape) | np.isnan(wanted)] = 0
     if codec.grid == "even":
         return np.clip(np.rint(wanted), 0, (1 << codec.bits) - 1).astype(np.uint8)
     values = grid(codec)
     if codec.grid == "bell":
         return np.searchsorted((values[1:] + values[:-1]) / 2, wanted).astype(np.uint8)
-    halves = _half(wanted).view(np.uint16)  # of 10 bits behind the point 7 are rounded away, a half to even
+    halves: NDArray[np.uint16] = _half(wanted).view(np.uint16)  # of 10 bits behind the point 7 are rounded away, a half to even
     size = halves & np.uint16(0x7FFF)
     rounded = np.minimum((size + ((size >> 7) & 1) + 63) >> 7, 0x7E)
     return np.asarray((halves >> 8 & 0x80) | rounded, np.uint8)
