@@ -123,7 +123,7 @@ def _codes(codec: Packed, parts: Floats, scale: Halves, offset: Halves) -> Bytes
     values = grid(codec)
     if codec.grid == "bell":
         return np.searchsorted((values[1:] + values[:-1]) / 2, wanted).astype(np.uint8)
-    halves: NDArray[np.uint16] = _half(wanted).view(np.uint16)  # of 10 bits behind the point 7 are rounded away, a half to even
+    halves: NDArray[np.uint16] = _half(wanted).view(np.uint16)  # 7 of its 10 bits are rounded away
     size = halves & np.uint16(0x7FFF)
     rounded = np.minimum((size + ((size >> 7) & 1) + 63) >> 7, 0x7E)
     return np.asarray((halves >> 8 & 0x80) | rounded, np.uint8)
