@@ -73,7 +73,7 @@ class World:
         full = pages[:, max(1, start // self.page_size) : end // self.page_size]
         return BatchMetadata(
             positions, positions, np.ascontiguousarray(pages[:, positions // self.page_size]), positions - start,
-            [SequenceRows(0, end - start, start, pages)], np.ascontiguousarray(full),
+            [SequenceRows(0, end - start, start, pages)], positions, np.ascontiguousarray(full),
         )  # fmt: skip
 
     def run(self, backend: Backend, chunk: int, window: int | None = None) -> Floats:
