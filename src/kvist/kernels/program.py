@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kvist.cache.policy import Choice
+from kvist.kernels.operands import Buffer as Buffer
+from kvist.kernels.operands import Rotary as Rotary
 from kvist.kernels.weight import BLOCK_TYPES as BLOCK_TYPES
 from kvist.kernels.weight import BlockType as BlockType
 from kvist.kernels.weight import Floats as Floats
@@ -29,28 +32,6 @@ if TYPE_CHECKING:
     from kvist.kernels.choosing import Chooser
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
-
-
-@dataclass(frozen=True, slots=True)
-class Buffer:
-    """A named float32 array of (rows of the step, width); `sampled` buffers have a row per sampled row instead."""
-
-    name: str
-    width: int
-    sampled: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rotary:
-    """Tables of rotary angles, float32 (positions, half): pairs are (i, i + half) of a head."""
-
-    cos: Floats
-    sin: Floats
-
-    @property
-    def half(self) -> int:
-        """Pairs that are rotated."""
-        return int(self.cos.shape[1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,6 +111,13 @@ class Seal:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Bound:
+    """Keep what a layer's keys lie between, in each page that this step has filled: each dim's smallest and largest."""
+
+    layer: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Attend:
     """out = softmax(scale * q K^T) V over positions 0..t of the row's sequence, or t - window + 1..t.
 
@@ -141,6 +129,10 @@ class Attend:
 
     A packed layer is read from two places: a row's own page, and page 0, from the exact pages; all others as they were
     packed. mix: as it was stored.
+
+    choice: a row reads so many of the pages up to its own: the first, its own, the one before, and for each KV head those
+    whose keys could score most, by their bounds: max over its query heads of sum_i max(q_i low_i, q_i high_i); of equals
+    the earlier, of what is no number the last. It goes with neither windows nor packed pages.
     """
 
     q: Buffer
@@ -153,6 +145,7 @@ class Attend:
     first: int = 0
     turn: Rotary | None = None
     mix: Mix | None = None
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,7 +199,7 @@ class Experts:
     clamp: float | None = None
 
 
-Op = Embed | Norm | Matmul | RotaryStore | Seal | Attend | Gate | Cap | Experts
+Op = Embed | Norm | Matmul | RotaryStore | Seal | Bound | Attend | Gate | Cap | Experts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -225,7 +218,7 @@ class Program:
     def logits(self) -> Buffer:
         """The buffer the last operation writes."""
         last = self.ops[-1]
-        assert not isinstance(last, RotaryStore | Seal)
+        assert not isinstance(last, RotaryStore | Seal | Bound)
         return last.out
 
 
@@ -249,8 +242,8 @@ class BatchMetadata:
     """All a step is told, built once by engine.batch.
 
     Int32 arrays: one entry a row, but `sampled_rows`: the rows whose logits are asked for. row_pages: (groups, rows).
-    full_pages: (groups, n), of pages that this step fills: where packed layers seal what they have written. Not of page
-    0 of a sequence, which is never read as it was packed.
+    full_pages: (groups, n), of pages that this step fills: what packed layers seal, and whose bounds are kept. Not of
+    page 0 of a sequence, which is never read as it was packed and always by who chooses.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -263,11 +256,12 @@ class BatchMetadata:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest step a bound program must take."""
+    """The largest step a bound program must take. positions: of a sequence (None: what the pages hold)."""
 
     rows: int
     sampled: int
     sequences: int
+    positions: int | None = None
 
 
 class Executable(Protocol):

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvist.cache.layout import PageLayout
+from kvist.cache.policy.base import ALWAYS, Choice
 from kvist.kernels.program import (
     Attend,
     BatchMetadata,
+    Bound,
     Buffer,
     Cap,
     Embed,
@@ -111,6 +113,20 @@ class StepSize:
             positions += min(first, max(0, before.start))
         return positions, seen
 
+    def chosen(self, choice: Choice, page_size: int) -> tuple[int, int, int]:
+        """positions and seen where rows choose pages, and the pages whose bounds they look at.
+
+        Rows of one sequence may choose the same: the pages of its newest row count.
+        """
+        positions = seen = looked = 0
+        for position, count in self.sequences:
+            for at in range(position, position + count):
+                pages = at // page_size + 1
+                read = (choice.count(pages) - 1) * page_size + at % page_size + 1
+                seen += read
+            positions, looked = positions + read, looked + max(0, pages - ALWAYS)
+        return positions, seen, looked
+
 
 def traffic_of(ops: Sequence[Op], size: StepSize, program: Program, layouts: Sequence[PageLayout]) -> Traffic:
     """What ops that run as one must move and compute; layouts: of the pages of each group of layers.
@@ -135,7 +151,7 @@ def traffic_of(ops: Sequence[Op], size: StepSize, program: Program, layouts: Seq
 
 def rows_of(op: Op, size: StepSize) -> int:
     """Rows an op computes in a step."""
-    return size.sampled if not isinstance(op, RotaryStore | Seal) and op.out.sampled else size.rows
+    return size.sampled if not isinstance(op, RotaryStore | Seal | Bound) and op.out.sampled else size.rows
 
 
 def buffers_of(op: Op) -> tuple[list[Buffer], list[Buffer]]:
@@ -149,7 +165,7 @@ def buffers_of(op: Op) -> tuple[list[Buffer], list[Buffer]]:
             return [op.x] + ([op.residual] if op.residual else []), [op.out]
         case RotaryStore():
             return [op.q, op.k, op.v], [op.q, op.k] if op.rotary else []
-        case Seal():
+        case Seal() | Bound():
             return [], []
         case Attend():
             return [op.q], [op.out]
@@ -180,12 +196,10 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layouts: S
                 weights=rows * 2 * half * 4, pages_written=rows * _slot_bytes(layouts, op.layer),
                 operations=rows * heads * half * 6,
             )  # fmt: skip
+        case Seal() | Bound():  # once a page, not once a step
+            return Traffic()
         case Attend():
-            positions, seen = size.within(op.window, op.first)
-            return Traffic(
-                pages_read=positions * _slot_bytes(layouts, op.layer),
-                operations=program.num_heads * seen * (4 * program.head_dim + (3 if op.softcap else 0)),
-            )
+            return _attention_traffic(op, size, program, layouts)
         case Experts():
             first, count = op.experts[0], len(op.experts)
             used = count * (1 - (1 - op.chosen / count) ** rows)  # that rows choose, if they choose evenly
@@ -198,6 +212,27 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layouts: S
             return Traffic(operations=rows * op.out.width * (ACTIVATION_OPS[op.activation] + (1 if op.up else 0)))
 
 
+def _attention_traffic(op: Attend, size: StepSize, program: Program, layouts: Sequence[PageLayout]) -> Traffic:
+    """K and V that are seen, and the bounds of the pages that are chosen from."""
+    each = 4 * program.head_dim + (3 if op.softcap else 0)
+    if op.choice is None:
+        positions, seen = size.within(op.window, op.first)
+        bounds = looked = 0
+    else:
+        positions, seen, looked = size.chosen(op.choice, layouts[0].page_size)
+        bounds = sum(_bounds_bytes(layout, op.layer) for layout in layouts)
+    return Traffic(
+        pages_read=positions * _slot_bytes(layouts, op.layer) + looked * bounds,
+        operations=program.num_heads * (seen * each + looked * 4 * program.head_dim),
+    )
+
+
+def _bounds_bytes(layout: PageLayout, layer: int) -> int:
+    """Bounds of one page in one layer."""
+    spec = layout.layers[layer]
+    return spec.kv_heads * layout.bounds_bytes(layer) if spec else 0
+
+
 def _slot_bytes(layouts: Sequence[PageLayout], layer: int) -> int:
     """K and V of one position in one layer, which lies in the pages of one group."""
-    return sum(layout.layer_bytes(layer) // layout.page_size for layout in layouts)
+    return sum((layout.layer_bytes(layer) - _bounds_bytes(layout, layer)) // layout.page_size for layout in layouts)

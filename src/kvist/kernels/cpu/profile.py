@@ -17,6 +17,7 @@ from kvist.kernels.cpu import abi
 from kvist.kernels.program import (
     Attend,
     BatchMetadata,
+    Bound,
     Cap,
     Embed,
     Experts,
@@ -26,6 +27,7 @@ from kvist.kernels.program import (
     Op,
     Program,
     RotaryStore,
+    Seal,
     Weight,
 )
 from kvist.kernels.traffic import StepSize, Traffic, traffic_of
@@ -38,6 +40,7 @@ KINDS = {
     abi.ROTARY_STORE: "rotary_store", abi.ATTEND: "attend", abi.MERGE: "merge", abi.GATE: "gate",
     abi.LIKELIEST: "likeliest", abi.CAP: "cap", abi.CHOOSE: "choose",
     abi.PLACE: "place", abi.GATHER: "gather", abi.EXPERTS: "experts", abi.COMBINE: "combine",
+    abi.SEAL: "seal", abi.BOUND: "bound", abi.BEST: "best pages",
 }  # fmt: skip
 
 
@@ -115,5 +118,5 @@ def _name(op: Op, role: Callable[[Weight], str | None]) -> str:
             return op.kind
         case Gate():
             return op.activation
-        case RotaryStore() | Attend() | Cap() | Experts():
+        case RotaryStore() | Seal() | Bound() | Attend() | Cap() | Experts():
             return ""

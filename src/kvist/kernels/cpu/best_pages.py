@@ -1,0 +1,252 @@
+"""The pages that tokens choose to read (Quest, Tang et al. 2024): their bounds, their scores, the best of them.
+
+A page's bounds are the smallest and the largest number of each dim of its keys, so no key scores more with a query than
+sum_i max(q_i low_i, q_i high_i), which is sum_i min(q_i, 0) low_i + max(q_i, 0) high_i: a dot product of the bounds, as
+they lie, with a query taken apart::
+
+    page p    [low 0 .. d-1][high 0 .. d-1]          score(p) = the largest over the query heads of a KV head
+    head h    [min(q, 0)   ][max(q, 0)    ]
+
+The best are found without a sort: t, the largest number that enough scores reach, bit by bit. Scores are what a page and
+a query make of each other, whatever the rows and pages beside them.
+
+Scratch of a thread, float32: queries [head][2 d], eight sums, scores of pages 1, 2, ...
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba.core import types
+from numba.extending import intrinsic
+
+from kvist.kernels.cpu import abi
+from kvist.kernels.cpu.attention_plan import SEQ_BYTES, pages_read
+from kvist.kernels.cpu.formats import FORMATS
+from kvist.kernels.cpu.math import jit
+from kvist.kernels.cpu.scalar import arg, get_f32, get_i32, prefetch, put_f32, put_i32, slot
+from kvist.kernels.cpu.tile import ZEROS, emit_sums, fold_eight
+from kvist.kernels.cpu.vector import I64, V16F, keep_first, maximum, minimum, pointer, reduce_max, splat, sub
+from kvist.kernels.cpu.vector_memory import ITEMSIZE, load, load_f32, store, store_f32
+from kvist.kernels.cpu.wide import as_float, count_between
+
+LOWEST, LARGEST = -3.0e38, 3.0e38  # scores are kept between them
+INFINITY = float("inf")
+SUMS = 8  # of a call of the micro-kernel: two pages, four heads
+HEADS = SUMS // 2
+AHEAD = 8  # pages between what is scored and what is asked for
+TOP, BOTTOM = 0x7F7FFFFF, -0x7F7FFFFF  # float32's largest and smallest, as places in their order
+
+
+def make_dot_two(dtype: str, heads: int) -> Any:
+    """``dot(page0, page1, queries, numbers, out)``: bounds of two pages times up to four heads, `numbers` of each.
+
+    out: eight float32, [page][head]; what is over repeats the first.
+    """
+
+    @intrinsic
+    def dot(typingctx: Any, page0: Any, page1: Any, queries: Any, numbers: Any, out: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            page0, page1, queries, numbers, out = args
+            stride = builder.mul(numbers, I64(4))
+            rows = [builder.add(queries, builder.mul(stride, I64(head))) for head in range(heads)]
+            zeros = [[ZEROS] * heads for _ in range(2)]
+            found = emit_sums(builder, FORMATS[dtype], [page0, page1], rows, numbers, zeros)
+            lanes = [sums[head if head < heads else 0] for sums in found for head in range(HEADS)]
+            folded = fold_eight(builder, lanes)
+            builder.store(folded, pointer(builder, out, folded.type), align=4)
+            return context.get_dummy_value()
+
+        return types.none(*[types.int64] * 5), codegen
+
+    return dot
+
+
+def make_score(dtype: str) -> Any:
+    """Scores of `count` pages for the `group` heads of a KV head; pages: their ids, bounds: where page 0 has them."""
+    itemsize = ITEMSIZE[dtype]
+    dot1, dot2, dot3, dot4 = (make_dot_two(dtype, heads) for heads in (1, 2, 3, 4))
+
+    @jit
+    def largest(sums: int, so_far: float) -> float:
+        """Of four sums and what was found before; what is no number counts for nothing."""
+        for i in range(HEADS):
+            found = get_f32(sums + i * 4)
+            if found > so_far:
+                so_far = found
+        return so_far
+
+    @jit
+    def score(
+        queries: int, group: int, dims: int, pages: int, count: int, bounds: int, page_bytes: int, sums: int, out: int
+    ) -> None:
+        size = 2 * dims * itemsize
+        for i in range(0, count, 2):
+            for ahead in range(i + AHEAD, min(i + AHEAD + 2, count)):
+                place = bounds + get_i32(pages + ahead * 4) * page_bytes
+                for line in range(0, size, 64):
+                    prefetch(place + line)
+            page0 = bounds + get_i32(pages + i * 4) * page_bytes
+            page1 = bounds + get_i32(pages + min(i + 1, count - 1) * 4) * page_bytes
+            best0 = best1 = LOWEST
+            for head in range(0, group, HEADS):
+                q, heads = queries + head * dims * 8, min(HEADS, group - head)
+                if heads == 4:
+                    dot4(page0, page1, q, 2 * dims, sums)
+                elif heads == 3:
+                    dot3(page0, page1, q, 2 * dims, sums)
+                elif heads == 2:
+                    dot2(page0, page1, q, 2 * dims, sums)
+                else:
+                    dot1(page0, page1, q, 2 * dims, sums)
+                best0, best1 = largest(sums, best0), largest(sums + HEADS * 4, best1)
+            put_f32(out + i * 4, min(best0, LARGEST))
+            put_f32(out + (i + 1) * 4, min(best1, LARGEST))
+
+    return score
+
+
+@jit
+def float_at(place: int) -> float:
+    """The float32 at a place in their order; 0 is one number."""
+    return as_float(place) if place >= 0 else -as_float(-place)
+
+
+@jit
+def reach(scores: int, count: int, wanted: int) -> float:
+    """The largest number that at least `wanted` of the scores reach; behind them lies what is lower than any."""
+    low, high = BOTTOM, TOP  # enough reach `low`, too few `high`
+    while high - low > 1:
+        middle, found = (low + high) >> 1, 0
+        least = splat(float_at(middle))
+        for i in range(0, count * 4, 64):
+            found += count_between(load_f32(scores + i), least, splat(INFINITY))
+        if found >= wanted:
+            low = middle
+            if found == wanted:
+                break
+        else:
+            high = middle
+    return float_at(low)
+
+
+@jit
+def put_best(scores: int, count: int, wanted: int, pages: int, out: int) -> None:
+    """The ids of the `wanted` best pages in order, of equal ones the earlier."""
+    least = reach(scores, count, wanted)
+    above = 0
+    for i in range(0, count):
+        above += get_f32(scores + i * 4) > least
+    equal, n = wanted - above, 0
+    for i in range(count):
+        found = get_f32(scores + i * 4)
+        tie = found == least and equal > 0
+        equal -= tie
+        put_i32(out + n * 4, get_i32(pages + i * 4))
+        n += found > least or tie
+
+
+@jit
+def take_apart(q: int, dims: int, out: int) -> None:
+    """min(q, 0), then max(q, 0)."""
+    zero = splat(0.0)
+    for d in range(0, dims * 4, 64):
+        number = load_f32(q + d)
+        store_f32(out + d, minimum(number, zero))
+        store_f32(out + dims * 4 + d, maximum(number, zero))
+
+
+@jit
+def pages_of(ctx: int, op_group: int, row: int) -> int:
+    """Address of the page ids of the sequence that a row is in."""
+    first, last = 0, slot(ctx, abi.SEQUENCES) - 1
+    while first < last:
+        middle = (first + last + 1) // 2
+        if slot(slot(ctx, abi.SEQUENCE_TABLE) + middle * SEQ_BYTES, abi.SEQ_ROW) <= row:
+            first = middle
+        else:
+            last = middle - 1
+    sequence = slot(ctx, abi.SEQUENCE_TABLE) + first * SEQ_BYTES
+    return slot(sequence, abi.SEQ_PAGES) + op_group * slot(sequence, abi.SEQ_STRIDE)
+
+
+def make_best(dtype: str) -> Any:
+    """One (KV head, row): the ids of the pages it reads, in order.
+
+    Arguments: q, its stride, head size, where the bounds of the layer lie in page 0, bytes of a page, the layer's group,
+    share, least, address of int32 [row][KV head][most], most.
+    """
+    score, itemsize = make_score(dtype), ITEMSIZE[dtype]
+
+    @jit
+    def best(ctx: int, op: int, piece: int, tid: int) -> None:
+        rows, dims, group = slot(ctx, abi.ROWS), arg(op, 2), slot(ctx, abi.GROUP)
+        row, kv_head = piece % rows, piece // rows
+        own = get_i32(slot(ctx, abi.POSITIONS) + row * 4) // slot(ctx, abi.PAGE_SIZE)
+        pages = pages_of(ctx, arg(op, 5), row)
+        out = arg(op, 8) + (row * slot(ctx, abi.KV_HEADS) + kv_head) * arg(op, 9) * 4
+        read = pages_read(own + 1, arg(op, 6), arg(op, 7))
+        if read == own + 1:
+            for i in range(read):
+                put_i32(out + i * 4, get_i32(pages + i * 4))
+            return
+        queries = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
+        sums = queries + group * dims * 8
+        scores, count = sums + SUMS * 4, own - 2
+        for head in range(group):
+            source = arg(op, 0) + row * arg(op, 1) + (kv_head * group + head) * dims * 4
+            take_apart(source, dims, queries + head * dims * 8)
+        bounds = arg(op, 3) + kv_head * 2 * dims * itemsize
+        score(queries, group, dims, pages + 4, count, bounds, arg(op, 4), sums, scores)
+        last = scores + count // 16 * 64
+        store_f32(last, keep_first(load_f32(last), count % 16, splat(-INFINITY)))
+        put_i32(out, get_i32(pages))
+        if read > abi.ALWAYS:
+            put_best(scores, count, read - abi.ALWAYS, pages + 4, out + 4)
+        put_i32(out + (read - 2) * 4, get_i32(pages + (own - 1) * 4))
+        put_i32(out + (read - 1) * 4, get_i32(pages + own * 4))
+
+    return best
+
+
+def make_bound(dtype: str) -> Any:
+    """One KV head of a page that this step has filled: its bounds.
+
+    Arguments: where the layer lies in page 0, bytes of a page, the layer's group, KV heads, head size, where bounds
+    begin in the layer.
+    """
+    get, put, itemsize = load[dtype], store[dtype], ITEMSIZE[dtype]
+
+    @jit
+    def bound(ctx: int, op: int, piece: int, tid: int) -> None:
+        kv_heads, dims, blocks = arg(op, 3), arg(op, 4), slot(ctx, abi.PAGE_SIZE) // 16
+        number, head = piece // kv_heads, piece % kv_heads
+        page = get_i32(slot(ctx, abi.FULL_PAGES) + (arg(op, 2) * slot(ctx, abi.FULL) + number) * 4)
+        layer, size = arg(op, 0) + page * arg(op, 1), 2 * dims * itemsize
+        keys, out = layer + head * blocks * 16 * size, layer + arg(op, 5) + head * size
+        low = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
+        for d in range(dims):
+            least = most = get(keys + d * 16 * itemsize)
+            for b in range(1, blocks):
+                numbers = get(keys + b * 16 * size + d * 16 * itemsize)
+                least, most = minimum(least, numbers), maximum(most, numbers)
+            put_f32(low + d * 4, -reduce_max(sub(splat(0.0), least)))
+            put_f32(low + (dims + d) * 4, reduce_max(most))
+        for d in range(0, 2 * dims, 16):
+            put(out + d * itemsize, load_f32(low + d * 4))
+
+    return bound
+
+
+def make_unit(dtype: str) -> Any:
+    """The entry of the unit, for pages of a type: a piece of either op."""
+    bound, best = make_bound(dtype), make_best(dtype)
+
+    def entry(ctx: int, op: int, piece: int, tid: int) -> int:
+        if slot(op, abi.CODE) == abi.BOUND:
+            bound(ctx, op, piece, tid)
+        else:
+            best(ctx, op, piece, tid)
+        return 0
+
+    return entry
