@@ -10,98 +10,116 @@ they lie, with a query taken apart::
 The best are found without a sort: t, the largest number that enough scores reach, bit by bit. Scores are what a page and
 a query make of each other, whatever the rows and pages beside them.
 
-Scratch of a thread, float32: queries [head][2 d], eight sums, scores of pages 1, 2, ...
+Scratch of a thread, float32: queries [head][2 d], scores of pages 1, 2, ...
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.attention_plan import SEQ_BYTES, pages_read
-from kvist.kernels.cpu.formats import FORMATS
+from kvist.kernels.cpu.formats import Format
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.scalar import arg, get_f32, get_i32, prefetch, put_f32, put_i32, slot
 from kvist.kernels.cpu.tile import ZEROS, emit_sums, fold_eight
-from kvist.kernels.cpu.vector import I64, V16F, keep_first, maximum, minimum, pointer, reduce_max, splat, sub
+from kvist.kernels.cpu.vector import (
+    F32,
+    I64,
+    emit_load,
+    keep_first,
+    maximum,
+    minimum,
+    pointer,
+    reduce_max,
+    shuffle,
+    splat,
+    sub,
+)
 from kvist.kernels.cpu.vector_memory import ITEMSIZE, load, load_f32, store, store_f32
-from kvist.kernels.cpu.wide import as_float, count_between
+from kvist.kernels.cpu.wide import as_float, count_between, pack_between
 
 LOWEST, LARGEST = -3.0e38, 3.0e38  # scores are kept between them
 INFINITY = float("inf")
-SUMS = 8  # of a call of the micro-kernel: two pages, four heads
-HEADS = SUMS // 2
-AHEAD = 8  # pages between what is scored and what is asked for
+AHEAD = 24  # pages between what is scored and what is asked for
 TOP, BOTTOM = 0x7F7FFFFF, -0x7F7FFFFF  # float32's largest and smallest, as places in their order
 
 
-def make_dot_two(dtype: str, heads: int) -> Any:
-    """``dot(page0, page1, queries, numbers, out)``: bounds of two pages times up to four heads, `numbers` of each.
+def pairs(dtype: str) -> Format:
+    """Bounds read in turns of 32 numbers."""
 
-    out: eight float32, [page][head]; what is over repeats the first.
+    def emit(builder: Any, row: Any) -> Iterator[Any]:
+        for step in range(2):
+            yield emit_load(builder, row, dtype, I64(16 * ITEMSIZE[dtype] * step))
+
+    return Format("bounds", 2, 32 * ITEMSIZE[dtype], emit)
+
+
+def make_score_two(dtype: str, heads: int) -> Any:
+    """``score(page0, page1, queries, numbers, out)``: bounds of two pages times up to four heads, `numbers` of each.
+
+    out: two float32, each the largest of a page's scores and of what was there.
     """
+    form = pairs(dtype)
 
     @intrinsic
-    def dot(typingctx: Any, page0: Any, page1: Any, queries: Any, numbers: Any, out: Any) -> Any:
+    def score(typingctx: Any, page0: Any, page1: Any, queries: Any, numbers: Any, out: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             page0, page1, queries, numbers, out = args
             stride = builder.mul(numbers, I64(4))
             rows = [builder.add(queries, builder.mul(stride, I64(head))) for head in range(heads)]
-            zeros = [[ZEROS] * heads for _ in range(2)]
-            found = emit_sums(builder, FORMATS[dtype], [page0, page1], rows, numbers, zeros)
-            lanes = [sums[head if head < heads else 0] for sums in found for head in range(HEADS)]
-            folded = fold_eight(builder, lanes)
-            builder.store(folded, pointer(builder, out, folded.type), align=4)
+            sums = emit_sums(builder, form, [page0, page1], rows, numbers, [[ZEROS] * heads] * 2)
+            folded = fold_eight(builder, [page[head % heads] for head in range(4) for page in sums])
+            lowest, largest = (ir.Constant(folded.type, [limit] * 8) for limit in (LOWEST, LARGEST))
+            folded = builder.select(builder.fcmp_ordered(">", folded, lowest), folded, lowest)
+            folded = builder.select(builder.fcmp_ordered("<", folded, largest), folded, largest)
+            place = pointer(builder, out, ir.VectorType(F32, 2))
+            best = builder.load(place, align=4)
+            for head in range(4):
+                other = shuffle(builder, folded, folded, [2 * head, 2 * head + 1])
+                best = builder.select(builder.fcmp_ordered(">", best, other), best, other)
+            builder.store(best, place, align=4)
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 5), codegen
 
-    return dot
+    return score
 
 
 def make_score(dtype: str) -> Any:
     """Scores of `count` pages for the `group` heads of a KV head; pages: their ids, bounds: where page 0 has them."""
     itemsize = ITEMSIZE[dtype]
-    dot1, dot2, dot3, dot4 = (make_dot_two(dtype, heads) for heads in (1, 2, 3, 4))
-
-    @jit
-    def largest(sums: int, so_far: float) -> float:
-        """Of four sums and what was found before; what is no number counts for nothing."""
-        for i in range(HEADS):
-            found = get_f32(sums + i * 4)
-            if found > so_far:
-                so_far = found
-        return so_far
+    score1, score2, score3, score4 = (make_score_two(dtype, heads) for heads in (1, 2, 3, 4))
 
     @jit
     def score(
-        queries: int, group: int, dims: int, pages: int, count: int, bounds: int, page_bytes: int, sums: int, out: int
+        queries: int, group: int, dims: int, pages: int, count: int, bounds: int, page_bytes: int, out: int
     ) -> None:
-        size = 2 * dims * itemsize
         for i in range(0, count, 2):
             for ahead in range(i + AHEAD, min(i + AHEAD + 2, count)):
                 place = bounds + get_i32(pages + ahead * 4) * page_bytes
-                for line in range(0, size, 64):
+                for line in range(0, 2 * dims * itemsize, 64):
                     prefetch(place + line)
             page0 = bounds + get_i32(pages + i * 4) * page_bytes
             page1 = bounds + get_i32(pages + min(i + 1, count - 1) * 4) * page_bytes
-            best0 = best1 = LOWEST
-            for head in range(0, group, HEADS):
-                q, heads = queries + head * dims * 8, min(HEADS, group - head)
-                if heads == 4:
-                    dot4(page0, page1, q, 2 * dims, sums)
-                elif heads == 3:
-                    dot3(page0, page1, q, 2 * dims, sums)
-                elif heads == 2:
-                    dot2(page0, page1, q, 2 * dims, sums)
+            at, numbers = out + i * 4, 2 * dims
+            put_f32(at, LOWEST)
+            put_f32(at + 4, LOWEST)
+            for head in range(0, group, 4):
+                q = queries + head * dims * 8
+                if group - head >= 4:
+                    score4(page0, page1, q, numbers, at)
+                elif group - head == 3:
+                    score3(page0, page1, q, numbers, at)
+                elif group - head == 2:
+                    score2(page0, page1, q, numbers, at)
                 else:
-                    dot1(page0, page1, q, 2 * dims, sums)
-                best0, best1 = largest(sums, best0), largest(sums + HEADS * 4, best1)
-            put_f32(out + i * 4, min(best0, LARGEST))
-            put_f32(out + (i + 1) * 4, min(best1, LARGEST))
+                    score1(page0, page1, q, numbers, at)
 
     return score
 
@@ -113,18 +131,25 @@ def float_at(place: int) -> float:
 
 
 @jit
+def reaching(scores: int, count: int, least: float) -> int:
+    """How many scores are at least that much; behind them lies what is lower than any."""
+    found, bound = 0, splat(least)
+    for i in range(0, count * 4, 64):
+        found += count_between(load_f32(scores + i), bound, splat(INFINITY))
+    return found
+
+
+@jit
 def reach(scores: int, count: int, wanted: int) -> float:
-    """The largest number that at least `wanted` of the scores reach; behind them lies what is lower than any."""
+    """The largest number that at least `wanted` of the scores reach, or a lower one that no more of them reach."""
     low, high = BOTTOM, TOP  # enough reach `low`, too few `high`
     while high - low > 1:
-        middle, found = (low + high) >> 1, 0
-        least = splat(float_at(middle))
-        for i in range(0, count * 4, 64):
-            found += count_between(load_f32(scores + i), least, splat(INFINITY))
-        if found >= wanted:
+        middle = (low + high) >> 1
+        found = reaching(scores, count, float_at(middle))
+        if found == wanted:
+            return float_at(middle)
+        if found > wanted:
             low = middle
-            if found == wanted:
-                break
         else:
             high = middle
     return float_at(low)
@@ -134,16 +159,28 @@ def reach(scores: int, count: int, wanted: int) -> float:
 def put_best(scores: int, count: int, wanted: int, pages: int, out: int) -> None:
     """The ids of the `wanted` best pages in order, of equal ones the earlier."""
     least = reach(scores, count, wanted)
-    above = 0
-    for i in range(0, count):
-        above += get_f32(scores + i * 4) > least
-    equal, n = wanted - above, 0
+    spare, n = reaching(scores, count, least) - wanted, 0
+    if spare == 0:
+        bound = splat(least)
+        whole = count // 16 * 16
+        for i in range(0, whole * 4, 64):
+            found = load_f32(scores + i)
+            n += pack_between(out + n * 4, load_f32(pages + i), found, bound, splat(INFINITY))
+        for i in range(whole, count):  # a vector would reach beyond the table
+            if get_f32(scores + i * 4) >= least:
+                put_i32(out + n * 4, get_i32(pages + i * 4))
+                n += 1
+        return
+    equal = 0  # too many reach it, so all that are over are as much
+    for i in range(count):
+        equal += get_f32(scores + i * 4) == least
+    equal -= spare
     for i in range(count):
         found = get_f32(scores + i * 4)
-        tie = found == least and equal > 0
-        equal -= tie
-        put_i32(out + n * 4, get_i32(pages + i * 4))
-        n += found > least or tie
+        if found > least or (found == least and equal > 0):
+            equal -= found == least
+            put_i32(out + n * 4, get_i32(pages + i * 4))
+            n += 1
 
 
 @jit
@@ -180,24 +217,23 @@ def make_best(dtype: str) -> Any:
 
     @jit
     def best(ctx: int, op: int, piece: int, tid: int) -> None:
-        rows, dims, group = slot(ctx, abi.ROWS), arg(op, 2), slot(ctx, abi.GROUP)
-        row, kv_head = piece % rows, piece // rows
+        kv_heads, dims, group = slot(ctx, abi.KV_HEADS), arg(op, 2), slot(ctx, abi.GROUP)
+        row, kv_head = piece // kv_heads, piece % kv_heads
         own = get_i32(slot(ctx, abi.POSITIONS) + row * 4) // slot(ctx, abi.PAGE_SIZE)
         pages = pages_of(ctx, arg(op, 5), row)
-        out = arg(op, 8) + (row * slot(ctx, abi.KV_HEADS) + kv_head) * arg(op, 9) * 4
+        out = arg(op, 8) + piece * arg(op, 9) * 4
         read = pages_read(own + 1, arg(op, 6), arg(op, 7))
         if read == own + 1:
             for i in range(read):
                 put_i32(out + i * 4, get_i32(pages + i * 4))
             return
         queries = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
-        sums = queries + group * dims * 8
-        scores, count = sums + SUMS * 4, own - 2
+        scores, count = queries + group * dims * 8, own - 2
         for head in range(group):
             source = arg(op, 0) + row * arg(op, 1) + (kv_head * group + head) * dims * 4
             take_apart(source, dims, queries + head * dims * 8)
         bounds = arg(op, 3) + kv_head * 2 * dims * itemsize
-        score(queries, group, dims, pages + 4, count, bounds, arg(op, 4), sums, scores)
+        score(queries, group, dims, pages + 4, count, bounds, arg(op, 4), scores)
         last = scores + count // 16 * 64
         store_f32(last, keep_first(load_f32(last), count % 16, splat(-INFINITY)))
         put_i32(out, get_i32(pages))

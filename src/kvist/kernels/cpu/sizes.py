@@ -22,7 +22,7 @@ def scratch_bytes(group: int, head_dim: int) -> int:
 
 def choosing_bytes(group: int, head_dim: int, pages: int) -> int:
     """Bytes a thread needs to choose from so many pages (see `best_pages`)."""
-    return 4 * (2 * group * head_dim + 8 + pages + 16)
+    return 4 * (2 * group * head_dim + pages + 16)
 
 
 def partial_bytes(head_dim: int) -> int:
