@@ -33,6 +33,7 @@ def best_pages(
     own = len(pages) - 1
     kept = [pool.layout.codec.decode(pool.bounds(int(page), layer, head)) for page in pages[1 : own - 1]]
     low, high = np.array(kept, np.float64).reshape(-1, 1, 2, queries.shape[1]).transpose(2, 0, 1, 3)
-    scores = np.maximum(queries * low, queries * high).sum(-1).max(-1)
+    each = (np.minimum(queries, 0) * low + np.maximum(queries, 0) * high).sum(-1)
+    scores = np.where(np.isnan(each), -np.inf, each).max(-1)
     best = np.argsort(-scores, kind="stable")[: max(0, choice.count(own + 1) - ALWAYS)]
     return np.unique([0, *(1 + best), max(0, own - 1), own])
