@@ -138,7 +138,7 @@ class EngineConfig:
             raise UsageError(f"max_pinned_share is {share!r}: give a number, 0 to 1")
         if self.speculative_config is not None and not isinstance(self.speculative_config, SpeculativeConfig):
             raise UsageError(f"speculative_config is {self.speculative_config!r}: give a SpeculativeConfig")
-        if self.policy.startswith("topk") and not self.enable_cache:
+        if policy(self.policy).paged and not self.enable_cache:
             raise UsageError(
                 f"policy {self.policy} chooses which cached pages to read, and enable_cache is off: nothing is kept to "
                 "choose from; give one of them"

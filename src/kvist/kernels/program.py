@@ -130,9 +130,9 @@ class Attend:
     A packed layer is read from two places: a row's own page, and page 0, from the exact pages; all others as they were
     packed. mix: as it was stored.
 
-    choice: a row reads so many of the pages up to its own: the first, its own, the one before, and for each KV head those
-    whose keys could score most, by their bounds: max over its query heads of sum_i max(q_i low_i, q_i high_i); of equals
-    the earlier, of what is no number the last. It goes with neither windows nor packed pages.
+    choice: a row reads so many of the pages up to its own: the first, its own, the one before, and for each KV head
+    those whose keys could score most, by their bounds: max over its query heads of sum_i max(q_i low_i, q_i high_i); of
+    equals the earlier, and what is no number counts for nothing. It goes with neither windows nor packed pages.
     """
 
     q: Buffer

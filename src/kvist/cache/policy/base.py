@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-
 WHOLE = 10_000
 """The share that is all pages."""
 
@@ -51,6 +50,10 @@ class Policy(Protocol):
     @property
     def endless(self) -> bool:
         """Whether positions beyond those a model was trained for can be run, since no token sees so far."""
+
+    @property
+    def paged(self) -> bool:
+        """Whether what a token sees goes by pages: their size changes answers, and there must be a cache."""
 
     def takes(self, page_size: int) -> bool:
         """Whether it works with pages of this size."""

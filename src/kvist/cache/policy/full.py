@@ -15,6 +15,7 @@ class Full:
 
     name: ClassVar[str] = "full"
     endless: ClassVar[bool] = False
+    paged: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, arguments: str) -> Full:

@@ -1,11 +1,11 @@
 """The pages that matter most to a token (Quest, Tang et al. 2024): it saves reading, not memory.
 
-``topk:0.25``: of the pages up to its own a token reads a quarter, in each layer and KV head those it chooses; ``topk:64p``: 64
-pages, however many there are. When a page is full, the smallest and the largest number of each dim of its keys are kept,
-m and M; no key of the page scores more with a query than sum_i max(q_i m_i, q_i M_i). The pages of the highest bound are
-read, the earlier one of equals; what the query heads of a KV head say is one bound, the largest. Page 0 (the sinks), the
-token's own page and the one before are always read, and in the first two layers all pages are: attention there is
-spread widely.
+``topk:0.25``: of the pages up to its own a token reads a quarter, in each layer and KV head those it chooses;
+``topk:64p``: 64 pages, however many there are. When a page is full, the smallest and the largest number of each dim of
+its keys are kept, m and M; no key of the page scores more with a query than sum_i max(q_i m_i, q_i M_i). The pages of
+the highest bound are read, the earlier one of equals; of the query heads that share a KV head the largest bound counts.
+Page 0 (the sinks), the token's own page and the one before are always read, and in the first two layers, where attention
+is spread widely, all pages are.
 
 What a token reads depends on the tokens before it and its position alone, so hit = miss and batch = alone as ever.
 """
@@ -32,6 +32,7 @@ class Topk:
     share: int
     least: int
     endless: ClassVar[bool] = False
+    paged: ClassVar[bool] = True
 
     @classmethod
     def parse(cls, arguments: str) -> Topk:
@@ -39,8 +40,8 @@ class Topk:
         match = re.fullmatch(r"(\d{1,9})p|([01]?)(?:\.(\d{1,4}))?", arguments, re.ASCII)
         if match is None or not arguments:
             raise UsageError(
-                f"policy topk:{arguments[:40]}: give a share of the pages with at most {DIGITS} decimals, as in topk:0.25, "
-                "or a number of pages, as in topk:64p"
+                f"policy topk:{arguments[:40]}: give a share of the pages with at most {DIGITS} decimals, as in "
+                "topk:0.25, or a number of pages, as in topk:64p"
             )
         if match[1]:
             pages = int(match[1])

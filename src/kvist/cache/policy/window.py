@@ -28,6 +28,7 @@ class Window:
     window: int
     sinks: int
     endless: ClassVar[bool] = True
+    paged: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, arguments: str) -> Window:

@@ -66,7 +66,7 @@ SEQUENCE_SLOTS = 5
 SEQ_ROW, SEQ_TOKENS, SEQ_POSITION, SEQ_PAGES, SEQ_STRIDE = range(5)
 
 # --- a piece of attention: a tile of query rows and a range of splits -----------------------------------------------
-# Where tokens choose, a row is alone; its pages are those it reads, a table for each KV head, and positions count those.
+# Where tokens choose, a row is alone; its pages are those it reads, a table a KV head, and positions count those alone.
 ITEM_SLOTS = 8
 ITEM_ROW, ITEM_TOKENS, ITEM_POSITION, ITEM_PAGES, ITEM_STRIDE, ITEM_FROM, ITEM_TO, ITEM_PARTIAL = range(8)
 

@@ -97,7 +97,8 @@ def make_attend_tile(dtype: str, score_few: Any, weigh_few: Any) -> Any:
                 weigh_many(pr, group, vr, n, acc + r * dims * 4, dims, 0)
             weigh_many(p + whole * 256, clear - whole, v_copy, TILE, acc + whole * dims * 4, dims, 0)
             return
-        n_pages, n_head = page_ids(follower, op, n_kv_head), head + (n_kv_head - kv_head) * page_size * dims * 2 * itemsize
+        n_pages = page_ids(follower, op, n_kv_head)
+        n_head = head + (n_kv_head - kv_head) * page_size * dims * 2 * itemsize
         if tile + 1 < end:
             n_pages, n_begin, n_live, n_head = pages, begin + TILE, last + 1 - begin - TILE, head
         n0 = block_at(n_pages, n_begin, page_size, page_bytes, n_head, block_bytes)
@@ -156,13 +157,9 @@ def first_tile(item: int, window: int) -> tuple[int, int]:
 
 @jit
 def item_of(ctx: int, op: int, piece: int) -> tuple[int, int]:
-    """A piece's item and KV head. Rows that choose go head by head: neighbours read much the same pages."""
+    """A piece's item and KV head."""
     chosen, kv_heads = arg(op, 20), slot(ctx, abi.KV_HEADS)
-    number, kv_head = piece // kv_heads, piece % kv_heads
-    if chosen != 0:
-        items = slot(ctx, abi.ITEMS + chosen)
-        number, kv_head = piece % items, piece // items
-    return slot(ctx, abi.ITEM_TABLE + chosen) + number * ITEM_BYTES, kv_head
+    return slot(ctx, abi.ITEM_TABLE + chosen) + piece // kv_heads * ITEM_BYTES, piece % kv_heads
 
 
 @jit
@@ -233,8 +230,8 @@ def make_attend(dtype: str, packed: tuple[str, str] | None = None) -> Any:
             end = min((split + 1) * (SPLIT // TILE), last // TILE + 1)
             for tile in range(max(split * (SPLIT // TILE), oldest // TILE), end):
                 attend_tile(
-                    op, item, kv_head, tile, end, rows, group, position, dims, pages, page_size, page_bytes, head, q, p, copy, acc,
-                    row_max, row_sum, window, cap, follower, next_kv_head, n_begin, n_live,
+                    op, item, kv_head, tile, end, rows, group, position, dims, pages, page_size, page_bytes, head, q, p,
+                    copy, acc, row_max, row_sum, window, cap, follower, next_kv_head, n_begin, n_live,
                 )  # fmt: skip
             if partial < 0:
                 skip = max(0, split * SPLIT - position) * group

@@ -12,8 +12,9 @@ ITEM_BYTES, SEQ_BYTES = abi.ITEM_SLOTS * 8, abi.SEQUENCE_SLOTS * 8
 
 @jit
 def _put_item(
-    at: int, row: int, tokens: int, position: int, pages: int, stride: int, first_split: int, last_split: int, partial: int
-) -> None:
+    at: int, row: int, tokens: int, position: int, pages: int, stride: int, first_split: int, last_split: int,
+    partial: int,
+) -> None:  # fmt: skip
     put_i64(at + abi.ITEM_ROW * 8, row)
     put_i64(at + abi.ITEM_TOKENS * 8, tokens)
     put_i64(at + abi.ITEM_POSITION * 8, position)

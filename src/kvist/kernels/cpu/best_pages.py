@@ -7,7 +7,7 @@ they lie, with a query taken apart::
     page p    [low 0 .. d-1][high 0 .. d-1]          score(p) = the largest over the query heads of a KV head
     head h    [min(q, 0)   ][max(q, 0)    ]
 
-The best are found without a sort: t, the largest number that enough scores reach, bit by bit. Scores are what a page and
+The best are found without a sort: t, the largest number that enough scores reach, by halves. A score is what a page and
 a query make of each other, whatever the rows and pages beside them.
 
 Scratch of a thread, float32: queries [head][2 d], scores of pages 1, 2, ...
@@ -127,7 +127,8 @@ def make_score(dtype: str) -> Any:
 @jit
 def float_at(place: int) -> float:
     """The float32 at a place in their order; 0 is one number."""
-    return as_float(place) if place >= 0 else -as_float(-place)
+    size: float = as_float(abs(place))
+    return size if place >= 0 else -size
 
 
 @jit
@@ -208,10 +209,10 @@ def pages_of(ctx: int, op_group: int, row: int) -> int:
 
 
 def make_best(dtype: str) -> Any:
-    """One (KV head, row): the ids of the pages it reads, in order.
+    """One (row, KV head): the ids of the pages it reads, in order.
 
-    Arguments: q, its stride, head size, where the bounds of the layer lie in page 0, bytes of a page, the layer's group,
-    share, least, address of int32 [row][KV head][most], most.
+    Arguments: q, its stride, head size, where the bounds of the layer lie in page 0, bytes of a page, the layer's
+    group, share, least, address of int32 [row][KV head][most], most.
     """
     score, itemsize = make_score(dtype), ITEMSIZE[dtype]
 
