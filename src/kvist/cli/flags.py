@@ -39,8 +39,11 @@ KvCacheMemory = Annotated[str | None, _engine("--kv-cache-memory-bytes", "Size o
 MaxNumSeqs = Annotated[int | None, _engine("--max-num-seqs", "Sequences that run at once.")]
 Policy = Annotated[
     str | None,
-    _engine("--policy", "Which positions a token sees: full, or e.g. window:1024+4 (the newest 1,024 and the first 4) or topk:0.25 "
-        "(the quarter of the pages that matters most to it)."),
+    _engine(
+        "--policy",
+        "Which positions a token sees: full, or e.g. window:1024+4, the newest 1,024 and the first 4; topk:0.25, the "
+        "quarter of the pages that matters most to it.",
+    ),
 ]
 MaxBatchedTokens = Annotated[int | None, _engine("--max-num-batched-tokens", "Tokens a step computes at most.")]
 PrefixCaching = Annotated[

@@ -4,8 +4,8 @@
 ``topk:64p``: 64 pages, however many there are. When a page is full, the smallest and the largest number of each dim of
 its keys are kept, m and M; no key of the page scores more with a query than sum_i max(q_i m_i, q_i M_i). The pages of
 the highest bound are read, the earlier one of equals; of the query heads that share a KV head the largest bound counts.
-Page 0 (the sinks), the token's own page and the one before are always read, and in the first two layers, where attention
-is spread widely, all pages are.
+Page 0 (the sinks), the token's own page and the one before are always read, and in the first two layers, where
+attention is spread widely, all pages are.
 
 What a token reads depends on the tokens before it and its position alone, so hit = miss and batch = alone as ever.
 """
