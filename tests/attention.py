@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from kvist.cache.policy import Choice
 from kvist.cache.pool import PagePool
 from kvist.kernels.program import (
     Attend,
     Backend,
     BatchMetadata,
+    Bound,
     Buffer,
     Executable,
     Floats,
@@ -59,12 +61,14 @@ class World:
         """One step of these chunks; rows in their order."""
         size = self.pool.layout.page_size
         tokens, positions, row_pages, sequences = [], [], [], []
+        full: list[npt.NDArray[np.int32]] = []
         first = 0
         for s, start, count in chunks:
             own = np.arange(start, start + count, dtype=np.int32)
             tokens.append(s * self.length + own)
             positions.append(own)
             row_pages.append(self.tables[s][own // size])
+            full.append(self.tables[s][max(1, start // size) : (start + count) // size])
             sequences.append(
                 SequenceRows(first, count, start, self.tables[s][None, : (start + count - 1) // size + 1].copy())
             )
@@ -72,7 +76,7 @@ class World:
         where = np.concatenate(positions)
         batch = BatchMetadata(
             np.concatenate(tokens).astype(np.int32), where, np.concatenate(row_pages)[None],
-            np.arange(first, dtype=np.int32), sequences, where,
+            np.arange(first, dtype=np.int32), sequences, where, np.concatenate(full)[None],
         )  # fmt: skip
         return self.executable.run(batch).copy()
 
@@ -100,7 +104,7 @@ def rotary(dims: int, positions: int) -> Rotary:
 def build(
     backend: Backend, shape: Shape, length: int, *, kv: str = "f16", page_size: int = 16, sequences: int = 1, rotate: bool = True,
     fill_byte: int = 0, layers: int = 1, layer: int = 0, window: int | None = None, softcap: float | None = None,
-    sinks: Floats | None = None, first: int = 0,
+    sinks: Floats | None = None, first: int = 0, choice: Choice | None = None,
 ) -> World:  # fmt: skip
     """Bind the program; every sequence gets pages of its own, scattered over a pool filled with `fill_byte`."""
     total, heads = sequences * length, shape.kv_heads * shape.group
@@ -114,11 +118,12 @@ def build(
         fill(k, numbers(2, total, k.width, scale=1.5)),
         fill(v, numbers(3, total, v.width)),
         RotaryStore(q, k, v, layer, turn),
-        Attend(q, out, layer, shape.dims**-0.5, window, softcap, sinks, first, back if first else None),
+        *([Bound(layer)] if choice else []),
+        Attend(q, out, layer, shape.dims**-0.5, window, softcap, sinks, first, back if first else None, None, choice),
     )
     program = Program(ops, len(ops), heads, shape.kv_heads, shape.dims, layers, shape.width)
     each = -(-length // page_size)
-    pool = tiny_pool(page_size, shape.kv_heads, shape.dims, kv, each * sequences + 3, layers)
+    pool = tiny_pool(page_size, shape.kv_heads, shape.dims, kv, each * sequences + 3, layers, bounds=choice is not None)
     if fill_byte:
         pool.data[:] = fill_byte
     ids = np.random.RandomState(9).permutation(pool.num_pages).astype(np.int32)

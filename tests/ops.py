@@ -38,9 +38,15 @@ def same_bits(a: Floats, b: Floats) -> bool:
 
 
 def tiny_pool(
-    page_size: int = 16, kv_heads: int = 1, dims: int = 16, kv: str = "f32", pages: int = 1, layers: int = 1
+    page_size: int = 16,
+    kv_heads: int = 1,
+    dims: int = 16,
+    kv: str = "f32",
+    pages: int = 1,
+    layers: int = 1,
+    bounds: bool = False,
 ) -> PagePool:
-    return PagePool(PageLayout((LayerSpec(kv_heads, dims),) * layers, page_size, codec(kv)), pages)
+    return PagePool(PageLayout((LayerSpec(kv_heads, dims, bounds=bounds),) * layers, page_size, codec(kv)), pages)
 
 
 def row_batch(tokens: Sequence[int] | npt.NDArray[np.int32], sampled: Sequence[int] | None = None) -> BatchMetadata:

@@ -17,7 +17,7 @@ from kvist.cache.codec.packed import signs
 from kvist.cache.group import PageGroup, Sharing, most_pages, page_groups
 from kvist.cache.layout import LayerSpec, PageLayout
 from kvist.cache.manager import CacheManager
-from kvist.cache.policy import Span, policy
+from kvist.cache.policy import Choice, Span, policy
 from kvist.cache.policy.evict import Evict
 from kvist.cache.score import score
 from kvist.config import EngineConfig
@@ -71,10 +71,22 @@ def layer_specs(model: ModelConfig, config: EngineConfig, floats: Codec) -> tupl
     plain = LayerSpec(model.num_kv_heads, model.stored_head_dim)
     chosen = layer_codecs(config.kv_cache_dtype, config.kv_cache_skip_layers, model.num_layers, floats)
     small = [(model.window(layer) or SMALL_WINDOW + 1) <= SMALL_WINDOW for layer in range(model.num_layers)]
-    return tuple(
+    specs = tuple(
         replace(plain, k=codecs.k, v=codecs.v) if codecs.packed and not near else plain
         for codecs, near in zip(chosen, small, strict=True)
     )
+    choices = layer_choices(model, config)
+    if any(choices) and any(spec.packed for spec in specs):
+        raise UsageError(
+            f"policy {config.policy} with kv_cache_dtype {config.kv_cache_dtype}: pages are chosen by bounds of exact "
+            "keys, which packed pages do not keep: give f32, f16 or bf16, or policy full"
+        )
+    return tuple(replace(spec, bounds=choice is not None) for spec, choice in zip(specs, choices, strict=True))
+
+
+def layer_choices(model: ModelConfig, config: EngineConfig) -> list[Choice | None]:
+    """How many pages a token chooses to read in each layer."""
+    return [policy(config.policy).choice(layer) for layer in range(model.num_layers)]
 
 
 def layer_spans(model: ModelConfig, config: EngineConfig) -> list[Span]:
@@ -213,16 +225,24 @@ def _running(
         plain = replace(model.config, rope_scaling=None)  # local angles are not scaled
         turns = (turning_back(rotary, model.config), turning_back(local, plain))
     program = build_program(
-        model.config, model.matrices, model.vectors, rotary, local, spans, turns, _packed_layers(manager.groups)
+        model.config,
+        model.matrices,
+        model.vectors,
+        rotary,
+        local,
+        spans,
+        turns,
+        _packed_layers(manager.groups),
+        layer_choices(model.config, config),
     )
     pools, budget = [ledger.pool for ledger in manager.ledgers], config.max_num_batched_tokens
-    limits = Limits(budget, min(config.max_num_seqs * (1 + drafts), budget), config.max_num_seqs)
+    limits = Limits(budget, min(config.max_num_seqs * (1 + drafts), budget), config.max_num_seqs, sizes.max_model_len)
     runner = Runner(backend.bind(program, pools, limits), manager)
     if not isinstance(rule, Evict):
         return runner, manager, None
 
     def bind(watched: Program) -> Executable:
-        return backend.bind(watched, pools, Limits(budget, 1, 1))
+        return backend.bind(watched, pools, Limits(budget, 1, 1, sizes.max_model_len))
 
     return runner, manager, Evictor(rule, program, bind, manager, budget, sizes.max_model_len, instruction)
 

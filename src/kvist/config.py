@@ -83,8 +83,8 @@ class EngineConfig:
     max_model_len: longest sequence, prompt and answer together, in tokens (None: the trained context, or what the
     memory holds). kv_cache_dtype: codec of the pages: auto (the weights' type), f32, f16, bf16; packed: int8, fp8,
     int5, int4, ..., k=int5,v=int4, or @file (see `cache.codec.choice`). kv_cache_skip_layers: those that stay floats.
-    policy: which positions a token sees: full, or for instance window:1024+4, the newest 1,024 and the first 4, or
-    evict:0.5, half of a prompt's keys and values.
+    policy: which positions a token sees: full, or for instance window:1024+4, the newest 1,024 and the first 4;
+    topk:0.25, the quarter of the pages that matters most to it; evict:0.5, half of a prompt's keys and values.
     page_size: slots of a page: 16, 32, 64 or 128.
     kv_cache_memory_bytes: size of the pool (None: a quarter of the available memory, at most what max_num_seqs
     sequences can use). max_num_seqs: sequences that run at once. max_num_batched_tokens: tokens a step computes at
@@ -138,6 +138,11 @@ class EngineConfig:
             raise UsageError(f"max_pinned_share is {share!r}: give a number, 0 to 1")
         if self.speculative_config is not None and not isinstance(self.speculative_config, SpeculativeConfig):
             raise UsageError(f"speculative_config is {self.speculative_config!r}: give a SpeculativeConfig")
+        if policy(self.policy).paged and not self.enable_cache:
+            raise UsageError(
+                f"policy {self.policy} chooses which cached pages to read, and enable_cache is off: nothing is kept to "
+                "choose from; give one of them"
+            )
         if self.speculative_config is not None and not self.enable_cache:
             raise UsageError("speculative_config needs the cache, and enable_cache is off: give one of them")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from kvist.cache.policy import Choice
 from kvist.kernels.program import (
     BatchMetadata,
     Buffer,
@@ -96,3 +97,10 @@ def test_what_stays_between_fused_ops_does_not_count() -> None:
     assert together.operations == sum(traffic(op).operations for op in apart) == 2 * 2 * 5 * 32 * 32 + 5 * 32 * 5
     normed = traffic(Norm("rms", X, H, ONES, None, 1e-5, 32), Matmul(H, W, G))
     assert normed.activations == 2 * row  # x and g; h stays
+
+
+def test_rows_that_choose_pages() -> None:
+    """Of 500 pages a quarter is read, the last as far as the row; bounds of all but the three that are always read."""
+    size = StepSize.over([(7999, 1), (30, 2)], 1)
+    positions, seen, looked = size.chosen(Choice(2500, 3), 16)
+    assert (positions, seen, looked) == (124 * 16 + 16 + 32, 124 * 16 + 16 + 31 + 32, 497)

@@ -19,6 +19,12 @@ K is dim-major: the 16 slots are the 16 lanes of a SIMD register, so the scores 
 V is slot-major: a position's weight multiplies whole vectors of dims. A larger page is a run of such blocks, which is
 why its size changes no arithmetic. Every block starts on a multiple of 32 bytes, of floats on one of 64.
 
+Behind the heads of a layer whose tokens choose what they read (see `policy.topk`) lie each KV head's *bounds*, the
+smallest and the largest number of every dim of K in the page, in the type of the page, so exactly::
+
+    layer   | KV head 0 | KV head 1 | ... | bounds of head 0 | ... |         bounds [smallest, largest][dim]
+            0                             bounds_offset(layer)
+
 A layer's K and V may each be packed instead (see `codec.packed`): a block then holds codes and scales, and some codecs
 have a header in front of a head's blocks. Packed pages are read by later tokens only; their exact numbers are in the
 pages of another group while they are filled.
@@ -48,13 +54,14 @@ class LayerSpec:
     """What one layer keeps of a position: K and V of `kv_heads` heads of `head_dim` numbers.
 
     `head_dim` is the stored one, a multiple of 16: the loader pads a model's heads with zeros, which change no score.
-    k, v: codecs of its own (None: the layout's).
+    k, v: codecs of its own (None: the layout's). bounds: whether what its keys lie between is kept of each page.
     """
 
     kv_heads: int
     head_dim: int
     k: AnyCodec | None = None
     v: AnyCodec | None = None
+    bounds: bool = False
 
     def __post_init__(self) -> None:
         if self.kv_heads < 1:
@@ -128,7 +135,16 @@ class PageLayout:
     def layer_bytes(self, layer: int) -> int:
         """Size of one layer's part of a page."""
         spec = self.layers[layer]
-        return spec.kv_heads * self.head_bytes(layer) if spec else 0
+        return spec.kv_heads * (self.head_bytes(layer) + self.bounds_bytes(layer)) if spec else 0
+
+    def bounds_bytes(self, layer: int) -> int:
+        """Size of what one head's keys in a page lie between; 0 where that is not kept."""
+        spec = self.spec(layer)
+        return 2 * spec.head_dim * self.codec.itemsize if spec.bounds else 0
+
+    def bounds_offset(self, layer: int) -> int:
+        """Where the bounds of a layer's heads begin, from its own beginning."""
+        return self.spec(layer).kv_heads * self.head_bytes(layer)
 
     def layer_offset(self, layer: int) -> int:
         """Where a layer begins inside a page."""
@@ -138,7 +154,7 @@ class PageLayout:
     def page_bytes(self) -> int:
         """Size of a page, without any padding.
 
-        Of floats: 2 x (sum over layers of kv_heads x head_dim) x page_size x itemsize.
+        Of floats: 2 x (sum over layers of kv_heads x head_dim) x page_size x itemsize, and the bounds.
         """
         return self._offsets[-1]
 
@@ -179,4 +195,4 @@ def _bytes(codec: AnyCodec, dims: int, *, keys: bool) -> int:
 
 def _name(spec: LayerSpec) -> str:
     codecs = "".join(f"{side}{codec.name}" for side, codec in (("k", spec.k), ("v", spec.v)) if codec)
-    return f"{spec.kv_heads}x{spec.head_dim}{codecs}"
+    return f"{spec.kv_heads}x{spec.head_dim}{codecs}{'bounds' if spec.bounds else ''}"

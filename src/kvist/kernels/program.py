@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kvist.cache.policy import Choice
+from kvist.kernels.operands import Buffer as Buffer
+from kvist.kernels.operands import Rotary as Rotary
 from kvist.kernels.step import BatchMetadata as BatchMetadata
 from kvist.kernels.step import Limits as Limits
 from kvist.kernels.step import SequenceRows as SequenceRows
@@ -32,28 +35,6 @@ if TYPE_CHECKING:
     from kvist.kernels.choosing import Chooser
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
-
-
-@dataclass(frozen=True, slots=True)
-class Buffer:
-    """A named float32 array of (rows of the step, width); `sampled` buffers have a row per sampled row instead."""
-
-    name: str
-    width: int
-    sampled: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rotary:
-    """Tables of rotary angles, float32 (positions, half): pairs are (i, i + half) of a head."""
-
-    cos: Floats
-    sin: Floats
-
-    @property
-    def half(self) -> int:
-        """Pairs that are rotated."""
-        return int(self.cos.shape[1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,6 +114,13 @@ class Seal:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Bound:
+    """Keep what a layer's keys lie between, in each page that this step has filled: each dim's smallest and largest."""
+
+    layer: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Attend:
     """out = softmax(scale * q K^T) V over positions 0..t of the row's sequence, or t - window + 1..t.
 
@@ -143,6 +131,10 @@ class Attend:
     the angles of `turn`, which turn it back by 0.. positions (None: q is not turned).
 
     Of a packed layer a row reads its own page and page 0 exactly, others as they were packed. mix: as it was stored.
+
+    choice: a row reads so many of the pages up to its own: the first, its own, the one before, and for each KV head
+    those whose keys could score most, by their bounds: max over its query heads of sum_i max(q_i low_i, q_i high_i); of
+    equals the earlier, and what is no number counts for nothing. It goes with neither windows nor packed pages.
     """
 
     q: Buffer
@@ -155,6 +147,7 @@ class Attend:
     first: int = 0
     turn: Rotary | None = None
     mix: Mix | None = None
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -234,7 +227,7 @@ class Experts:
     clamp: float | None = None
 
 
-Op = Embed | Norm | Matmul | RotaryStore | Seal | Attend | Gate | Cap | Experts | Observe | Copy
+Op = Embed | Norm | Matmul | RotaryStore | Seal | Bound | Attend | Gate | Cap | Experts | Observe | Copy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -253,7 +246,7 @@ class Program:
     def logits(self) -> Buffer:
         """The buffer the last operation writes."""
         last = self.ops[-1]
-        assert not isinstance(last, RotaryStore | Seal | Observe | Copy)
+        assert not isinstance(last, RotaryStore | Seal | Bound | Observe | Copy)
         return last.out
 
 

@@ -21,6 +21,7 @@ from kvist.kernels.program import (
     Activation,
     Attend,
     BatchMetadata,
+    Bound,
     Cap,
     Copy,
     Embed,
@@ -39,6 +40,7 @@ from kvist.kernels.program import (
     Weight,
     WeightType,
 )
+from kvist.kernels.reference_choice import best_pages, keep_bounds
 from kvist.kernels.reference_choosing import ReferenceChooser
 
 Array = npt.NDArray[np.float64]
@@ -102,6 +104,8 @@ class ReferenceExecutable:
                     self._rotary_store(op, buffers, batch)
                 case Seal():
                     self._seal(op.layer, batch)
+                case Bound():
+                    keep_bounds(self._pools, op.layer, batch)
                 case Attend():
                     q = buffers[op.q.name]
                     buffers[op.out.name] = np.concatenate(
@@ -174,15 +178,20 @@ class ReferenceExecutable:
             exact, sealed = (self._numbers(place, op.layer, kv_head, sequence) for place in self._pools_of(op.layer))
             for r in range(sequence.count):
                 end = sequence.position + r + 1
-                seen = slice(max(0, end - op.window) if op.window else 0, end)
+                seen = np.arange(max(0, end - op.window) if op.window else 0, end)
                 page_size = self._pools[0].layout.page_size
                 pages = np.arange(end) // page_size
+                if op.choice is not None:
+                    (place, pool), heads = self._pools_of(op.layer)[0], slice(kv_head * group, (kv_head + 1) * group)
+                    table = sequence.pages[place][: pages[-1] + 1]
+                    chosen = best_pages(op.choice, rows[r, heads], pool, op.layer, kv_head, table)
+                    seen = seen[np.isin(pages, chosen)]
                 own = (pages == 0) | (pages == (end - 1) // page_size)
                 K, V = (np.where(own[:, None], a[:end], b[:end]) for a, b in zip(exact, sealed, strict=True))
                 for head in range(kv_head * group, (kv_head + 1) * group):
                     scores = K[seen] @ rows[r, head] * op.scale
                     value = V[seen]
-                    if kept := min(op.first, seen.start):
+                    if kept := min(op.first, int(seen[0])):
                         query = _turned_back(op, rows[r, head], end - 1 - (op.first + (op.window or 0) - 1))
                         scores = np.concatenate([K[:kept] @ query * op.scale, scores])
                         value = np.concatenate([V[:kept], value])

@@ -31,7 +31,8 @@ class BatchMetadata:
     Int32 arrays: one entry a row, but `sampled_rows`: the rows whose logits are asked for. positions: what a row's
     angles or learned positions go by; slots: where in its sequence's pages K and V go. row_pages: (groups, rows), the
     page of the slot.
-    full_pages: (groups, n), pages that this step fills, to be sealed in packed layers; not a sequence's page 0.
+    full_pages: (groups, n), pages that this step fills: what packed layers seal, and whose bounds are kept. Not of page
+    0 of a sequence, which is never read as it was packed and always by who chooses.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -45,8 +46,9 @@ class BatchMetadata:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest step a bound program must take."""
+    """The largest step a bound program must take. positions: of a sequence (None: what the pages hold)."""
 
     rows: int
     sampled: int
     sequences: int
+    positions: int | None = None

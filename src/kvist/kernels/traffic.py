@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvist.cache.layout import PageLayout
+from kvist.cache.policy.base import ALWAYS, Choice
 from kvist.kernels.program import (
     Attend,
     BatchMetadata,
+    Bound,
     Buffer,
     Cap,
     Copy,
@@ -113,6 +115,20 @@ class StepSize:
             positions += min(first, max(0, before.start))
         return positions, seen
 
+    def chosen(self, choice: Choice, page_size: int) -> tuple[int, int, int]:
+        """positions and seen where rows choose pages, and the pages whose bounds they look at.
+
+        Rows of one sequence may choose the same: the pages of its newest row count.
+        """
+        positions = seen = looked = 0
+        for position, count in self.sequences:
+            for at in range(position, position + count):
+                pages = at // page_size + 1
+                read = (choice.count(pages) - 1) * page_size + at % page_size + 1
+                seen += read
+            positions, looked = positions + read, looked + max(0, pages - ALWAYS)
+        return positions, seen, looked
+
 
 def traffic_of(ops: Sequence[Op], size: StepSize, program: Program, layouts: Sequence[PageLayout]) -> Traffic:
     """What ops that run as one must move and compute; layouts: of the pages of each group of layers.
@@ -137,7 +153,7 @@ def traffic_of(ops: Sequence[Op], size: StepSize, program: Program, layouts: Seq
 
 def rows_of(op: Op, size: StepSize) -> int:
     """Rows an op computes in a step."""
-    sampled = not isinstance(op, RotaryStore | Seal | Observe | Copy) and op.out.sampled
+    sampled = not isinstance(op, RotaryStore | Seal | Bound | Observe | Copy) and op.out.sampled
     return size.sampled if sampled else size.rows
 
 
@@ -152,7 +168,7 @@ def buffers_of(op: Op) -> tuple[list[Buffer], list[Buffer]]:
             return [op.x] + ([op.residual] if op.residual else []), [op.out]
         case RotaryStore():
             return [op.q, op.k, op.v], [op.q, op.k] if op.rotary else []
-        case Seal():
+        case Seal() | Bound():
             return [], []
         case Attend():
             return [op.q], [op.out]
@@ -190,12 +206,10 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layouts: S
                 weights=rows * 2 * half * 4, pages_written=rows * _slot_bytes(layouts, op.layer, packed=False),
                 operations=rows * heads * half * 6,
             )  # fmt: skip
+        case Seal() | Bound():  # once a page, not once a step
+            return Traffic()
         case Attend():
-            positions, seen = size.within(op.window, op.first)
-            return Traffic(
-                pages_read=positions * _slot_bytes(layouts, op.layer, packed=True),
-                operations=program.num_heads * seen * (4 * program.head_dim + (3 if op.softcap else 0)),
-            )
+            return _attention_traffic(op, size, program, layouts)
         case Experts():
             first, count = op.experts[0], len(op.experts)
             used = count * (1 - (1 - op.chosen / count) ** rows)  # that rows choose, if they choose evenly
@@ -216,8 +230,29 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layouts: S
             return Traffic(operations=rows * op.out.width * (ACTIVATION_OPS[op.activation] + (1 if op.up else 0)))
 
 
+def _attention_traffic(op: Attend, size: StepSize, program: Program, layouts: Sequence[PageLayout]) -> Traffic:
+    """K and V that are seen, and the bounds of the pages that are chosen from."""
+    each = 4 * program.head_dim + (3 if op.softcap else 0)
+    if op.choice is None:
+        positions, seen = size.within(op.window, op.first)
+        bounds = looked = 0
+    else:
+        positions, seen, looked = size.chosen(op.choice, layouts[0].page_size)
+        bounds = sum(_bounds_bytes(layout, op.layer) for layout in layouts)
+    return Traffic(
+        pages_read=positions * _slot_bytes(layouts, op.layer, packed=True) + looked * bounds,
+        operations=program.num_heads * (seen * each + looked * 4 * program.head_dim),
+    )
+
+
+def _bounds_bytes(layout: PageLayout, layer: int) -> int:
+    """Bounds of one page in one layer."""
+    spec = layout.layers[layer]
+    return spec.kv_heads * layout.bounds_bytes(layer) if spec else 0
+
+
 def _slot_bytes(layouts: Sequence[PageLayout], layer: int, *, packed: bool) -> int:
     """K and V of one position in one layer; of a packed layer as it is packed, or as floats."""
     held = [layout for layout in layouts if layout.layers[layer] is not None]
     chosen = [layout for layout in held if layout.spec(layer).packed == packed] or held
-    return sum(layout.layer_bytes(layer) // layout.page_size for layout in chosen)
+    return sum((layout.layer_bytes(layer) - _bounds_bytes(layout, layer)) // layout.page_size for layout in chosen)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kvist.cache.policy import Span
+from kvist.cache.policy import Choice, Span
 from kvist.kernels.program import (
     Attend,
+    Bound,
     Buffer,
     Cap,
     Embed,
@@ -39,6 +40,7 @@ def build_program(
     spans: Sequence[Span] | None = None,
     turns: tuple[Rotary | None, Rotary | None] = (None, None),
     packed: Mapping[int, Mix | None] | None = None,
+    choices: Sequence[Choice | None] | None = None,
 ) -> Program:
     """Write the step of a model as a program.
 
@@ -47,10 +49,12 @@ def build_program(
     matrices and vectors are named by role: "embed", "layers.0.q", "layers.0.q.bias", ... (see `families`); biases may
     be absent. local: rotary angles of the layers with a window, where they have their own. spans: what a token sees in
     each layer (None: as the model has it). turns: angles that turn queries back towards sinks, and the local ones.
-    packed: the layers whose pages are packed, and how their heads are turned for it.
+    packed: the layers whose pages are packed, and how their heads are turned for it. choices: how many pages a token
+    chooses to read in each layer (None: all it sees).
     """
     seen = spans or [Span(config.window(layer)) for layer in range(config.num_layers)]
-    return _Writer(config, matrices, vectors, rotary, local, seen, turns, packed or {}).program()
+    chosen = choices or [None] * config.num_layers
+    return _Writer(config, matrices, vectors, rotary, local, seen, turns, packed or {}, chosen).program()
 
 
 class _Writer:
@@ -59,9 +63,11 @@ class _Writer:
     def __init__(
         self, config: ModelConfig, matrices: Matrices, vectors: Vectors, rotary: Rotary | None, local: Rotary | None,
         spans: Sequence[Span], turns: tuple[Rotary | None, Rotary | None], packed: Mapping[int, Mix | None],
+        choices: Sequence[Choice | None],
     ) -> None:  # fmt: skip
         self._config, self._matrices, self._vectors = config, matrices, vectors
         self._rotary, self._local, self._spans, self._turns, self._packed = rotary, local, spans, turns, packed
+        self._choices = choices
         hidden, inner = padded(config.hidden_size), padded(config.intermediate_size)
         heads = config.num_heads * config.stored_head_dim
         kv_heads = config.num_kv_heads * config.stored_head_dim
@@ -111,6 +117,7 @@ class _Writer:
         ops += [
             RotaryStore(q, k, v, layer, self._local if local else self._rotary, self._packed.get(layer)),
             *([Seal(layer)] if layer in self._packed else []),
+            *([Bound(layer)] if self._choices[layer] else []),
             Attend(
                 q,
                 a,
@@ -122,6 +129,7 @@ class _Writer:
                 first,
                 self._turns[local] if first else None,
                 self._packed.get(layer),
+                self._choices[layer],
             ),
         ]
         return ops + self._added(at + "o", a, at + "attention_post_norm")

@@ -158,15 +158,16 @@ def preempted(caching: bool) -> Callable[[Bench, Record], Difference]:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A name for the table, and what to run; page_size: of the largest pages it asks for."""
+    """A name for the table, and what to run; page_size: of the largest pages it asks for; cached: with a cache."""
 
     name: str
     run: Callable[[Bench, Record], Difference]
     page_size: int = 0
+    cached: bool = True
 
 
 SCENARIOS: tuple[Scenario, ...] = (
-    Scenario("uncached = cached", uncached),
+    Scenario("uncached = cached", uncached, cached=False),
     *(Scenario(f"chunks of {size} = whole", chunks(size)) for size in (1, 7, 64, 512)),
     *(Scenario(f"batch of {size} = alone", batch(size)) for size in (2, 7, 16)),
     *(Scenario(f"page size {size} = 16", page_size(size), size) for size in (32, 64, 128)),

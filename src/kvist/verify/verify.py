@@ -52,10 +52,16 @@ def verify(
     """Yield a row for each scenario and codec; `starting` is told before each.
 
     Quick: shorter prompts, 8 generated tokens. Where the config has a speculative_config (draft: its model) there is a
-    scenario more; all others run without it. Pages that the policy does not take are left out.
+    scenario more; all others run without it. Pages that the policy does not take are left out,
+    and where it goes by pages other sizes and no cache at all.
     """
     scenarios = SCENARIOS if config.speculative_config is None else (*SCENARIOS, AS_GIVEN)
-    scenarios = tuple(scenario for scenario in scenarios if policy(config.policy).takes(scenario.page_size))
+    rule = policy(config.policy)
+    scenarios = tuple(
+        scenario
+        for scenario in scenarios
+        if rule.takes(scenario.page_size) and not (rule.paged and (scenario.page_size or not scenario.cached))
+    )
     lengths, few, generated = (QUICK_LENGTHS, QUICK_FEW, 8) if quick else (LENGTHS, FEW, 32)
     room = min(model.config.max_positions, config.max_model_len or model.config.max_positions)
     lengths, few = (tuple(n for n in sizes if n + 3 * generated + 8 <= room) for sizes in (lengths, few))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from kvist.cache.policy.base import Policy, Span
+from kvist.cache.policy.base import Choice, Policy, Span
 from kvist.errors import unknown_name
 
-__all__ = ["POLICIES", "Policy", "Span", "policy"]
+__all__ = ["POLICIES", "Choice", "Policy", "Span", "policy"]
 
-POLICIES = ("evict", "full", "window")
+POLICIES = ("evict", "full", "topk", "window")
 
 
 def policy(text: str) -> Policy:

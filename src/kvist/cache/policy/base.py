@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+WHOLE = 10_000
+"""The share that is all pages."""
+
+ALWAYS = 3
+"""Pages that a token reads wherever it chooses: the first, its own, the one before."""
 
 
 class Span(NamedTuple):
@@ -10,6 +17,21 @@ class Span(NamedTuple):
 
     window: int | None = None
     sinks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How many pages a token reads: `share` ten-thousandths of those up to its own, but `least`, or all there are.
+
+    Page 0, its own and the one before are always among them; of the others those that a kernel finds best.
+    """
+
+    share: int
+    least: int
+
+    def count(self, pages: int) -> int:
+        """Pages that a token reads where it is in the last one of `pages`."""
+        return min(pages, max(self.least, -(-pages * self.share // WHOLE)))
 
 
 class Policy(Protocol):
@@ -22,9 +44,16 @@ class Policy(Protocol):
     def span(self, window: int | None) -> Span:
         """What a token sees in a layer whose own window, as the model has it, is `window`."""
 
+    def choice(self, layer: int) -> Choice | None:
+        """How many pages a token chooses to read in a layer; None: all it sees."""
+
     @property
     def endless(self) -> bool:
         """Whether positions beyond those a model was trained for can be run, since no token sees so far."""
+
+    @property
+    def paged(self) -> bool:
+        """Whether what a token sees goes by pages: their size changes answers, and there must be a cache."""
 
     def takes(self, page_size: int) -> bool:
         """Whether it works with pages of this size."""

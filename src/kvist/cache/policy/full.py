@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvist.cache.policy.base import Span
+from kvist.cache.policy.base import Choice, Span
 from kvist.errors import UsageError
 
 
@@ -15,6 +15,7 @@ class Full:
 
     name: ClassVar[str] = "full"
     endless: ClassVar[bool] = False
+    paged: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, arguments: str) -> Full:
@@ -26,6 +27,10 @@ class Full:
     def span(self, window: int | None) -> Span:
         """See `Policy`."""
         return Span(window)
+
+    def choice(self, layer: int) -> Choice | None:
+        """See `Policy`."""
+        return None
 
     def takes(self, page_size: int) -> bool:
         """See `Policy`."""

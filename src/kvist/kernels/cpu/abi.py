@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 # --- an op: [code, wait_from, wait_to, unit, arguments...]; ops wait_from..wait_to-1 must be done before it starts ----
-OP_SLOTS = 24
+OP_SLOTS = 25
 CODE, WAIT_FROM, WAIT_TO = 0, 1, 2
 UNIT = 3  # address of the compiled unit that runs it; 0: the loop itself does
 ARG = 4  # the first argument
@@ -17,6 +17,7 @@ PLAN, EMBED, RMS_NORM, LAYER_NORM, MATMUL, ROTARY_STORE, ATTEND, MERGE, GATE, LI
 CHOOSE, PLACE, GATHER, EXPERTS, COMBINE = range(12, 17)  # of a mixture of experts
 COPY, NORMALISE, OBSERVE = range(17, 20)  # what a policy wants to see of a step
 SEAL = 26
+BOUND, BEST = 27, 28  # of tokens that choose the pages they read
 READ, FMA_PEAK, CONVERT, FIND_NONFINITE = range(20, 24)
 DRAW, RATE = range(24, 26)  # tokens from rows of logits; log-probabilities
 
@@ -33,9 +34,13 @@ DRAW, RATE = range(24, 26)  # tokens from rows of logits; log-probabilities
     SEQUENCE_TABLE,  # address of their rows
     ITEMS,
     ITEM_TABLE,
-    ITEM_CAPACITY,
     MERGES,
     MERGE_TABLE,
+    CHOSEN_ITEMS,  # the same for layers in which tokens choose what they read
+    CHOSEN_ITEM_TABLE,
+    CHOSEN_MERGES,
+    CHOSEN_MERGE_TABLE,
+    ITEM_CAPACITY,
     PARTIALS,  # address of the partial results of split attention
     PARTIAL_ROWS,  # how many query rows (times KV heads) fit there
     GROUP,  # query heads per KV head
@@ -49,7 +54,8 @@ DRAW, RATE = range(24, 26)  # tokens from rows of logits; log-probabilities
     FULL_PAGES,  # address of int32 [groups][FULL]: their ids
     TIMES,  # address of two int64 per thread and op: nanoseconds waited, nanoseconds worked; 0: nobody asks
     CONTEXT_SLOTS,
-) = range(27)
+) = range(31)
+CHOSEN = CHOSEN_ITEMS - ITEMS
 
 # --- the board of a team (see `board`): lines of eight int64, and what its entry can be asked to do -------------------
 BOARD_LINE = 8
@@ -62,6 +68,7 @@ SEQUENCE_SLOTS = 5
 SEQ_ROW, SEQ_TOKENS, SEQ_POSITION, SEQ_PAGES, SEQ_STRIDE = range(5)
 
 # --- a piece of attention: a tile of query rows and a range of splits -----------------------------------------------
+# Where tokens choose, a row is alone; its pages are those it reads, a table a KV head, and positions count those alone.
 ITEM_SLOTS = 8
 ITEM_ROW, ITEM_TOKENS, ITEM_POSITION, ITEM_PAGES, ITEM_STRIDE, ITEM_FROM, ITEM_TO, ITEM_PARTIAL = range(8)
 
@@ -92,6 +99,8 @@ ITEM_ROW, ITEM_TOKENS, ITEM_POSITION, ITEM_PAGES, ITEM_STRIDE, ITEM_FROM, ITEM_T
 RATE_LOGITS, RATE_SIZE, RATE_LIKELIEST, RATE_TOKEN, RATE_COUNT, RATE_OUT, RATE_LOGITS_OUT = range(7)
 RATED_LARGEST, RATED_TOP, RATED_SUM, RATED_RANK, RATED_LOGIT, RATED_IDS = range(6)
 
+WHOLE = 10_000  # the share that is all pages (see `cache.policy.Choice`)
+ALWAYS = 3  # pages that a token which chooses always reads
 EVERYTHING = 1 << 40  # the window of a row that sees all positions
 TILE = 64  # positions of a tile, at multiples of 64
 SPLIT = 512  # positions of a split, at multiples of 512; partial results of splits are folded in order

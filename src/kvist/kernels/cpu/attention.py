@@ -21,6 +21,9 @@ Scratch of a thread, float32, R = rows of an item, d = head size::
     q [R][d]  p [R][64]  copies  part [R][d]  total [R][d]  part: max, sum [R]  total: max, sum [R]
     copies: K [4][d][16]  V [64][d]; of packed layers what `attention_sealed` needs
 
+Where tokens choose the pages they read (see `best_pages`), the pages of an item are those, as if there were no others:
+position, tiles and splits count what is read, so a row that reads all has the bits of one that does not choose.
+
 Queries that are turned back towards the first positions (see `attention_first`) lie where K and V are copied to.
 """
 
@@ -94,7 +97,8 @@ def make_attend_tile(dtype: str, score_few: Any, weigh_few: Any) -> Any:
                 weigh_many(pr, group, vr, n, acc + r * dims * 4, dims, 0)
             weigh_many(p + whole * 256, clear - whole, v_copy, TILE, acc + whole * dims * 4, dims, 0)
             return
-        n_pages, n_head = page_ids(follower, op), head + (n_kv_head - kv_head) * page_size * dims * 2 * itemsize
+        n_pages = page_ids(follower, op, n_kv_head)
+        n_head = head + (n_kv_head - kv_head) * page_size * dims * 2 * itemsize
         if tile + 1 < end:
             n_pages, n_begin, n_live, n_head = pages, begin + TILE, last + 1 - begin - TILE, head
         n0 = block_at(n_pages, n_begin, page_size, page_bytes, n_head, block_bytes)
@@ -146,9 +150,16 @@ def first_tile(item: int, window: int) -> tuple[int, int]:
 
 
 @jit
-def page_ids(item: int, op: int) -> int:
-    """Address of an item's page ids, those of the group that the op's layer is in."""
-    return slot(item, abi.ITEM_PAGES) + arg(op, 10) * slot(item, abi.ITEM_STRIDE)
+def item_of(ctx: int, op: int, piece: int) -> tuple[int, int]:
+    """A piece's item and KV head."""
+    chosen, kv_heads = arg(op, 20), slot(ctx, abi.KV_HEADS)
+    return slot(ctx, abi.ITEM_TABLE + chosen) + piece // kv_heads * ITEM_BYTES, piece % kv_heads
+
+
+@jit
+def page_ids(item: int, op: int, kv_head: int) -> int:
+    """Address of an item's page ids: those of the group that the op's layer is in, or those a KV head has chosen."""
+    return slot(item, abi.ITEM_PAGES) + (arg(op, 10) if arg(op, 20) == 0 else kv_head) * slot(item, abi.ITEM_STRIDE)
 
 
 @jit
@@ -178,10 +189,9 @@ def make_attend(dtype: str, packed: tuple[str, str] | None = None) -> Any:
         query, q_stride, out = arg(op, 0), arg(op, 1), arg(op, 2)
         dims, factor = arg(op, 3), arg_f32(op, 5)
         window, cap, sinks = arg(op, 6), arg_f32(op, 7), arg(op, 8)
-        item = slot(ctx, abi.ITEM_TABLE) + (piece // kv_heads) * ITEM_BYTES
-        kv_head = piece % kv_heads
+        item, kv_head = item_of(ctx, op, piece)
         row, tokens = slot(item, abi.ITEM_ROW), slot(item, abi.ITEM_TOKENS)
-        position, pages = slot(item, abi.ITEM_POSITION), page_ids(item, op)
+        position, pages = slot(item, abi.ITEM_POSITION), page_ids(item, op, kv_head)
         begin_split = max(slot(item, abi.ITEM_FROM), first_split(position, window))
         last_split, partial = slot(item, abi.ITEM_TO), slot(item, abi.ITEM_PARTIAL)
         page_size, page_bytes = slot(ctx, abi.PAGE_SIZE), arg(op, 9)
@@ -203,8 +213,8 @@ def make_attend(dtype: str, packed: tuple[str, str] | None = None) -> Any:
             row_sum = row_max + rows * 4
         place = row * q_stride + kv_head * group * dims * 4
         # the piece that probably follows: its first tile is asked for during this one's last
-        after = piece + 1 if piece + 1 < slot(ctx, abi.ITEMS) * kv_heads else piece
-        follower = slot(ctx, abi.ITEM_TABLE) + (after // kv_heads) * ITEM_BYTES
+        after = piece + 1 if piece + 1 < slot(ctx, abi.ITEMS + arg(op, 20)) * kv_heads else piece
+        follower, next_kv_head = item_of(ctx, op, after)
         n_begin, n_live = first_tile(follower, window)
         scale_rows(query + place, q_stride, rows, group, dims, splat(factor), q)
         begin_item(q, rows, dims, copy)
@@ -220,7 +230,7 @@ def make_attend(dtype: str, packed: tuple[str, str] | None = None) -> Any:
             for tile in range(max(split * (SPLIT // TILE), oldest // TILE), end):
                 attend_tile(
                     op, item, kv_head, tile, end, rows, group, position, dims, pages, page_size, page_bytes, head, q, p,
-                    copy, acc, row_max, row_sum, window, cap, follower, after % kv_heads, n_begin, n_live,
+                    copy, acc, row_max, row_sum, window, cap, follower, next_kv_head, n_begin, n_live,
                 )  # fmt: skip
             if partial < 0:
                 skip = max(0, split * SPLIT - position) * group

@@ -17,7 +17,7 @@ def merge(ctx: int, op: int, piece: int, tid: int) -> None:
     """Fold the partial results of one (sequence, KV head), in order of their splits, and write its rows."""
     group, kv_heads = slot(ctx, abi.GROUP), slot(ctx, abi.KV_HEADS)
     stride, out, dims, window, sinks = arg(op, 1), arg(op, 2), arg(op, 3), arg(op, 6), arg(op, 8)
-    item = slot(ctx, abi.MERGE_TABLE) + (piece // kv_heads) * ITEM_BYTES
+    item = slot(ctx, abi.MERGE_TABLE + arg(op, 20)) + (piece // kv_heads) * ITEM_BYTES
     kv_head = piece % kv_heads
     row, tokens = slot(item, abi.ITEM_ROW), slot(item, abi.ITEM_TOKENS)
     position, splits = slot(item, abi.ITEM_POSITION), slot(item, abi.ITEM_TO)

@@ -15,8 +15,9 @@ from kvist.kernels.cpu.chooser import CpuChooser
 from kvist.kernels.cpu.compile import load_kernels
 from kvist.kernels.cpu.jobs import convert, find_nonfinite
 from kvist.kernels.cpu.lower import Lowering, Table
+from kvist.kernels.cpu.lower_choice import most_pages, tables_shape
 from kvist.kernels.cpu.profile import Origins, Profile
-from kvist.kernels.cpu.sizes import partial_bytes, scratch_bytes
+from kvist.kernels.cpu.sizes import choosing_bytes, partial_bytes, scratch_bytes
 from kvist.kernels.cpu.team import Team
 from kvist.kernels.program import BatchMetadata, Buffer, Floats, Limits, Matmul, Program, Weight, WeightType
 from kvist.memory import allocate
@@ -65,8 +66,11 @@ class CpuExecutable:
         self._team, self._limits, self._pools = team, limits, pools
         buffers, matmuls = _buffers(program), [op for op in program.ops if isinstance(op, Matmul)]
         group = program.num_heads // program.num_kv_heads
+        chosen = tables_shape(program, pools, limits)
         items = 2 * (limits.rows + 64 * limits.sequences + 4096)
         scratch = scratch_bytes(group, program.head_dim)
+        if chosen[2]:
+            scratch = max(scratch, choosing_bytes(group, program.head_dim, most_pages(pools, limits)))
         partial_rows = PARTIAL_BYTES // partial_bytes(program.head_dim)
         memory = allocate({
             **{b.name: ((limits.sampled if b.sampled else limits.rows, b.width), np.float32) for b in buffers},
@@ -75,11 +79,16 @@ class CpuExecutable:
             "sequence table": ((limits.sequences, abi.SEQUENCE_SLOTS), np.int64),
             "item table": ((items, abi.ITEM_SLOTS), np.int64),
             "merge table": ((limits.sequences, abi.ITEM_SLOTS), np.int64),
+            "chosen pages": (chosen, np.int32),
+            "chosen item table": ((items if chosen[2] else 0, abi.ITEM_SLOTS), np.int64),
+            "chosen merge table": ((limits.sequences, abi.ITEM_SLOTS), np.int64),
             "partial results": ((partial_rows * partial_bytes(program.head_dim),), np.uint8),
             "scratch": ((team.threads, -(-scratch // 4096) * 4096), np.uint8),
         })  # fmt: skip
         self._likeliest = memory["likeliest"]
-        lowering = Lowering(program, pools, memory, memory["zeros"], self._likeliest, team.unit, team.threads)
+        lowering = Lowering(
+            program, pools, memory, memory["zeros"], self._likeliest, memory["chosen pages"], team.unit, team.threads
+        )
         self._program, self._chooser = program, CpuChooser(team)
         self._profile: Profile | None = None
         self._step, self._step_origins = lowering.table(program.ops)
@@ -96,6 +105,8 @@ class CpuExecutable:
             abi.ITEM_TABLE: memory["item table"].ctypes.data,
             abi.ITEM_CAPACITY: items,
             abi.MERGE_TABLE: memory["merge table"].ctypes.data,
+            abi.CHOSEN_ITEM_TABLE: memory["chosen item table"].ctypes.data,
+            abi.CHOSEN_MERGE_TABLE: memory["chosen merge table"].ctypes.data,
             abi.PARTIALS: memory["partial results"].ctypes.data,
             abi.PARTIAL_ROWS: partial_rows,
             abi.GROUP: group,

@@ -30,6 +30,7 @@ UNITS: dict[str, tuple[str, str | None]] = {
     "choosing": ("choosing", None),
     **{f"attend_{name}": ("attention", name) for name in DTYPES},
     **{f"observe_{name}": ("observe", name) for name in DTYPES},
+    **{f"best_{name}": ("best_pages", name) for name in DTYPES},
     **{f"weights_{name}": ("weights", name) for name in (*DTYPES, *BLOCK_TYPES)},
     **{f"experts_{name}": ("experts", name) for name in (*DTYPES, *BLOCK_TYPES)},
 }

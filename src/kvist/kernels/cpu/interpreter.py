@@ -40,10 +40,12 @@ def pieces_of(code: int, ctx: int, op: int) -> int:
     if code == abi.MATMUL:
         return matmul_pieces(ctx, op)
     if code == abi.ATTEND:
-        return slot(ctx, abi.ITEMS) * slot(ctx, abi.KV_HEADS)
+        return slot(ctx, abi.ITEMS + arg(op, 20)) * slot(ctx, abi.KV_HEADS)
     if code == abi.MERGE:
-        return slot(ctx, abi.MERGES) * slot(ctx, abi.KV_HEADS)
-    if code == abi.SEAL:
+        return slot(ctx, abi.MERGES + arg(op, 20)) * slot(ctx, abi.KV_HEADS)
+    if code == abi.BEST:
+        return slot(ctx, abi.ROWS) * slot(ctx, abi.KV_HEADS)
+    if code == abi.SEAL or code == abi.BOUND:
         return slot(ctx, abi.FULL) * slot(ctx, abi.KV_HEADS)
     if code == abi.PLAN or code == abi.PLACE:
         return 1
@@ -131,7 +133,7 @@ def run_piece(code: int, ctx: int, op: int, piece: int, tid: int) -> None:
     elif code == abi.MERGE:
         merge(ctx, op, piece, tid)
     elif code == abi.PLAN:
-        plan(ctx)
+        plan(ctx, op)
     elif code == abi.PLACE:
         place(ctx, op)
     elif code == abi.LIKELIEST:

@@ -16,11 +16,13 @@ import numpy.typing as npt
 from kvist.cache.pool import PagePool, floats_of, sealed_of
 from kvist.errors import UsageError
 from kvist.kernels.cpu import abi
+from kvist.kernels.cpu.lower_choice import Tables, best_row, bound_row, plan_rows
 from kvist.kernels.cpu.lower_experts import ExpertMemory, lower_experts
 from kvist.kernels.cpu.profile import Origins
 from kvist.kernels.cpu.row import Row, bits
 from kvist.kernels.program import (
     Attend,
+    Bound,
     Buffer,
     Cap,
     Copy,
@@ -55,13 +57,14 @@ class Lowering:
     buffers: dict[str, Floats]
     zeros: Floats
     likeliest: npt.NDArray[np.int64]
+    chosen: Tables
     unit: Callable[[str], int]
     threads: int
     keep: list[npt.NDArray[np.generic]] = field(default_factory=list)
 
     def table(self, ops: Sequence[Op]) -> tuple[Table, Origins]:
         """The rows of `ops`, preceded by the plan of the step's attention if they attend; what each stands for."""
-        rows = [Row(abi.PLAN, [], set(), {"items"})] if any(isinstance(op, Attend) for op in ops) else []
+        rows = plan_rows(ops, self.chosen)
         i = 0
         while i < len(ops):
             together = _fused(ops[i : i + 3])
@@ -118,6 +121,8 @@ class Lowering:
                 return [self._rotary_store(op)]
             case Seal():
                 return [self._seal(op)]
+            case Bound():
+                return [bound_row(op, self.program, self.pools)]
             case Attend():
                 return self._attend(op)
             case Gate():
@@ -255,11 +260,18 @@ class Lowering:
             op.window or abi.EVERYTHING, bits(op.softcap or 0.0), sinks, page_bytes, group, op.first,
             *((op.turn.half, self._address(op.turn.cos), self._address(op.turn.sin)) if op.turn else (0, 0, 0)),
             *(self._pages(sealed, op.layer) if sealed else (0, 0, 0)), *self._signs(op.mix),
+            abi.CHOSEN if op.choice else 0,
         ]  # fmt: skip
-        read, written = {op.q.name, f"pages {op.layer}", "items"}, {op.out.name, "partials"}
+        items, best = "items", list[Row]()
+        if op.choice is not None:
+            assert op.window is None and sealed is None
+            q = self._at(op.q), self._stride(op.q)
+            items, best = "chosen items", [best_row(op, op.choice, q, self.program, self.pools, self.chosen)]
+        read, written = {op.q.name, f"pages {op.layer}", items, "chosen pages"}, {op.out.name, "partials"}
         return [
+            *best,
             Row(abi.ATTEND, arguments, read, written, f"attend_{kind}"),
-            Row(abi.MERGE, arguments, {"partials", "items"}, {op.out.name}),
+            Row(abi.MERGE, arguments, {"partials", items}, {op.out.name}),
         ]
 
     def _observe(self, op: Observe) -> list[Row]:

@@ -17,6 +17,7 @@ from kvist.kernels.cpu import abi
 from kvist.kernels.program import (
     Attend,
     BatchMetadata,
+    Bound,
     Cap,
     Copy,
     Embed,
@@ -42,6 +43,7 @@ KINDS = {
     abi.LIKELIEST: "likeliest", abi.CAP: "cap", abi.CHOOSE: "choose",
     abi.PLACE: "place", abi.GATHER: "gather", abi.EXPERTS: "experts", abi.COMBINE: "combine", abi.COPY: "copy",
     abi.NORMALISE: "normalise", abi.OBSERVE: "observe",
+    abi.SEAL: "seal", abi.BOUND: "bound", abi.BEST: "best pages",
 }  # fmt: skip
 
 
@@ -119,5 +121,5 @@ def _name(op: Op, role: Callable[[Weight], str | None]) -> str:
             return op.kind
         case Gate():
             return op.activation
-        case RotaryStore() | Seal() | Attend() | Cap() | Experts() | Observe() | Copy():
+        case RotaryStore() | Seal() | Bound() | Attend() | Cap() | Experts() | Observe() | Copy():
             return ""

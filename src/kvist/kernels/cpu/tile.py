@@ -95,7 +95,7 @@ def make_stream(dtype: str, R: int, C: int) -> Any:
             for r in range(0, R, together):
                 rows = [builder.add(w, builder.mul(ws, I64(r + g))) for g in range(together)]
                 zeros = [[ZEROS] * C for _ in rows]
-                sums += _emit_sums(builder, form, rows, _rows_at(builder, x, xs, C), K, zeros, stream=True)
+                sums += emit_sums(builder, form, rows, _rows_at(builder, x, xs, C), K, zeros, stream=True)
             _store_tile(builder, sums, R, C, bias, res, rs, out, os)
             return context.get_dummy_value()
 
@@ -125,12 +125,12 @@ def make_panel_tile(C: int) -> Any:
             start = _emit_start(builder, C, args[9], args[10])
 
             def pairs() -> Sums:
-                return _emit_sums(builder, PAIR, rows, x_rows, even, start, ahead=args[12])
+                return emit_sums(builder, PAIR, rows, x_rows, even, start, ahead=args[12])
 
             def last() -> Sums:
                 at = [builder.add(row, builder.mul(even, I64(4 * PANEL_ROWS))) for row in rows]
                 x_at = [builder.add(row, builder.mul(even, I64(4))) for row in x_rows]
-                return _emit_sums(builder, ONE, at, x_at, I64(16), found)
+                return emit_sums(builder, ONE, at, x_at, I64(16), found)
 
             found = _emit_if(builder, builder.icmp_signed("!=", even, I64(0)), pairs, start)
             found = _emit_if(builder, builder.icmp_signed("!=", even, columns), last, found)
@@ -158,7 +158,7 @@ def make_keep_tile(dtype: str, C: int) -> Any:
             panel, x, xs, columns = args[:4]
             rows, x_rows = _rows_at(builder, args[13], args[14], PANEL_ROWS), _rows_at(builder, x, xs, C)
             start = _emit_start(builder, C, args[9], args[10])
-            found = _emit_sums(builder, form, rows, x_rows, columns, start, ahead=args[12], panel=panel)
+            found = emit_sums(builder, form, rows, x_rows, columns, start, ahead=args[12], panel=panel)
             _emit_end(builder, found, C, args[4:12])
             return context.get_dummy_value()
 
@@ -224,7 +224,7 @@ def _emit_if(builder: Any, condition: Any, then: Callable[[], Sums], otherwise: 
     return merged
 
 
-def _emit_sums(
+def emit_sums(
     builder: Any, form: Format, w_rows: list[Any], x_rows: list[Any], K: Any, start: Sums,
     *, stream: bool = False, ahead: Any = None, panel: Any = None,
 ) -> Sums:  # fmt: skip
