@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 import tiny
-from kvist.assemble import Sizes, assemble, choose_sizes, page_sharing
+from kvist.assemble import Sizes, assemble, choose_sizes
 from kvist.config import EngineConfig
 from kvist.errors import CapacityError, UnknownNameError, UsageError
 from kvist.kernels.cpu.backend import CpuBackend
+from kvist.layers import page_sharing
 from kvist.models.config import ModelConfig
 from kvist.models.load import Model, load_model
 

@@ -11,13 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kvist.cache.codec import Codec, Packed, codec
-from kvist.cache.codec.choice import float_type, layer_codecs
-from kvist.cache.codec.packed import signs
-from kvist.cache.group import PageGroup, Sharing, most_pages, page_groups
-from kvist.cache.layout import LayerSpec, PageLayout
+from kvist.cache.codec.choice import float_type
+from kvist.cache.group import Sharing, most_pages
 from kvist.cache.manager import CacheManager
-from kvist.cache.policy import Choice, Span, policy
+from kvist.cache.policy import policy
 from kvist.cache.policy.evict import Evict
 from kvist.cache.score import score
 from kvist.config import EngineConfig
@@ -31,7 +28,8 @@ from kvist.engine.speculative.proposer import Proposer
 from kvist.engine.speculative.speculator import Speculator
 from kvist.errors import CapacityError, InternalError, UsageError
 from kvist.events import EventChannel
-from kvist.kernels.program import Backend, Executable, Limits, Mix, Program, Rotary
+from kvist.kernels.program import Backend, Executable, Limits, Program, Rotary
+from kvist.layers import check_eviction, layer_choices, layer_spans, most_positions, packed_layers, page_sharing
 from kvist.models.config import ModelConfig
 from kvist.models.decoder import build_program
 from kvist.models.hub import resolve
@@ -39,8 +37,6 @@ from kvist.models.load import Model, load_model
 from kvist.models.rotary import frequencies, local_rotary_tables, rotary_tables, turning_back
 
 PREFAULT_BYTES = 1 << 30
-SMALL_WINDOW = 1024  # layers of a model's own that see no more are not packed
-MOST_POSITIONS = 1 << 20  # of a sequence whose tokens see a window: the table of angles has a row for each
 NUMERIC_VERSION = b"1"  # of the kernels' arithmetic: raise it whenever a change may change a bit
 
 
@@ -50,56 +46,6 @@ class Sizes:
 
     max_model_len: int
     num_pages: int
-
-
-def page_sharing(model: ModelConfig, config: EngineConfig, floats: str) -> Sharing:
-    """The groups of a model's layers, and how they share memory. floats: the type of pages that are not packed."""
-    specs = layer_specs(model, config, codec(floats))
-    spans = layer_spans(model, config)
-    for span, spec in zip(spans, specs, strict=True):
-        if spec.packed and span.sinks > config.page_size:
-            raise UsageError(
-                f"policy {config.policy} with packed pages: its {span.sinks} sinks must lie in the first page, which "
-                f"is read as floats, and pages have {config.page_size} slots: give fewer sinks or larger pages"
-            )
-    groups = page_groups(PageLayout(specs, config.page_size, codec(floats)), spans)
-    return Sharing(groups, config.max_num_seqs, config.max_num_batched_tokens)
-
-
-def layer_specs(model: ModelConfig, config: EngineConfig, floats: Codec) -> tuple[LayerSpec, ...]:
-    """What each layer keeps, and how. Layers with a small window of their own stay floats: there is little to win."""
-    plain = LayerSpec(model.num_kv_heads, model.stored_head_dim)
-    chosen = layer_codecs(config.kv_cache_dtype, config.kv_cache_skip_layers, model.num_layers, floats)
-    small = [(model.window(layer) or SMALL_WINDOW + 1) <= SMALL_WINDOW for layer in range(model.num_layers)]
-    specs = tuple(
-        replace(plain, k=codecs.k, v=codecs.v) if codecs.packed and not near else plain
-        for codecs, near in zip(chosen, small, strict=True)
-    )
-    choices = layer_choices(model, config)
-    if any(choices) and any(spec.packed for spec in specs):
-        raise UsageError(
-            f"policy {config.policy} with kv_cache_dtype {config.kv_cache_dtype}: pages are chosen by bounds of exact "
-            "keys, which packed pages do not keep: give f32, f16 or bf16, or policy full"
-        )
-    return tuple(replace(spec, bounds=choice is not None) for spec, choice in zip(specs, choices, strict=True))
-
-
-def layer_choices(model: ModelConfig, config: EngineConfig) -> list[Choice | None]:
-    """How many pages a token chooses to read in each layer."""
-    return [policy(config.policy).choice(layer) for layer in range(model.num_layers)]
-
-
-def layer_spans(model: ModelConfig, config: EngineConfig) -> list[Span]:
-    """What a token sees in each layer, by the model and the policy. A window that sees all positions is none."""
-    longest, rule = config.max_model_len or model.max_positions, policy(config.policy)
-    spans = [rule.span(model.window(layer)) for layer in range(model.num_layers)]
-    return [Span() if span.window is not None and span.window >= longest else span for span in spans]
-
-
-def most_positions(model: ModelConfig, config: EngineConfig) -> int:
-    """The longest sequence that can be run: what the model was trained for, or more where no token sees so far."""
-    endless = policy(config.policy).endless and model.positions == "rotary"
-    return MOST_POSITIONS if endless else model.max_positions
 
 
 def choose_sizes(model: ModelConfig, config: EngineConfig, sharings: Sequence[Sharing]) -> Sizes:
@@ -204,7 +150,7 @@ def _running(
     groups = _sharing(model, config).shared(sizes.num_pages)
     beyond = 0
     if isinstance(rule, Evict):
-        _check_eviction(model.config, rule, groups)
+        check_eviction(model.config, rule, groups)
         beyond = max(score(rule.by).ahead, score(rule.by).beyond(sizes.max_model_len))
     manager = CacheManager(
         groups,
@@ -232,7 +178,7 @@ def _running(
         local,
         spans,
         turns,
-        _packed_layers(manager.groups),
+        packed_layers(manager.groups),
         layer_choices(model.config, config),
     )
     pools, budget = [ledger.pool for ledger in manager.ledgers], config.max_num_batched_tokens
@@ -245,38 +191,6 @@ def _running(
         return backend.bind(watched, pools, Limits(budget, 1, 1, sizes.max_model_len))
 
     return runner, manager, Evictor(rule, program, bind, manager, budget, sizes.max_model_len, instruction)
-
-
-def _check_eviction(model: ModelConfig, rule: Evict, groups: Sequence[PageGroup]) -> None:
-    """Refuse what entries cannot be evicted from."""
-    if any(group.exact for group in groups):
-        raise UsageError(
-            f"policy {rule.name}: a page is packed once, when it is full, and what is kept of it would be packed "
-            "again; give kv_cache_dtype f32, f16 or bf16"
-        )
-    if any(group.window is not None for group in groups):
-        raise UsageError(
-            f"policy {rule.name}: layers of this model have windows, which go by positions, and slots of kept entries "
-            "are none; give another policy"
-        )
-    if model.sinks and score(rule.by).watch in ("sum", "max"):
-        raise UsageError(f"policy {rule.name}: this model's learned sinks take part in attention; give by=knorm")
-    if model.positions == "learned" and score(rule.by).beyond(1):
-        raise UsageError(
-            f"policy {rule.name}: it reads on behind the prompt, where this model has no learned positions; give "
-            "by=snapkv"
-        )
-
-
-def _packed_layers(groups: Sequence[PageGroup]) -> dict[int, Mix | None]:
-    """The layers whose pages are packed, and how their heads are turned for it."""
-    found: dict[int, Mix | None] = {}
-    for group in groups:
-        for layer, spec in enumerate(group.layout.layers):
-            if spec is not None and spec.packed:
-                k, v = (isinstance(codec, Packed) and codec.rotated for codec in group.layout.codecs(layer))
-                found[layer] = Mix(signs(spec.head_dim), k, v) if k or v else None
-    return found
 
 
 def _check_draft(model: Model, draft: Model) -> None:

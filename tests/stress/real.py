@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvist.assemble import assemble, page_sharing
+from kvist.assemble import assemble
 from kvist.config import EngineConfig, SpeculativeConfig
 from kvist.engine.engine import Engine
 from kvist.kernels.program import Backend
+from kvist.layers import page_sharing
 from kvist.models.load import Model
 
 

@@ -41,8 +41,8 @@ Policy = Annotated[
     str | None,
     _engine(
         "--policy",
-        "Which positions a token sees: full; window:1024+4, the newest 1,024 and the first 4; topk:0.25, the quarter of "
-        "the pages that matters most to it; evict:0.5, half of a prompt's.",
+        "Which positions a token sees: full; window:1024+4, the newest 1,024 and the first 4; topk:0.25, the quarter "
+        "of the pages that matters most to it; evict:0.5, half of a prompt's.",
     ),
 ]
 MaxBatchedTokens = Annotated[int | None, _engine("--max-num-batched-tokens", "Tokens a step computes at most.")]

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from kvist.cache.codec import codec
-from kvist.cache.pool import PagePool, floats_of, sealed_of
-from kvist.cache.table import GONE
+from kvist.cache.pool import PagePool
 from kvist.kernels.program import (
     BLOCK_TYPES,
     Activation,
@@ -30,18 +28,17 @@ from kvist.kernels.program import (
     Gate,
     Limits,
     Matmul,
-    Mix,
     Norm,
     Observe,
     Program,
     RotaryStore,
     Seal,
-    SequenceRows,
     Weight,
     WeightType,
 )
-from kvist.kernels.reference_choice import best_pages, keep_bounds
+from kvist.kernels.reference_choice import keep_bounds
 from kvist.kernels.reference_choosing import ReferenceChooser
+from kvist.kernels.reference_pages import ReferencePages
 
 Array = npt.NDArray[np.float64]
 
@@ -80,7 +77,7 @@ class ReferenceExecutable:
     """Interprets a program; buffers are rows of float64 made anew each step."""
 
     def __init__(self, program: Program, pools: Sequence[PagePool]) -> None:
-        self._program, self._pools = program, pools
+        self._program, self._pools, self._pages = program, pools, ReferencePages(program, pools)
 
     def run(self, batch: BatchMetadata) -> Floats:
         """See `kernels.program.Executable`."""
@@ -101,15 +98,15 @@ class ReferenceExecutable:
                         out if op.residual is None else out + buffers[op.residual.name][:, : op.weight.rows]
                     )
                 case RotaryStore():
-                    self._rotary_store(op, buffers, batch)
+                    self._pages.rotary_store(op, buffers, batch)
                 case Seal():
-                    self._seal(op.layer, batch)
+                    self._pages.seal(op.layer, batch)
                 case Bound():
                     keep_bounds(self._pools, op.layer, batch)
                 case Attend():
                     q = buffers[op.q.name]
                     buffers[op.out.name] = np.concatenate(
-                        [self._attend(op, q, sequence) for sequence in batch.sequences]
+                        [self._pages.attend(op, q, sequence) for sequence in batch.sequences]
                     )
                 case Gate():
                     out = activation(op.activation, buffers[op.x.name])
@@ -117,7 +114,7 @@ class ReferenceExecutable:
                 case Experts():
                     buffers[op.out.name] = _experts(op, buffers)
                 case Observe():
-                    self._observe(op, buffers[op.q.name], batch.sequences[0])
+                    self._pages.observe(op, buffers[op.q.name], batch.sequences[0])
                 case Copy():
                     op.into[: len(batch.tokens)] = buffers[op.x.name]
                 case Cap():
@@ -134,134 +131,6 @@ class ReferenceExecutable:
     def chooser(self) -> ReferenceChooser:
         """See `kernels.program.Executable`."""
         return ReferenceChooser()
-
-    def _pools_of(self, layer: int) -> tuple[tuple[int, PagePool], tuple[int, PagePool]]:
-        """The groups and pages that a layer's numbers are written to, and that its full pages are read from."""
-        return floats_of(self._pools, layer), sealed_of(self._pools, layer) or floats_of(self._pools, layer)
-
-    def _rotary_store(self, op: RotaryStore, buffers: dict[str, Array], batch: BatchMetadata) -> None:
-        dims = self._program.head_dim
-        heads = {b.name: buffers[b.name].reshape(len(batch.tokens), -1, dims) for b in (op.q, op.k, op.v)}
-        if op.rotary is not None:
-            half = op.rotary.half
-            cos, sin = (table[batch.positions].astype(np.float64)[:, None] for table in (op.rotary.cos, op.rotary.sin))
-            for x in (heads[op.q.name], heads[op.k.name]):
-                a, b = x[..., :half].copy(), x[..., half : 2 * half].copy()
-                x[..., :half], x[..., half : 2 * half] = a * cos - b * sin, b * cos + a * sin
-        if op.mix is not None:
-            for x in (heads[op.q.name], heads[op.k.name]) if op.mix.k else ():
-                x[...] = _mixed(op.mix, x)
-            if op.mix.v:
-                heads[op.v.name][...] = _mixed(op.mix, heads[op.v.name])
-        group, pool = self._pools_of(op.layer)[0]
-        page_size = pool.layout.page_size
-        for row, page in enumerate(batch.row_pages[group]):
-            slot = int(batch.slots[row]) % page_size
-            for head in range(self._program.num_kv_heads):
-                k = heads[op.k.name][row, head][None].astype(np.float32)
-                v = heads[op.v.name][row, head][None].astype(np.float32)
-                pool.write(int(page), op.layer, head, slice(slot, slot + 1), k, v)
-
-    def _seal(self, layer: int, batch: BatchMetadata) -> None:
-        (source, exact), (target, sealed) = self._pools_of(layer)
-        for page, into in zip(batch.full_pages[source], batch.full_pages[target], strict=True):
-            for head in range(self._program.num_kv_heads):
-                sealed.pack(int(into), layer, head, *exact.read(int(page), layer, head))
-
-    def _attend(self, op: Attend, q: Array, sequence: SequenceRows) -> Array:
-        """Attention of one sequence's rows, (rows, heads * head size)."""
-        program = self._program
-        group, dims = program.num_heads // program.num_kv_heads, program.head_dim
-        rows = q[sequence.first : sequence.first + sequence.count].reshape(sequence.count, program.num_heads, dims)
-        out = np.empty_like(rows)
-        for kv_head in range(program.num_kv_heads):
-            exact, sealed = (self._numbers(place, op.layer, kv_head, sequence) for place in self._pools_of(op.layer))
-            for r in range(sequence.count):
-                end = sequence.position + r + 1
-                seen = np.arange(max(0, end - op.window) if op.window else 0, end)
-                page_size = self._pools[0].layout.page_size
-                pages = np.arange(end) // page_size
-                if op.choice is not None:
-                    (place, pool), heads = self._pools_of(op.layer)[0], slice(kv_head * group, (kv_head + 1) * group)
-                    table = sequence.pages[place][: pages[-1] + 1]
-                    chosen = best_pages(op.choice, rows[r, heads], pool, op.layer, kv_head, table)
-                    seen = seen[np.isin(pages, chosen)]
-                own = (pages == 0) | (pages == (end - 1) // page_size)
-                K, V = (np.where(own[:, None], a[:end], b[:end]) for a, b in zip(exact, sealed, strict=True))
-                for head in range(kv_head * group, (kv_head + 1) * group):
-                    scores = K[seen] @ rows[r, head] * op.scale
-                    value = V[seen]
-                    if kept := min(op.first, int(seen[0])):
-                        query = _turned_back(op, rows[r, head], end - 1 - (op.first + (op.window or 0) - 1))
-                        scores = np.concatenate([K[:kept] @ query * op.scale, scores])
-                        value = np.concatenate([V[:kept], value])
-                    scores = scores if op.softcap is None else op.softcap * np.tanh(scores / op.softcap)
-                    top = scores.max() if op.sinks is None else max(scores.max(), op.sinks[head])
-                    p = np.exp(scores - top)
-                    rest = 0.0 if op.sinks is None else np.exp(op.sinks[head] - top)
-                    made = p @ value / (p.sum() + rest)
-                    out[r, head] = _unmixed(op.mix, made) if op.mix is not None and op.mix.v else made
-        return out.reshape(sequence.count, -1)
-
-    def _numbers(
-        self, place: tuple[int, PagePool], layer: int, kv_head: int, sequence: SequenceRows
-    ) -> tuple[Array, Array]:
-        """K and V of a sequence's positions in one pool; NaN where a page is gone."""
-        number, pool = place
-        page_size, length = pool.layout.page_size, sequence.position + sequence.count
-        shape = (len(sequence.pages[number]) * page_size, self._program.head_dim)
-        K, V = (np.full(shape, np.nan) for _ in range(2))
-        for i, page in enumerate(sequence.pages[number]):
-            if page != GONE:
-                where = slice(i * page_size, (i + 1) * page_size)
-                K[where], V[where] = pool.read(int(page), layer, kv_head)
-        return K[:length], V[:length]
-
-    def _observe(self, op: Observe, q: Array, sequence: SequenceRows) -> None:
-        """What the rows give to each position."""
-        program, (number, pool) = self._program, floats_of(self._pools, op.layer)
-        dims, group = program.head_dim, program.num_heads // program.num_kv_heads
-        rows = q.reshape(len(q), program.num_heads, dims)
-        for kv_head, into in enumerate(op.into):
-            keys = np.concatenate([pool.read(int(page), op.layer, kv_head)[0] for page in sequence.pages[number]])
-            for r, heads in enumerate(rows[:, kv_head * group : (kv_head + 1) * group]):
-                for query in heads:
-                    scores = keys[: sequence.position + r + 1] @ query * op.scale
-                    scores = scores if op.softcap is None else op.softcap * np.tanh(scores / op.softcap)
-                    weights = np.exp(scores - scores.max())
-                    got = (weights / weights.sum())[: len(into)]
-                    old = into[: len(got)]
-                    old[:] = np.maximum(old, got) if op.kind == "max" else old + got
-
-
-def _mixed(mix: Mix, x: Array) -> Array:
-    """H (signs * x) / sqrt(width), over the last axis."""
-    width = len(mix.signs)
-    out = x * mix.signs
-    step = 1
-    while step < width:
-        pairs = out.reshape(*x.shape[:-1], -1, 2, step)
-        out = np.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], axis=-2)
-        out, step = out.reshape(x.shape), 2 * step
-    return np.asarray(out / math.sqrt(width))
-
-
-def _unmixed(mix: Mix, x: Array) -> Array:
-    """What `_mixed` came from: H is its own inverse."""
-    plain = Mix(np.ones_like(mix.signs), mix.k, mix.v)
-    return np.asarray(_mixed(plain, x) * mix.signs)
-
-
-def _turned_back(op: Attend, q: Array, back: int) -> Array:
-    """A query as if it stood `back` positions earlier."""
-    if op.turn is None or back <= 0:
-        return q
-    turn, mix = op.turn, op.mix
-    if mix is not None and mix.k:
-        return _mixed(mix, _turned_back(replace(op, mix=None), _unmixed(mix, q), back))
-    a, b, rest = np.split(q, [turn.half, 2 * turn.half])
-    cos, sin = turn.cos[back].astype(np.float64), turn.sin[back].astype(np.float64)
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest])
 
 
 def _norm(op: Norm, x: Array) -> Array:

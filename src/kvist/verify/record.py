@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from kvist.assemble import assemble, page_sharing
+from kvist.assemble import assemble
 from kvist.config import EngineConfig, SpeculativeConfig
 from kvist.engine.engine import Engine
 from kvist.engine.params import SamplingParams
 from kvist.kernels.program import Backend, Floats
+from kvist.layers import page_sharing
 from kvist.models.load import Model
 
 Prompt = tuple[int, ...]

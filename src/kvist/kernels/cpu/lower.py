@@ -13,11 +13,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from kvist.cache.pool import PagePool, floats_of, sealed_of
-from kvist.errors import UsageError
+from kvist.cache.pool import PagePool
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.lower_choice import Tables, best_row, bound_row, plan_rows
+from kvist.kernels.cpu.lower_choice import Tables, bound_row, plan_rows
 from kvist.kernels.cpu.lower_experts import ExpertMemory, lower_experts
+from kvist.kernels.cpu.lower_pages import PagedRows
 from kvist.kernels.cpu.profile import Origins
 from kvist.kernels.cpu.row import Row, bits
 from kvist.kernels.program import (
@@ -31,7 +31,6 @@ from kvist.kernels.program import (
     Floats,
     Gate,
     Matmul,
-    Mix,
     Norm,
     Observe,
     Op,
@@ -118,13 +117,13 @@ class Lowering:
             case Matmul():
                 return [self._matmul(op)]
             case RotaryStore():
-                return [self._rotary_store(op)]
+                return [self._paged.rotary_store(op)]
             case Seal():
-                return [self._seal(op)]
+                return [self._paged.seal(op)]
             case Bound():
                 return [bound_row(op, self.program, self.pools)]
             case Attend():
-                return self._attend(op)
+                return self._paged.attend(op)
             case Gate():
                 up = self._at(op.up) if op.up else 0
                 arguments = [
@@ -139,7 +138,7 @@ class Lowering:
                 return [Row(abi.CAP, [*arguments, bits(op.cap)], {op.x.name}, {op.out.name})]
 
             case Observe():
-                return self._observe(op)
+                return self._paged.observe(op)
             case Copy():
                 into = [self._address(op.into), op.into.strides[0]]
                 return [Row(abi.COPY, [self._at(op.x), self._stride(op.x), *into, op.x.width], {op.x.name}, set())]
@@ -168,6 +167,10 @@ class Lowering:
             row.arguments[12:15] = [self._weight(other.weight), self._address(bias), self._at(other.out)]
             row.writes.add(other.out.name)
         return row
+
+    @cached_property
+    def _paged(self) -> PagedRows:
+        return PagedRows(self.program, self.pools, self._at, self._stride, self._address, self.chosen)
 
     @cached_property
     def _expert_memory(self) -> ExpertMemory:
@@ -218,87 +221,6 @@ class Lowering:
         logits, vocab = self.program.logits, self.program.vocab_size
         arguments = [self._at(logits), self._stride(logits), vocab, self._address(self.likeliest)]
         return Row(abi.LIKELIEST, arguments, {logits.name}, {"likeliest"})
-
-    def _pages(self, place: tuple[int, PagePool], layer: int) -> tuple[int, int, int]:
-        """Where a layer's K and V are in the pages of a group: its address in page 0, bytes of a page, the group."""
-        group, pool = place
-        return pool.address + pool.layout.layer_offset(layer), pool.layout.page_bytes, group
-
-    def _rotary_store(self, op: RotaryStore) -> Row:
-        half = op.rotary.half if op.rotary else 0
-        cos = self._address(op.rotary.cos) if op.rotary else 0
-        sin = self._address(op.rotary.sin) if op.rotary else 0
-        program, floats = self.program, floats_of(self.pools, op.layer)
-        start, page_bytes, group = self._pages(floats, op.layer)
-        arguments = [
-            self._at(op.q), self._at(op.k), self._at(op.v), self._stride(op.q), self._stride(op.k), self._stride(op.v),
-            program.num_heads, program.num_kv_heads, program.head_dim, half, cos, sin,
-            start, abi.DTYPES.index(floats[1].layout.codec.name), page_bytes, group, *self._signs(op.mix),
-        ]  # fmt: skip
-        touched = {op.q.name, op.k.name} | ({op.v.name} if op.mix and op.mix.v else set())
-        return Row(abi.ROTARY_STORE, arguments, touched | {op.v.name}, touched | {f"pages {op.layer}"})
-
-    def _seal(self, op: Seal) -> Row:
-        floats, sealed = floats_of(self.pools, op.layer), sealed_of(self.pools, op.layer)
-        assert sealed is not None
-        program = self.program
-        arguments = [
-            *self._pages(floats, op.layer), *self._pages(sealed, op.layer), program.num_kv_heads, program.head_dim
-        ]  # fmt: skip
-        kind = _codecs(floats[1], sealed[1], op.layer)
-        return Row(abi.SEAL, arguments, {f"pages {op.layer}"}, {f"pages {op.layer}"}, f"seal_{kind}")
-
-    def _attend(self, op: Attend) -> list[Row]:
-        sinks = 0 if op.sinks is None else self._address(op.sinks)
-        floats, sealed = floats_of(self.pools, op.layer), sealed_of(self.pools, op.layer)
-        start, page_bytes, group = self._pages(floats, op.layer)
-        kind = _codecs(floats[1], sealed[1], op.layer) if sealed else floats[1].layout.codec.name
-        if op.first and self.program.num_heads // self.program.num_kv_heads > 2 * abi.TILE:
-            raise UsageError(f"more than {2 * abi.TILE} heads share a KV head: no policy with sinks runs on this model")
-        arguments = [
-            self._at(op.q), self._stride(op.q), self._at(op.out), self.program.head_dim, start, bits(op.scale),
-            op.window or abi.EVERYTHING, bits(op.softcap or 0.0), sinks, page_bytes, group, op.first,
-            *((op.turn.half, self._address(op.turn.cos), self._address(op.turn.sin)) if op.turn else (0, 0, 0)),
-            *(self._pages(sealed, op.layer) if sealed else (0, 0, 0)), *self._signs(op.mix),
-            abi.CHOSEN if op.choice else 0,
-        ]  # fmt: skip
-        items, best = "items", list[Row]()
-        if op.choice is not None:
-            assert op.window is None and sealed is None
-            q = self._at(op.q), self._stride(op.q)
-            items, best = "chosen items", [best_row(op, op.choice, q, self.program, self.pools, self.chosen)]
-        read, written = {op.q.name, f"pages {op.layer}", items, "chosen pages"}, {op.out.name, "partials"}
-        return [
-            *best,
-            Row(abi.ATTEND, arguments, read, written, f"attend_{kind}"),
-            Row(abi.MERGE, arguments, {"partials", items}, {op.out.name}),
-        ]
-
-    def _observe(self, op: Observe) -> list[Row]:
-        floats = floats_of(self.pools, op.layer)
-        start, page_bytes, group = self._pages(floats, op.layer)
-        arguments = [
-            self._at(op.q), self._stride(op.q), self.program.head_dim, start, bits(op.scale), bits(op.softcap or 0.0),
-            page_bytes, group, self._at(op.found), self._stride(op.found), self._address(op.into), op.into.strides[0],
-            op.into.shape[1], int(op.kind == "max"),
-        ]  # fmt: skip
-        read = {op.q.name, f"pages {op.layer}"}
-        return [
-            Row(abi.NORMALISE, arguments, read, {op.found.name}, f"observe_{floats[1].layout.codec.name}"),
-            Row(abi.OBSERVE, arguments, read | {op.found.name}, set(), f"observe_{floats[1].layout.codec.name}"),
-        ]
-
-    def _signs(self, mix: Mix | None) -> tuple[int, int]:
-        """Addresses of the signs that q and k, and v, are mixed with."""
-        if mix is None:
-            return 0, 0
-        address = self._address(mix.signs)
-        return address if mix.k else 0, address if mix.v else 0
-
-
-def _codecs(floats: PagePool, sealed: PagePool, layer: int) -> str:
-    """The types of a packed layer's pages, as units are named."""
-    return "_".join((floats.layout.codec.name, *(codec.name for codec in sealed.layout.codecs(layer))))
 
 
 def _conflict(earlier: Row, later: Row) -> bool:
