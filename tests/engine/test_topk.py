@@ -109,7 +109,10 @@ def test_chunks_of_any_size_have_the_bits_of_one(make_engine: MakeEngine, page_s
 def test_all_pages_have_the_bits_of_full(make_engine: MakeEngine, rule: str) -> None:
     ids = prompt(LENGTH)
     for chunk in (1, LENGTH):
-        assert forced(make_engine(rule=rule), ids, chunk).tobytes() == forced(make_engine(rule="full"), ids, chunk).tobytes()
+        assert (
+            forced(make_engine(rule=rule), ids, chunk).tobytes()
+            == forced(make_engine(rule="full"), ids, chunk).tobytes()
+        )
 
 
 def test_hits_forks_and_threads_have_the_bits_of_a_miss(make_engine: MakeEngine, backend: CpuBackend) -> None:
@@ -176,7 +179,18 @@ def test_bounds_are_counted(make_engine: MakeEngine) -> None:
 
 @pytest.mark.parametrize(
     ("share", "pages", "read"),
-    [("0.25", 1, 1), ("0.25", 3, 3), ("0.25", 4, 3), ("0.25", 13, 4), ("0.25", 500, 125), ("1", 500, 500), ("64p", 500, 64)],
+    [
+        ("0.25", 1, 1),
+        ("0.25", 3, 3),
+        ("0.25", 4, 3),
+        ("0.25", 13, 4),
+        ("0.25", 500, 125),
+        ("1", 500, 500),
+        ("64p", 500, 64),
+        ("0.25+64p", 500, 125),
+        ("0.25+64p", 100, 64),
+        ("0.25+64p", 9, 9),
+    ],
 )
 def test_how_many_pages_are_read(share: str, pages: int, read: int) -> None:
     rule = policy(f"topk:{share}")
@@ -191,7 +205,7 @@ def test_how_many_pages_are_read(share: str, pages: int, read: int) -> None:
     [
         ("topk", "as in topk:0.25"), ("topk:", "as in topk:0.25"), ("topk:0.12345", "at most 4 decimals"),
         ("topk:0", "at most all"), ("topk:1.5", "at most all"), ("topk:0.0000", "at most all"), ("topk:2p", "give 3 to"),
-        ("topk:99999999p", "give 3 to"), ("topk:p", "as in topk"), ("topk:-0.5", "as in topk"), ("topk:0.2٤", "as in topk"),
+        ("topk:99999999p", "give 3 to"), ("topk:p", "as in topk"), ("topk:0.25+2p", "give 3 to"), ("topk:+64p", "at most all"), ("topk:-0.5", "as in topk"), ("topk:0.2٤", "as in topk"),
         ("topk:2", "as in topk"), ("topq:0.5", "did you mean topk"),
     ],
 )  # fmt: skip
@@ -202,7 +216,18 @@ def test_what_cannot_be_meant(rule: str, message: str) -> None:
         EngineConfig(policy=rule)
 
 
-@pytest.mark.parametrize(("rule", "name"), [("0.250", "0.25"), (".5", "0.5"), ("1.0", "1"), ("0.0001", "0.0001"), ("064p", "64p")])
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        ("0.250", "0.25"),
+        (".5", "0.5"),
+        ("1.0", "1"),
+        ("0.0001", "0.0001"),
+        ("064p", "64p"),
+        (".25+3p", "0.25"),
+        (".25+20p", "0.25+20p"),
+    ],
+)
 def test_a_policy_has_one_name(rule: str, name: str) -> None:
     assert policy(f"topk:{rule}").name == f"topk:{name}"
 

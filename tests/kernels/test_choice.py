@@ -116,7 +116,9 @@ def test_ties_and_what_is_no_number(backend: CpuBackend, case: int, kind: str) -
     world.whole()
     codec, last = world.pool.layout.codec, world.length - 1
     for head in range(world.shape.kv_heads):
-        views = [world.pool.bounds(int(page), 0, head) for page in world.tables[0][1 : last // world.pool.layout.page_size]]
+        views = [
+            world.pool.bounds(int(page), 0, head) for page in world.tables[0][1 : last // world.pool.layout.page_size]
+        ]
         changed = BOUNDS[kind](np.array([codec.decode(view) for view in views], np.float32))
         for view, bounds in zip(views, changed, strict=True):
             view[:] = codec.encode(bounds.astype(np.float32))
