@@ -2,8 +2,8 @@
 
 ``topk:0.25``: of the pages up to its own a token reads a quarter, in each layer and KV head those it chooses;
 ``topk:64p``: 64 pages, however many there are; ``topk:0.25+64p``: a quarter, but at least 64, for a quarter of a short
-text is little. When a page is full, the smallest and the largest number of each dim of its keys are kept, m and M; no key
-of the page scores more with a query than sum_i max(q_i m_i, q_i M_i). The pages of the highest bound are read, the
+text is little. When a page is full, the smallest and the largest number of each dim of its keys are kept, m and M; no
+key of the page scores more with a query than sum_i max(q_i m_i, q_i M_i). The pages of the highest bound are read, the
 earlier one of equals; of the query heads that share a KV head the largest bound counts. Page 0 (the sinks), the token's
 own page and the one before are always read, and in the first two layers, where attention is spread widely, all pages.
 
