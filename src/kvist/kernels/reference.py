@@ -93,11 +93,9 @@ class ReferenceExecutable:
                     out = _norm(op, x[batch.sampled_rows] if op.out.sampled else x)
                     buffers[op.out.name] = out if op.residual is None else out + buffers[op.residual.name]
                 case Matmul():
-                    out = buffers[op.x.name] @ widen(op.weight).T
-                    out = out if op.bias is None else out + op.bias[: op.weight.rows]
-                    buffers[op.out.name] = (
-                        out if op.residual is None else out + buffers[op.residual.name][:, : op.weight.rows]
-                    )
+                    rows = op.weight.rows
+                    out = buffers[op.x.name] @ widen(op.weight).T + (0 if op.bias is None else op.bias[:rows])
+                    buffers[op.out.name] = out if op.residual is None else out + buffers[op.residual.name][:, :rows]
                 case RotaryStore():
                     self._rotary_store(op, buffers, batch)
                 case Seal():
@@ -176,10 +174,9 @@ class ReferenceExecutable:
                 page_size = self._pools[0].layout.page_size
                 pages = np.arange(end) // page_size
                 if op.choice is not None:
-                    (place, pool), heads = self._pools_of(op.layer)[0], slice(kv_head * group, (kv_head + 1) * group)
-                    table = sequence.pages[place][: pages[-1] + 1]
-                    chosen = best_pages(op.choice, rows[r, heads], pool, op.layer, kv_head, table)
-                    seen = seen[np.isin(pages, chosen)]
+                    place, pool = self._pools_of(op.layer)[0]
+                    queries, table = rows[r, kv_head * group :][:group], sequence.pages[place][: pages[-1] + 1]
+                    seen = seen[np.isin(pages, best_pages(op.choice, queries, pool, op.layer, kv_head, table))]
                 own = (pages == 0) | (pages == (end - 1) // page_size)
                 K, V = (np.where(own[:, None], a[:end], b[:end]) for a, b in zip(exact, sealed, strict=True))
                 for head in range(kv_head * group, (kv_head + 1) * group):
