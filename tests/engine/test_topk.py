@@ -187,6 +187,9 @@ def test_bounds_are_counted(make_engine: MakeEngine) -> None:
         ("0.25", 500, 125),
         ("1", 500, 500),
         ("64p", 500, 64),
+        ("0.25+64p", 500, 125),
+        ("0.25+64p", 100, 64),
+        ("0.25+64p", 9, 9),
     ],
 )
 def test_how_many_pages_are_read(share: str, pages: int, read: int) -> None:
@@ -202,7 +205,7 @@ def test_how_many_pages_are_read(share: str, pages: int, read: int) -> None:
     [
         ("topk", "as in topk:0.25"), ("topk:", "as in topk:0.25"), ("topk:0.12345", "at most 4 decimals"),
         ("topk:0", "at most all"), ("topk:1.5", "at most all"), ("topk:0.0000", "at most all"), ("topk:2p", "give 3 to"),
-        ("topk:99999999p", "give 3 to"), ("topk:p", "as in topk"), ("topk:-0.5", "as in topk"), ("topk:0.2٤", "as in topk"),
+        ("topk:99999999p", "give 3 to"), ("topk:p", "as in topk"), ("topk:0.25+2p", "give 3 to"), ("topk:+64p", "at most all"), ("topk:-0.5", "as in topk"), ("topk:0.2٤", "as in topk"),
         ("topk:2", "as in topk"), ("topq:0.5", "did you mean topk"),
     ],
 )  # fmt: skip
@@ -214,7 +217,16 @@ def test_what_cannot_be_meant(rule: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "name"), [("0.250", "0.25"), (".5", "0.5"), ("1.0", "1"), ("0.0001", "0.0001"), ("064p", "64p")]
+    ("rule", "name"),
+    [
+        ("0.250", "0.25"),
+        (".5", "0.5"),
+        ("1.0", "1"),
+        ("0.0001", "0.0001"),
+        ("064p", "64p"),
+        (".25+3p", "0.25"),
+        (".25+20p", "0.25+20p"),
+    ],
 )
 def test_a_policy_has_one_name(rule: str, name: str) -> None:
     assert policy(f"topk:{rule}").name == f"topk:{name}"

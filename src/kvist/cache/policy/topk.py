@@ -1,11 +1,11 @@
 """The pages that matter most to a token (Quest, Tang et al. 2024): it saves reading, not memory.
 
 ``topk:0.25``: of the pages up to its own a token reads a quarter, in each layer and KV head those it chooses;
-``topk:64p``: 64 pages, however many there are. When a page is full, the smallest and the largest number of each dim of
-its keys are kept, m and M; no key of the page scores more with a query than sum_i max(q_i m_i, q_i M_i). The pages of
-the highest bound are read, the earlier one of equals; of the query heads that share a KV head the largest bound counts.
-Page 0 (the sinks), the token's own page and the one before are always read, and in the first two layers, where
-attention is spread widely, all pages are.
+``topk:64p``: 64 pages, however many there are; ``topk:0.25+64p``: a quarter, but at least 64, for a quarter of a short
+text is little. When a page is full, the smallest and the largest number of each dim of its keys are kept, m and M; no
+key of the page scores more with a query than sum_i max(q_i m_i, q_i M_i). The pages of the highest bound are read, the
+earlier one of equals; of the query heads that share a KV head the largest bound counts. Page 0 (the sinks), the token's
+own page and the one before are always read, and in the first two layers, where attention is spread widely, all pages.
 
 What a token reads depends on the tokens before it and its position alone, so hit = miss and batch = alone as ever.
 """
@@ -37,29 +37,32 @@ class Topk:
     @classmethod
     def parse(cls, arguments: str) -> Topk:
         """From a share, ``0.25``, or a number of pages, ``64p``."""
-        match = re.fullmatch(r"(\d{1,9})p|([01]?)(?:\.(\d{1,4}))?", arguments, re.ASCII)
+        match = re.fullmatch(r"(\d{1,9})p|([01]?)(?:\.(\d{1,4}))?(?:\+(\d{1,9})p)?", arguments, re.ASCII)
         if match is None or not arguments:
             raise UsageError(
                 f"policy topk:{arguments[:40]}: give a share of the pages with at most {DIGITS} decimals, as in "
-                "topk:0.25, or a number of pages, as in topk:64p"
+                "topk:0.25, a number of pages, as in topk:64p, or a share and the least, as in topk:0.25+64p"
             )
-        if match[1]:
-            pages = int(match[1])
-            if not ALWAYS <= pages <= MOST:
+        pages, share = int(match[1] or match[4] or ALWAYS), 0
+        if not ALWAYS <= pages <= MOST:
+            raise UsageError(
+                f"policy topk:{arguments}: the first page, a token's own and the one before are always read; give "
+                f"{ALWAYS} to {MOST} pages"
+            )
+        if not match[1]:
+            share = int(match[2] or "0") * WHOLE + int((match[3] or "").ljust(DIGITS, "0"))
+            if not 0 < share <= WHOLE:
                 raise UsageError(
-                    f"policy topk:{arguments}: the first page, a token's own and the one before are always read; give "
-                    f"{ALWAYS} to {MOST} pages"
+                    f"policy topk:{arguments}: a token reads some pages and at most all; give a share up to 1"
                 )
-            return cls(0, pages)
-        share = int(match[2] or "0") * WHOLE + int((match[3] or "").ljust(DIGITS, "0"))
-        if not 0 < share <= WHOLE:
-            raise UsageError(f"policy topk:{arguments}: a token reads some pages and at most all; give a share up to 1")
-        return cls(share, ALWAYS)
+        return cls(share, pages)
 
     @property
     def name(self) -> str:
         """See `Policy`."""
-        return f"topk:{self.share / WHOLE:g}" if self.share else f"topk:{self.least}p"
+        if not self.share:
+            return f"topk:{self.least}p"
+        return f"topk:{self.share / WHOLE:g}" + (f"+{self.least}p" if self.least > ALWAYS else "")
 
     def span(self, window: int | None) -> Span:
         """See `Policy`."""
