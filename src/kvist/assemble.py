@@ -56,8 +56,8 @@ def page_sharing(model: ModelConfig, config: EngineConfig, floats: str) -> Shari
     for span, spec in zip(spans, specs, strict=True):
         if spec.packed and span.sinks > config.page_size:
             raise UsageError(
-                f"policy {config.policy} with packed pages: the {span.sinks} sinks must lie in the first page, which is "
-                f"read as floats, and pages have {config.page_size} slots: give fewer sinks or larger pages"
+                f"policy {config.policy} with packed pages: the {span.sinks} sinks must lie in the first page, which "
+                f"is read as floats, and pages have {config.page_size} slots: give fewer sinks or larger pages"
             )
     groups = page_groups(PageLayout(specs, config.page_size, codec(floats)), spans)
     return Sharing(groups, config.max_num_seqs, config.max_num_batched_tokens)
@@ -140,20 +140,20 @@ def assemble(
         if draft is None:
             raise InternalError("a draft model was asked for, and none was given to assemble")
         _check_draft(model, draft)
-        sharings.append(_sharing(draft, config))
+        sharings.append(_sharing(draft, _drafting(config)))
     sizes = choose_sizes(model.config, config, sharings)
     runner, manager = _running(model, config, sizes, backend, drafts, events)
     engine_limits = EngineLimits(
         model.config.vocab_size, sizes.max_model_len, config.max_num_seqs, config.max_num_batched_tokens,
         frozenset((*model.config.eos_ids, *eos_ids)), config.seed, config.enable_cache, config.check_integrity,
-        config.policy,
+        config.policy, *_named(config, manager),
     )  # fmt: skip
     if speculation is None:
         return Engine(runner, manager, engine_limits, events)
     proposer: Proposer = NgramProposer(speculation.prompt_lookup_max, speculation.prompt_lookup_min)
     if speculation.method == "draft_model" and draft is not None:
         longest = min(draft.config.max_positions, sizes.max_model_len)
-        ahead, its = _running(draft, config, Sizes(longest, sizes.num_pages), backend, 0, EventChannel())
+        ahead, its = _running(draft, _drafting(config), Sizes(longest, sizes.num_pages), backend, 0, EventChannel())
         proposer = DraftProposer(ahead, its, longest, config.max_num_batched_tokens)
     return Engine(runner, manager, engine_limits, events, Speculator(proposer, drafts, speculation.adaptive))
 
@@ -215,6 +215,19 @@ def _packed_layers(groups: Sequence[PageGroup]) -> dict[int, Mix | None]:
                 k, v = (isinstance(codec, Packed) and codec.rotated for codec in group.layout.codecs(layer))
                 found[layer] = Mix(signs(spec.head_dim), k, v) if k or v else None
     return found
+
+
+def _named(config: EngineConfig, manager: CacheManager) -> tuple[str, bool]:
+    """The codec of the pages as reports name it, and whether it is lossy."""
+    floats, lossy = manager.layout.codec.name, any(group.exact for group in manager.groups)
+    if not lossy or not config.kv_cache_skip_layers:
+        return config.kv_cache_dtype if lossy else floats, lossy
+    return f"{config.kv_cache_dtype} ({floats} in layers {','.join(map(str, config.kv_cache_skip_layers))})", True
+
+
+def _drafting(config: EngineConfig) -> EngineConfig:
+    """Of a draft model: its pages stay floats, for its layers are others than the model's, and few."""
+    return replace(config, kv_cache_dtype=float_type(config.kv_cache_dtype, "auto"), kv_cache_skip_layers=())
 
 
 def _check_draft(model: Model, draft: Model) -> None:

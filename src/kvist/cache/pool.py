@@ -80,7 +80,8 @@ class PagePool:
         header, blocks = self._head(page, layer, head)
         k_codec, v_codec = self.layout.codecs(layer)
         split = self.layout.v_offset(layer)
-        for codec, part, numbers, keys in ((k_codec, blocks[:, :split], k, True), (v_codec, blocks[:, split:], v, False)):
+        parts = (k_codec, blocks[:, :split], k, True), (v_codec, blocks[:, split:], v, False)
+        for codec, part, numbers, keys in parts:
             if isinstance(codec, Packed):
                 top, part[...] = pack(codec, numbers, keys=keys)
                 header[: len(top)] = top
@@ -120,7 +121,8 @@ def floats_of(pools: Sequence[PagePool], layer: int) -> tuple[int, PagePool]:
 
 def sealed_of(pools: Sequence[PagePool], layer: int) -> tuple[int, PagePool] | None:
     """The pool, and its number, that a layer's full pages are packed into; None for a layer of floats."""
-    return next(((i, pool) for i, pool in enumerate(pools) if (spec := pool.layout.layers[layer]) and spec.packed), None)
+    found = ((i, pool) for i, pool in enumerate(pools) if (spec := pool.layout.layers[layer]) and spec.packed)
+    return next(found, None)
 
 
 def _read(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvist.cli import flags
+from kvist.errors import UsageError
 
 if TYPE_CHECKING:
     from kvist.llm import LLM
@@ -31,6 +32,18 @@ Stream = Annotated[
     int | None,
     typer.Option("--stream", min=1000, max=1_000_000, metavar="N", help="Read N tokens on end under --policy instead."),
 ]
+Choose = Annotated[
+    str | None,
+    typer.Option(
+        "--choose",
+        metavar="BITS",
+        help="Choose a codec for each layer's K and V: the best for 4.5bits a number, say.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Where --choose writes its choice. [default: codecs.json]"),
+]
 Resume = Annotated[
     Path | None,
     typer.Option("--resume", metavar="FILE", help="Keep results here, and measure only what is not there yet."),
@@ -48,6 +61,9 @@ def eval(
     plots: Plots = None,
     resume: Resume = None,
     stream: Stream = None,
+    choose: Choose = None,
+    output: Output = None,
+    kv_cache_skip_layers: flags.KvCacheSkipLayers = None,
     weights: flags.Weights = None,
     page_size: flags.PageSize = None,
     threads: flags.Threads = None,
@@ -56,6 +72,7 @@ def eval(
     """Measure ways to keep the cache against uncached float32: quality, bytes and speed, on text and pass keys."""
     from kvist.cache.codec import CODECS
     from kvist.cli.terminal import Activity
+    from kvist.eval.choose import Wish, compared
     from kvist.eval.evaluate import Evaluation
     from kvist.eval.method import methods, names
     from kvist.eval.plan import FULL, QUICK
@@ -66,10 +83,14 @@ def eval(
     from kvist.models.hub import resolve
 
     wanted = methods(CODECS if kv_cache_dtype is None else names(kv_cache_dtype), names(policy))
+    wish = None if choose is None else Wish.parse(choose, output or Path("codecs.json"), wanted)
+    _check_choose(choose, output, policy, stream)
     if plots is not None:
         require()
     path = resolve(model)
-    options = flags.engine_options(weights=weights, page_size=page_size, threads=threads)
+    options = flags.engine_options(
+        kv_cache_skip_layers=kv_cache_skip_layers, weights=weights, page_size=page_size, threads=threads
+    )
     with Store(resume) as store:
         with Activity("loading the model") as activity:
             llm = LLM(path, progress=activity.report, **options)
@@ -80,7 +101,9 @@ def eval(
         with llm, Activity("choosing text") as activity:
             longest = llm.engine.limits.max_model_len
             plan = (QUICK if quick else FULL).asking(longest, tokens, documents, passkeys)
-            found = Evaluation(llm, path, wanted, plan, store, activity.report).run(model).as_json()
+            given = llm, path, plan, store, activity.report
+            wanted, told = (wanted, None) if wish is None else compared(*given, model, wish, quick=quick)
+            found = {**Evaluation(llm, path, wanted, plan, store, activity.report).run(model).as_json(), "choice": told}
     if json:
         print(json_module.dumps(found))
     else:
@@ -88,6 +111,13 @@ def eval(
             typer.echo(line)
     for file in draw(found, plots) if plots is not None else ():
         typer.echo(f"wrote {file}", err=True)
+
+
+def _check_choose(choose: str | None, output: Path | None, policy: str, stream: int | None) -> None:
+    if choose is None and output is not None:
+        raise UsageError("--output is where --choose writes its choice: give that as well")
+    if choose is not None and (stream is not None or policy != "full"):
+        raise UsageError("--choose measures layers that see all positions: leave --stream and --policy out")
 
 
 def _stream(llm: LLM, model: str, codecs: str, policies: str, tokens: int, plots: Path | None, json: bool) -> None:

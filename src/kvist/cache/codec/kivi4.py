@@ -1,4 +1,6 @@
-"""`kivi4`: K by channel over a page, V by groups of 32 numbers of a position (KIVI, Liu et al. 2024). 4 bits and scales."""
+"""`kivi4`: K by channel over a page, V by groups of 32 numbers of a position (KIVI, Liu et al. 2024).
+
+4 bits and scales."""
 
 from __future__ import annotations
 
