@@ -61,7 +61,7 @@ class Wish:
         return cls(float(match[1]), names, file)
 
 
-QUICK, FULL = (6, 384), (24, 1024)
+QUICK, FULL = (4, 320), (24, 1024)
 """Documents that layers are measured on, and positions of each."""
 
 

@@ -177,13 +177,17 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layouts: S
         case RotaryStore():
             half, heads = op.rotary.half if op.rotary else 0, program.num_heads + program.num_kv_heads
             return Traffic(
-                weights=rows * 2 * half * 4, pages_written=rows * _slot_bytes(layouts, op.layer),
+                weights=rows * 2 * half * 4, pages_written=rows * _slot_bytes(layouts, op.layer, packed=False),
                 operations=rows * heads * half * 6,
             )  # fmt: skip
+        case Seal():  # on average: a row in page_size fills a page
+            exact, sealed = (_slot_bytes(layouts, op.layer, packed=packed) for packed in (False, True))
+            return Traffic(pages_read=rows * exact, pages_written=rows * sealed)
         case Attend():
             positions, seen = size.within(op.window, op.first)
+            sealed = _slot_bytes(layouts, op.layer, packed=True)  # but for page 0 and each row's own, which are exact
             return Traffic(
-                pages_read=positions * _slot_bytes(layouts, op.layer),
+                pages_read=positions * (sealed or _slot_bytes(layouts, op.layer, packed=False)),
                 operations=program.num_heads * seen * (4 * program.head_dim + (3 if op.softcap else 0)),
             )
         case Experts():
@@ -198,6 +202,7 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layouts: S
             return Traffic(operations=rows * op.out.width * (ACTIVATION_OPS[op.activation] + (1 if op.up else 0)))
 
 
-def _slot_bytes(layouts: Sequence[PageLayout], layer: int) -> int:
-    """K and V of one position in one layer, which lies in the pages of one group."""
-    return sum(layout.layer_bytes(layer) // layout.page_size for layout in layouts)
+def _slot_bytes(layouts: Sequence[PageLayout], layer: int, *, packed: bool) -> int:
+    """K and V of one position in one layer, in packed pages or in those of floats; 0 where it has none."""
+    own = (layout for layout in layouts if (spec := layout.layers[layer]) and spec.packed == packed)
+    return sum(layout.layer_bytes(layer) // layout.page_size for layout in own)

@@ -26,6 +26,7 @@ from kvist.kernels.program import (
     Op,
     Program,
     RotaryStore,
+    Seal,
     Weight,
 )
 from kvist.kernels.traffic import StepSize, Traffic, traffic_of
@@ -36,7 +37,7 @@ Origins = list[tuple[Op, ...]]
 KINDS = {
     abi.PLAN: "plan", abi.EMBED: "embed", abi.RMS_NORM: "norm", abi.LAYER_NORM: "norm", abi.MATMUL: "matmul",
     abi.ROTARY_STORE: "rotary_store", abi.ATTEND: "attend", abi.MERGE: "merge", abi.GATE: "gate",
-    abi.LIKELIEST: "likeliest", abi.CAP: "cap", abi.CHOOSE: "choose",
+    abi.SEAL: "seal", abi.LIKELIEST: "likeliest", abi.CAP: "cap", abi.CHOOSE: "choose",
     abi.PLACE: "place", abi.GATHER: "gather", abi.EXPERTS: "experts", abi.COMBINE: "combine",
 }  # fmt: skip
 
@@ -115,5 +116,5 @@ def _name(op: Op, role: Callable[[Weight], str | None]) -> str:
             return op.kind
         case Gate():
             return op.activation
-        case RotaryStore() | Attend() | Cap() | Experts():
+        case RotaryStore() | Seal() | Attend() | Cap() | Experts():
             return ""
