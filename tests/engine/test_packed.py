@@ -262,7 +262,7 @@ def test_rotation_needs_heads_of_a_power_of_two(models: dict[str, Model], one_th
     config = replace(models["llama"].config, head_dim=40)
     assert config.stored_head_dim == 48
     for codec in ("int4", "int5", "lm4", "lm3"):
-        with pytest.raises(UsageError, match="power of two.*48 numbers: choose int8 or fp8"):
+        with pytest.raises(UsageError, match=r"power of two.*48 numbers: choose int8 or fp8"):
             assemble(replace(models["llama"], config=config), EngineConfig(kv_cache_dtype=codec), one_thread)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 
 Codecs = Annotated[
     str | None,
-    typer.Option("--kv-cache-dtype", help="Codecs to measure, separated by commas. [default: all]", show_default=False),
+    typer.Option(
+        "--kv-cache-dtype",
+        help="Codecs to measure, or to choose from, separated by commas; k=int5,v=int4 for K and V apart. "
+        "[default: all that go with the model and the page size]",
+        show_default=False,
+    ),
 ]
 Policies = Annotated[str, typer.Option("--policy", help="Policies to measure with each codec, separated by commas.")]
 Quick = Annotated[
@@ -70,13 +76,14 @@ def eval(
     json: flags.Json = False,
 ) -> None:
     """Measure ways to keep the cache against uncached float32: quality, bytes and speed, on text and pass keys."""
-    from kvist.cache.codec import CODECS
+    from kvist.cache.codec import CODECS, FLOATS
     from kvist.cli.terminal import Activity
     from kvist.eval.choose import Wish, compared
     from kvist.eval.evaluate import Evaluation
     from kvist.eval.method import methods, names
     from kvist.eval.plan import FULL, QUICK
     from kvist.eval.plots import draw, require
+    from kvist.eval.sensitivity import usable
     from kvist.eval.store import Store
     from kvist.eval.table import lines
     from kvist.llm import LLM
@@ -101,16 +108,13 @@ def eval(
         with llm, Activity("choosing text") as activity:
             longest = llm.engine.limits.max_model_len
             plan = (QUICK if quick else FULL).asking(longest, tokens, documents, passkeys)
+            if kv_cache_dtype is None:
+                fitting = {*FLOATS, *usable(llm)}
+                wanted = tuple(method for method in wanted if method.codec in fitting)
             given = llm, path, plan, store, activity.report
             wanted, told = (wanted, None) if wish is None else compared(*given, model, wish, quick=quick)
             found = {**Evaluation(llm, path, wanted, plan, store, activity.report).run(model).as_json(), "choice": told}
-    if json:
-        print(json_module.dumps(found))
-    else:
-        for line in lines(found):
-            typer.echo(line)
-    for file in draw(found, plots) if plots is not None else ():
-        typer.echo(f"wrote {file}", err=True)
+    _tell(found, lines(found), json, draw(found, plots) if plots is not None else ())
 
 
 def _check_choose(choose: str | None, output: Path | None, policy: str, stream: int | None) -> None:
@@ -130,10 +134,12 @@ def _stream(llm: LLM, model: str, codecs: str, policies: str, tokens: int, plots
     methods = [Method(codec, policy) for policy in names(policies) for codec in names(codecs)]
     with Activity("reading a stream") as activity:
         found = streams(llm, model, methods, tokens, activity.report)
-    if json:
-        print(json_module.dumps(found))
-    else:
-        for line in stream_lines(found):
-            typer.echo(line)
-    for file in draw_stream(found, plots) if plots is not None else ():
+    _tell(found, stream_lines(found), json, draw_stream(found, plots) if plots is not None else ())
+
+
+def _tell(found: dict[str, Any], lines: Iterable[str], json: bool, pictures: Iterable[Path]) -> None:
+    """A report, as JSON or as lines, and where its pictures are."""
+    for line in [json_module.dumps(found)] if json else lines:
+        print(line)
+    for file in pictures:
         typer.echo(f"wrote {file}", err=True)
