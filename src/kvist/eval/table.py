@@ -9,8 +9,8 @@ from kvist.eval.method import Method
 from kvist.eval.tiers import TIERS
 
 COLUMNS = (
-    ("bits", 6), ("B/token", 9), ("held", 9), ("perplexity", 12), ("change, 95% interval", 28), ("KLD mean", 10),
-    ("99.9%", 10), ("top-1", 9), ("if sure", 9), ("passkey", 9), ("step ms", 9), ("+us/1k", 8),
+    ("bits", 6), ("B/token", 9), ("held", 9), ("perplexity", 12), ("change, 95% interval", 28), ("KLD mean", 9),
+    ("99.9%", 9), ("top-1", 8), ("if sure", 8), ("passkey", 8), ("step ms", 9), ("+us/1k", 8),
 )  # fmt: skip
 MEASURES = {"perplexity_change": "perplexity", "kld_mean": "KLD", "top1": "top-1", "passkey": "passkey"}
 
