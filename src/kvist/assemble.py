@@ -107,21 +107,20 @@ def assemble(
         if draft is None:
             raise InternalError("a draft model was asked for, and none was given to assemble")
         _check_draft(model, draft)
-        sharings.append(_sharing(draft, config))
+        sharings.append(_sharing(draft, _drafting(config)))
     sizes = choose_sizes(model.config, config, sharings)
     runner, manager, evictor = _running(model, config, sizes, backend, drafts, events, instruction)
     engine_limits = EngineLimits(
         model.config.vocab_size, sizes.max_model_len, config.max_num_seqs, config.max_num_batched_tokens,
         frozenset((*model.config.eos_ids, *eos_ids)), config.seed, config.enable_cache, config.check_integrity,
-        config.policy,
+        config.policy, *_named(config, manager),
     )  # fmt: skip
     if speculation is None:
         return Engine(runner, manager, engine_limits, events, evictor=evictor)
     proposer: Proposer = NgramProposer(speculation.prompt_lookup_max, speculation.prompt_lookup_min)
     if speculation.method == "draft_model" and draft is not None:
         longest = min(draft.config.max_positions, sizes.max_model_len)
-        whole = config if evictor is None else replace(config, policy="full")  # it sees what its target does not
-        ahead, its, _ = _running(draft, whole, Sizes(longest, sizes.num_pages), backend, 0, EventChannel())
+        ahead, its, _ = _running(draft, _drafting(config), Sizes(longest, sizes.num_pages), backend, 0, EventChannel())
         proposer = DraftProposer(ahead, its, longest, config.max_num_batched_tokens)
     return Engine(runner, manager, engine_limits, events, Speculator(proposer, drafts, speculation.adaptive), evictor)
 
@@ -191,6 +190,22 @@ def _running(
         return backend.bind(watched, pools, Limits(budget, 1, 1, sizes.max_model_len))
 
     return runner, manager, Evictor(rule, program, bind, manager, budget, sizes.max_model_len, instruction)
+
+
+def _named(config: EngineConfig, manager: CacheManager) -> tuple[str, bool]:
+    """The codec of the pages as reports name it, and whether it is lossy."""
+    floats, lossy = manager.layout.codec.name, any(group.exact for group in manager.groups)
+    if not lossy or not config.kv_cache_skip_layers:
+        return config.kv_cache_dtype if lossy else floats, lossy
+    return f"{config.kv_cache_dtype} ({floats} in layers {','.join(map(str, config.kv_cache_skip_layers))})", True
+
+
+def _drafting(config: EngineConfig) -> EngineConfig:
+    """Of a draft model: its pages stay floats, and whole, for its layers are others than the model's, and few."""
+    rule = "full" if isinstance(policy(config.policy), Evict) else config.policy
+    return replace(
+        config, kv_cache_dtype=float_type(config.kv_cache_dtype, "auto"), kv_cache_skip_layers=(), policy=rule
+    )
 
 
 def _check_draft(model: Model, draft: Model) -> None:

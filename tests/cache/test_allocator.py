@@ -35,6 +35,21 @@ def test_free_pages_go_before_cached_ones_and_the_least_recently_used_of_those_f
     assert evicted == [1, 0, 2]
 
 
+def test_what_is_released_to_go_soon_goes_first_the_last_one_before_the_others() -> None:
+    pages = PageAllocator(5)
+    for _ in range(5):
+        pages.allocate()
+    for page, soon in ((0, False), (1, True), (2, False), (3, True), (4, False)):
+        assert pages.release(page, keep=True, soon=soon) is False
+    assert pages.eviction_order() == [3, 1, 0, 2, 4]
+    pages.share(3)
+    pages.release(3, keep=True)
+    assert pages.eviction_order() == [1, 0, 2, 4, 3], "an owner who does not say so makes it worth keeping again"
+    pages.share(0)
+    assert pages.release(0, keep=False, soon=True) is True
+    assert counts(pages) == (1, 4, 0)
+
+
 def test_sharing_a_cached_page_saves_it_and_makes_it_the_most_recent() -> None:
     pages = PageAllocator(3)
     for _ in range(3):

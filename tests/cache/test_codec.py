@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvist.cache.codec import CODECS, codec
+from kvist.cache.codec import FLOATS, any_codec, codec
 from kvist.errors import UnknownNameError
 
 floats = st.floats(width=32, allow_nan=False)
@@ -18,7 +18,7 @@ def one(name: str, number: float) -> float:
     return float(c.decode(c.encode(np.array([number], np.float32)))[0])
 
 
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("name", FLOATS)
 def test_what_every_codec_promises(name: str) -> None:
     c = codec(name)
     numbers = np.linspace(-3, 3, 24, dtype=np.float32).reshape(2, 3, 4)
@@ -32,10 +32,10 @@ def test_what_every_codec_promises(name: str) -> None:
 
 
 def test_item_sizes() -> None:
-    assert {name: codec(name).itemsize for name in CODECS} == {"f32": 4, "f16": 2, "bf16": 2}
+    assert {name: codec(name).itemsize for name in FLOATS} == {"f32": 4, "f16": 2, "bf16": 2}
 
 
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("name", FLOATS)
 def test_special_numbers_stay_special(name: str) -> None:
     assert one(name, math.inf) == math.inf
     assert one(name, -math.inf) == -math.inf
@@ -93,4 +93,8 @@ def test_f32_is_the_number_itself(number: float) -> None:
 
 def test_an_unknown_codec_lists_those_that_are_near() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown KV cache codec 'fp16': did you mean .*f16"):
-        codec("fp16")
+        any_codec("fp16")
+    with pytest.raises(UnknownNameError, match=r"unknown KV cache codec 'zz': known are bf16, f16, f32, .*int8"):
+        any_codec("zz")
+    with pytest.raises(UnknownNameError, match="unknown float type 'int4': known are bf16, f16, f32"):
+        codec("int4")

@@ -15,23 +15,27 @@ import pytest
 
 TIMED = ("step_ms_intercept", "step_us_per_1k_tokens", "slope_to_f16", "steps")
 SMALL = ("--tokens", "40", "--documents", "4", "--threads", "2")
+CODECS = ("--kv-cache-dtype", "bf16,int8,k=int8,v=int4")
 
 
 def test_a_table_and_json_in_the_agreed_shape(cli: Callable[..., Any], tiny_model: str, tmp_path: Path) -> None:
     results = str(tmp_path / "results")
-    found = json.loads(cli("eval", tiny_model, *SMALL, "--resume", results, "--json").stdout)
+    found = json.loads(cli("eval", tiny_model, *SMALL, *CODECS, "--resume", results, "--json").stdout)
     assert {"reference", "methods"} <= found.keys()
-    assert [row["codec"] for row in found["methods"]] == ["f32", "f16", "bf16"]
+    assert [row["codec"] for row in found["methods"]] == ["f32", "f16", "bf16", "int8", "k=int8,v=int4"]
     for row in found["methods"]:
         assert {
             "codec", "policy", "bits_per_value", "bytes_per_token", "perplexity", "perplexity_change", "kld_mean",
-            "kld_p999", "top1", "passkey", "step_ms_intercept", "step_us_per_1k_tokens",
+            "kld_p999", "top1", "passkey", "step_ms_intercept", "step_us_per_1k_tokens", "tier", "best_at_its_bytes",
         } <= row.keys()  # fmt: skip
-    done = cli("eval", tiny_model, *SMALL, "--resume", results)
+    done = cli("eval", tiny_model, *SMALL, *CODECS, "--resume", results)
     assert (done.returncode, done.stderr) == (0, "")
     table = done.stdout.splitlines()
-    assert [line.split()[0] for line in table[:5]] == ["method", "reference", "f32", "f16", "bf16"]
-    assert f"{found['methods'][2]['kld_mean']:.2e}" in table[4]
+    held = sorted(found["methods"], key=lambda row: -row["live_bytes_per_token"])
+    assert [line.split()[0] for line in table[:7]] == ["method", "reference", *(row["codec"] for row in held)]
+    bf16 = next(line for line in table if line.startswith("bf16"))
+    assert f"{found['methods'][2]['kld_mean']:.2e}" in bf16
+    assert found["methods"][3]["tier"]["bits"] == 8.5 and any(line.startswith("up to 8.5 bits") for line in table)
 
 
 def test_a_stream(cli: Callable[..., Any], tiny_model: str) -> None:
@@ -50,7 +54,16 @@ def test_a_stream(cli: Callable[..., Any], tiny_model: str) -> None:
         (["--kv-cache-dtype", "zzz"], "bf16, f16, f32"),
         (["--kv-cache-dtype", ""], "known are"),
         (["--kv-cache-dtype", "auto"], "--kv-cache-dtype"),
-        (["--policy", "nonsense"], "evict, full, window"),
+        (["--policy", "nonsense"], "evict, full, topk, window"),
+        (["--kv-cache-dtype", "k=int5,v=zz"], "known are bf16"),
+        (["--kv-cache-dtype", "@/nowhere"], "cannot read /nowhere"),
+        (["--kv-cache-dtype", "int4", "--kv-cache-skip-layers", "a"], "0,1,-2,-1"),
+        (["--choose", "many"], "bits a number"),
+        (["--choose", "4.5bits", "--policy", "window:64+4"], "leave --stream and --policy out"),
+        (["--choose", "4.5bits", "--output", "/nowhere/x"], "folder that exists"),
+        (["--choose", "4.5bits", "--kv-cache-dtype", "k=int5,v=int4"], "single codecs"),
+        (["--choose", "4.5bits", "--kv-cache-dtype", "f16"], "no codec to choose"),
+        (["--output", "x"], "--choose"),
         (["--tokens", "300"], "256 positions"),
         (["--tokens", "0"], "--tokens"),
         (["--documents", "0"], "--documents"),

@@ -131,6 +131,10 @@ def test_json_says_what_was_found_in_the_cache_and_why_not_more(cli, tiny_model)
     assert found("--no-cache")["reuse"]["reason"] == "off"
     assert found()["policy"] == "full"
     assert found("--policy", "window:32")["policy"] == "window:32+4", "what changes answers is named"
+    assert found()["kv_cache_dtype"] == "f32"
+    assert found("--kv-cache-dtype", "int8")["kv_cache_dtype"] == "int8"
+    lossy = found("--kv-cache-dtype", "int8", "--kv-cache-skip-layers", "0,-1")
+    assert lossy["kv_cache_dtype"] == "int8 (f32 in layers 0,-1)"
 
 
 def test_the_system_message_is_pinned_and_no_more(tiny_model):

@@ -130,3 +130,17 @@ def test_bad_lengths_are_refused(refused: Callable[..., str], tiny_model: str) -
     assert "lengths" in refused(2, "bench", tiny_model, "--uncached", "--lengths", "5,x")
     assert "lengths" in refused(2, "bench", tiny_model, "--uncached", "--lengths", "0")
     assert "f16" in refused(2, "verify", tiny_model, "--kv-cache-dtype", "f61")
+
+
+def test_packed_codecs_are_verified(cli: Cli, refused: Callable[..., str], tiny_model: str) -> None:
+    given = ("--kv-cache-dtype", "k=int8,v=int4", "--kv-cache-skip-layers", "0", "--policy", "window:64+4")
+    done = cli("verify", tiny_model, "--quick", *given, "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["ok"]) == (0, True)
+    names = {row["name"] for row in found["scenarios"]}
+    assert {"uncached = cached", "prefix hit = miss", "batch of 7 = alone", "fork and roll back = fresh"} <= names
+    assert not any(name.startswith("page size") for name in names), "which positions are exact goes by pages"
+    assert {row["codec"] for row in found["scenarios"]} == {"k=int8,v=int4"}
+    assert "names layer 3" in refused(
+        2, "verify", tiny_model, "--kv-cache-dtype", "int4", "--kv-cache-skip-layers", "3"
+    )

@@ -83,8 +83,7 @@ def bench(
     """
     cost = cost_of(llm.model, llm.engine)
     roofline = Roofline(llm.backend.team, cost.step_bytes)
-    layout = llm.engine.manager.layout
-    report = Report(model, llm.backend.threads, llm.model.weights, layout.codec.name, roofline, [], {})
+    report = Report(model, llm.backend.threads, llm.model.weights, llm.engine.limits.kv_cache_dtype, roofline, [], {})
     setting = Setting(llm.engine, cost, roofline, repeats)
     return report, _run(llm, report, setting, names, drafting or SpeculativeConfig("ngram"), starting)
 

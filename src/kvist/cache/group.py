@@ -111,7 +111,7 @@ class Sharing:
 
     def shared(self, count: int) -> tuple[PageGroup, ...]:
         """The groups with their pages, where the first has `count`."""
-        others = (replace(group, num_pages=min(count, self._most(group))) for group in self.groups[1:])
+        others = (replace(group, num_pages=self._most(group, count)) for group in self.groups[1:])
         return replace(self.groups[0], num_pages=count), *others
 
     def bytes(self, count: int) -> int:
@@ -122,15 +122,18 @@ class Sharing:
         """Pages of the first group that sequences of up to `longest` tokens can use."""
         first = self.groups[0]
         every = first.layout.pages_for(longest) * self.sequences
-        return every if first.window is None else min(every, self._most(first))
+        return self._most(first, every)
 
     def longest(self, count: int, wanted: int) -> int:
         """Tokens, up to `wanted`, of the longest sequence that fits alone where the first group has `count` pages."""
         short = (g for g in self.shared(count) if g.held(wanted) > g.num_pages)
         return min((g.num_pages * g.layout.page_size for g in short), default=wanted)
 
-    def _most(self, group: PageGroup) -> int:
-        return 2 * self.sequences * (group.span or 0) + group.layout.pages_for(self.at_once)
+    def _most(self, group: PageGroup, count: int) -> int:
+        """Pages of a group that can be used, at most `count`."""
+        if group.span is None:
+            return count
+        return min(count, 2 * self.sequences * group.span + group.layout.pages_for(self.at_once))
 
 
 def most_pages(sharings: Sequence[Sharing], budget: int) -> int:

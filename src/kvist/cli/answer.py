@@ -37,6 +37,7 @@ class Setting:
     cache_salt: str | None = None
     pin: bool = False
     policy: str | None = None
+    kv_cache_skip_layers: tuple[int, ...] = ()
 
 
 def prompt_ids(llm: LLM, text: str, system: str | None, raw: bool) -> list[int]:
@@ -139,6 +140,7 @@ class Answer:
                 "preemptions": m.preemptions,
                 "reuse": None if m.reuse is None else asdict(m.reuse),
                 "policy": m.policy,
+                "kv_cache_dtype": m.kv_cache_dtype,
                 "drafted_tokens": m.drafted_tokens,
                 "accepted_tokens": m.accepted_tokens,
                 "acceptance_rate": m.acceptance_rate,
@@ -175,6 +177,8 @@ def cost_lines(llm: LLM, m: RequestMetrics) -> list[str]:
     ]
     if m.policy != "full":
         lines.append(f"[policy {m.policy}: not every token saw all before it]")
+    if m.lossy:
+        lines.append(f"[codec {m.kv_cache_dtype}: full pages are packed, and keep a part of their numbers' bits]")
     if llm.engine.speculation is not None:
         share = "" if m.acceptance_rate is None else f" ({m.acceptance_rate:.0%})"
         lines.append(f"[speculation: {m.drafted_tokens} tokens drafted, {m.accepted_tokens} accepted{share}]")

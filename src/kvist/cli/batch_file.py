@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+from kvist.cache.codec.choice import meaning
 from kvist.cli.answer import ENOUGH, Setting
 from kvist.cli.flags import as_fields
 from kvist.engine.checks import flag
@@ -145,7 +146,9 @@ def _parameters(defaults: SamplingParams, given: dict[str, Any], fit: bool) -> S
 
 def _digest(prompt: object, params: SamplingParams, fit: bool, setting: Setting) -> str:
     """All that an answer depends on, in 32 hexadecimal digits."""
-    common = [setting.model, setting.kv_cache_dtype, setting.weights, setting.system, setting.raw, setting.policy]
+    dtype = None if setting.kv_cache_dtype is None else meaning(setting.kv_cache_dtype)
+    common: list[object] = [setting.model, dtype, setting.weights, setting.system, setting.raw, setting.policy]
+    common += [setting.kv_cache_skip_layers] if setting.kv_cache_skip_layers else []
     everything = json.dumps([prompt, asdict(params), fit, common], sort_keys=True)
     return hashlib.sha256(everything.encode()).hexdigest()[:32]
 

@@ -64,6 +64,7 @@ def bench(
     ] = 3,
     weights: flags.Weights = None,
     kv_cache_dtype: flags.KvCacheDtype = None,
+    kv_cache_skip_layers: flags.KvCacheSkipLayers = None,
     policy: flags.Policy = None,
     page_size: flags.PageSize = None,
     kv_cache_memory_bytes: flags.KvCacheMemory = None,
@@ -86,8 +87,9 @@ def bench(
     row_counts = flags.whole_numbers(rows, "rows")
     counts = flags.whole_numbers(lengths, "lengths")
     options = flags.engine_options(
-        weights=weights, kv_cache_dtype=kv_cache_dtype, policy=policy, page_size=page_size, threads=threads,
-        kv_cache_memory_bytes=kv_cache_memory_bytes, max_num_batched_tokens=max_num_batched_tokens,
+        weights=weights, kv_cache_dtype=kv_cache_dtype, kv_cache_skip_layers=kv_cache_skip_layers, policy=policy,
+        page_size=page_size, threads=threads, kv_cache_memory_bytes=kv_cache_memory_bytes,
+        max_num_batched_tokens=max_num_batched_tokens,
     )  # fmt: skip
     if quality:
         with Activity("loading the model") as activity:
@@ -210,7 +212,7 @@ def _circumstances(llm: LLM, model: str) -> dict[str, Any]:
 
     return {
         "model": model, "threads": llm.backend.threads, "commit": commit(), "weights": llm.model.weights,
-        "kv_cache_dtype": llm.engine.manager.layout.codec.name,
+        "kv_cache_dtype": llm.engine.limits.kv_cache_dtype,
     }  # fmt: skip
 
 

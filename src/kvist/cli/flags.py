@@ -33,7 +33,18 @@ def _engine(flag: str, help_: str, panel: str = ENGINE) -> Any:
 MaxModelLen = Annotated[
     int | None, _engine("--max-model-len", "Longest sequence in tokens, prompt and answer together.")
 ]
-KvCacheDtype = Annotated[str | None, _engine("--kv-cache-dtype", "Codec of the pages: auto, f32, f16 or bf16.")]
+KvCacheDtype = Annotated[
+    str | None,
+    _engine(
+        "--kv-cache-dtype",
+        "Codec of the pages: auto, f32, f16, bf16; lossy: int8, fp8, int5, int4, lm4, lm3, kivi4, kivi2; k=int5,v=int4 "
+        "for K and V apart; @FILE as `kvist eval --choose` writes it.",
+    ),
+]
+KvCacheSkipLayers = Annotated[
+    str | None,
+    _engine("--kv-cache-skip-layers", "Layers whose pages stay floats under a lossy codec: 0,1,-2,-1 (-1: the last)."),
+]
 PageSize = Annotated[int | None, _engine("--page-size", "Slots of a page: 16, 32, 64 or 128.")]
 KvCacheMemory = Annotated[str | None, _engine("--kv-cache-memory-bytes", "Size of the pool: 4GiB, 512MiB, or bytes.")]
 MaxNumSeqs = Annotated[int | None, _engine("--max-num-seqs", "Sequences that run at once.")]
@@ -71,6 +82,7 @@ def engine_options(
     *,
     max_model_len: int | None = None,
     kv_cache_dtype: str | None = None,
+    kv_cache_skip_layers: str | None = None,
     policy: str | None = None,
     page_size: int | None = None,
     kv_cache_memory_bytes: str | None = None,
@@ -88,6 +100,7 @@ def engine_options(
     given = {
         "max_model_len": max_model_len,
         "kv_cache_dtype": kv_cache_dtype,
+        "kv_cache_skip_layers": None if kv_cache_skip_layers is None else layer_numbers(kv_cache_skip_layers),
         "policy": policy,
         "page_size": page_size,
         "kv_cache_memory_bytes": None if kv_cache_memory_bytes is None else memory_bytes(kv_cache_memory_bytes),
@@ -148,10 +161,18 @@ def whole_numbers(text: str, name: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def layer_numbers(text: str) -> tuple[int, ...]:
+    """Numbers of layers, separated by commas, below 0 from the last one on. Raises UsageError for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"-?\d{1,4}", part, re.ASCII) for part in parts):
+        raise UsageError(f"kv_cache_skip_layers {text[:40]!r}: give numbers of layers, as in 0,1,-2,-1")
+    return tuple(map(int, parts))
+
+
 _SPELLED = re.compile(
-    r"(?<![\w/.\"-])(max_model_len|kv_cache_dtype|page_size|kv_cache_memory_bytes|max_num_seqs|max_num_batched_tokens|"
-    r"enable_prefix_caching|max_pinned_share|cache_salt|speculative_config|max_tokens|min_tokens|top_k|top_p|min_p|typical_p|repetition_penalty|"
-    r"presence_penalty|frequency_penalty|ignore_eos)(?![\w/.])"
+    r"(?<![\w/.\"-])(max_model_len|kv_cache_dtype|kv_cache_skip_layers|page_size|kv_cache_memory_bytes|max_num_seqs|"
+    r"max_num_batched_tokens|enable_prefix_caching|max_pinned_share|cache_salt|speculative_config|max_tokens|min_tokens|"
+    r"top_k|top_p|min_p|typical_p|repetition_penalty|presence_penalty|frequency_penalty|ignore_eos)(?![\w/.])"
 )
 
 

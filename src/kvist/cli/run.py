@@ -81,7 +81,8 @@ def run(
     repetition_penalty: sampling.RepetitionPenalty = 1.0, presence_penalty: sampling.PresencePenalty = 0.0,
     frequency_penalty: sampling.FrequencyPenalty = 0.0, seed: flags.Seed = None, min_tokens: sampling.MinTokens = 0,
     stop: sampling.Stop = None, logprobs: sampling.Logprobs = None,
-    max_model_len: flags.MaxModelLen = None, kv_cache_dtype: flags.KvCacheDtype = None, policy: flags.Policy = None,
+    max_model_len: flags.MaxModelLen = None, kv_cache_dtype: flags.KvCacheDtype = None,
+    kv_cache_skip_layers: flags.KvCacheSkipLayers = None, policy: flags.Policy = None,
     page_size: flags.PageSize = None, kv_cache_memory_bytes: flags.KvCacheMemory = None,
     max_num_seqs: flags.MaxNumSeqs = None, max_num_batched_tokens: flags.MaxBatchedTokens = None,
     enable_prefix_caching: flags.PrefixCaching = None, cache_salt: flags.CacheSalt = None, pin: Pin = False,
@@ -101,7 +102,8 @@ def run(
         ignore_eos=ignore_eos, stop=stop or None, logprobs=logprobs,
     )  # fmt: skip
     options = flags.engine_options(
-        max_model_len=max_model_len, kv_cache_dtype=kv_cache_dtype, policy=policy, page_size=page_size,
+        max_model_len=max_model_len, kv_cache_dtype=kv_cache_dtype, kv_cache_skip_layers=kv_cache_skip_layers,
+        policy=policy, page_size=page_size,
         kv_cache_memory_bytes=kv_cache_memory_bytes, max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens, enable_prefix_caching=enable_prefix_caching,
         max_pinned_share=max_pinned_share, enable_cache=not no_cache, weights=weights, threads=threads,
@@ -110,6 +112,7 @@ def run(
     setting = Setting(
         model, kv_cache_dtype, weights, params, fit=max_tokens is None, system=system, raw=raw,
         priority=priority or 0, cache_salt=cache_salt, pin=pin, policy=policy,
+        kv_cache_skip_layers=options.get("kv_cache_skip_layers", ()),
     )  # fmt: skip
     if file is not None:
         from kvist.cli.batch import answer_file

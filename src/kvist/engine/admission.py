@@ -29,7 +29,9 @@ class EngineLimits:
     seed: int = 0
     enable_cache: bool = True
     check_integrity: bool = False
-    policy: str = "full"  # named in what requests report
+    policy: str = "full"  # this and the two below are named in what requests report
+    kv_cache_dtype: str = "auto"
+    lossy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ class Engine:
         if pin:
             self.manager.pin(name, prompt, salt=salt)
         seed = params.seed if params.seed is not None else (self.limits.seed << 32) + self._submitted
-        metrics = RequestMetrics(len(prompt), policy=self.limits.policy, arrival_time=time.monotonic())
+        metrics = self._metrics(prompt)
         family = Family(
             name, prompt, params, limit=taken.limit, ends=taken.ends, seed=seed, salt=salt, metrics=metrics,
             watching=watching,
@@ -118,7 +118,7 @@ class Engine:
         """
         taken = admit(prompt, params, self.limits, self.manager, salt=salt, priority=priority, evictor=self.evictor)
         name = self._name(request_id)
-        metrics = RequestMetrics(len(prompt), policy=self.limits.policy, arrival_time=time.monotonic())
+        metrics = self._metrics(prompt)
         search = BeamSearch(name, prompt, params, ends=taken.ends, salt=salt, metrics=metrics)
         self._queue(name, search, priority)
         return search
@@ -201,6 +201,13 @@ class Engine:
         if self.speculation is not None:
             self.speculation.close()
         self.manager.close()
+
+    def _metrics(self, prompt: Tokens[int]) -> RequestMetrics:
+        """A new request's, with all that changes results by name."""
+        policy, dtype, lossy = self.limits.policy, self.limits.kv_cache_dtype, self.limits.lossy
+        return RequestMetrics(
+            len(prompt), policy=policy, kv_cache_dtype=dtype, lossy=lossy, arrival_time=time.monotonic()
+        )
 
     def _name(self, request_id: str | None) -> str:
         self._submitted += 1

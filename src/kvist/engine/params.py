@@ -177,8 +177,8 @@ class RequestMetrics:
 
     kv_projections: positions whose K and V were projected (in every layer). drafted_tokens: guesses of speculative
     decoding that were run; accepted_tokens: those of them that became tokens. reuse: what of the prompt came from the
-    cache, and why not more; None until it starts. policy: which positions tokens saw, where it is not all. Times are
-    `time.monotonic()` seconds.
+    cache, and why not more; None until it starts. policy: which positions tokens saw, where it is not all.
+    kv_cache_dtype: the codec of the pages; lossy: whether it packs full pages. Times are `time.monotonic()` seconds.
     """
 
     prompt_tokens: int
@@ -191,6 +191,8 @@ class RequestMetrics:
     accepted_tokens: int = 0
     reuse: ReuseReport | None = None
     policy: str = "full"
+    kv_cache_dtype: str = "auto"
+    lossy: bool = False
     arrival_time: float = 0.0
     started_time: float | None = None
     first_token_time: float | None = None

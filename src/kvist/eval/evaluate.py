@@ -53,7 +53,7 @@ class Evaluation:
             _check_length(method, plan.tokens)
         self.documents = documents(llm.tokenizer.encode, plan.documents, plan.tokens)
         self._longest = max(document.positions for document in self.documents)  # some rotary embeddings go by it
-        self._identity = [source_digest(), model_digest(path), llm.model.weights, llm.config.page_size]
+        self._identity = identity(llm, path)
 
     def run(self, model: str) -> Report:
         """Measure all. model: what the report calls it."""
@@ -71,16 +71,17 @@ class Evaluation:
         ]  # fmt: skip
         circumstances = {
             "model": model, "weights": self._llm.model.weights, "threads": self._llm.backend.threads,
-            "page_size": self._llm.config.page_size, "plan": asdict(self._plan),
+                        "page_size": self._llm.config.page_size, "float_type": self._llm.model.float_type,
+            "kv_cache_skip_layers": self._llm.config.kv_cache_skip_layers, "plan": asdict(self._plan),
         }  # fmt: skip
         return Report(circumstances, self.documents, results, self._plan.contexts)
 
     def _key(self, method: Method, document: Document) -> str:
-        return key_of("document", self._identity, asdict(method), document.digest, self._longest)
+        return key_of("document", self._identity, method.key, document.digest, self._longest)
 
     def _sizes(self, method: Method) -> Sizes:
         with method.engine(self._llm, max_num_seqs=1, max_model_len=self._longest) as engine:
-            layouts = [group.layout for group in engine.manager.groups]
+            layouts = [group.layout for group in engine.manager.groups if not group.exact]
             specs = [spec for layout in layouts for spec in layout.layers if spec is not None]
             values = sum(2 * spec.kv_heads * spec.head_dim for spec in specs)
             return Sizes(engine.manager.bytes_per_token, values)
@@ -121,7 +122,7 @@ class Evaluation:
         """Of every length, seed and depth, in this order, whether the key was told."""
         longest = max(self._plan.lengths, default=0)
         cells = [(length, seed) for length in self._plan.lengths for seed in range(self._plan.seeds)]
-        keys = [key_of("passkey", self._identity, asdict(method), cell, longest) for cell in cells]
+        keys = [key_of("passkey", self._identity, method.key, cell, longest) for cell in cells]
         if any(self._store.get(key) is None for key in keys):
             sizes = {"max_num_seqs": 2, "max_model_len": longest, "max_num_batched_tokens": BUDGET}
             with method.engine(self._llm, **sizes, enable_prefix_caching=True) as engine:
@@ -134,7 +135,7 @@ class Evaluation:
     def _steps(self) -> Any:
         """Of every method the median seconds of a step at each context; all of them again if a method is new."""
         contexts, threads = self._plan.contexts, self._llm.backend.threads
-        key = key_of("steps", self._identity, threads, [asdict(method) for method in self._methods], contexts)
+        key = key_of("steps", self._identity, threads, [method.key for method in self._methods], contexts)
         if self._store.get(key) is None and contexts:
             sizes = {"max_num_seqs": 1, "max_model_len": contexts[-1] + STEADY, "max_num_batched_tokens": BUDGET}
             progress = iter(range(1, len(contexts) + 1))
@@ -156,6 +157,12 @@ def _check_length(method: Method, tokens: int) -> None:
         raise UsageError(
             f"policy {rule.name} leaves the first half of {tokens} tokens as it is: give --tokens 1000 or more"
         )
+
+
+def identity(llm: LLM, path: Path) -> list[Any]:
+    """All that results depend on besides methods and texts. path: where the model's files are."""
+    config = llm.config
+    return [source_digest(), model_digest(path), llm.model.weights, config.page_size, config.kv_cache_skip_layers]
 
 
 def room() -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kvist.assemble import assemble
+from kvist.cache.codec.choice import meaning
 from kvist.config import EngineConfig
 from kvist.engine.engine import Engine
 from kvist.errors import UsageError
@@ -28,6 +29,11 @@ class Method:
     def name(self) -> str:
         """What tables and plots call it."""
         return self.codec if self.policy == FULL else f"{self.codec} {self.policy}"
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What results under it are found by: names, or what stands in the file that a name points to."""
+        return meaning(self.codec), self.policy
 
     @property
     def options(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from kvist.eval.method import FLOOR, REFERENCE, Method
 from kvist.eval.scores import Scores
 from kvist.eval.speed import Line, line
 from kvist.eval.text import Document, digest
+from kvist.eval.tiers import verdict
 
 EDGES = (0, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 1 << 30)
 """Where the buckets of positions begin."""
@@ -69,7 +70,7 @@ class Report:
             },
             "passkey_cells": len(self.results[0].passkeys),
             "passkey_cells_kept": sum(self.results[0].passkeys),
-            "methods": [{**self._quality(one), **self._speed(one, lines)} for one in self.results],
+            "methods": compared([{**self._quality(one), **self._speed(one, lines)} for one in self.results]),
         }  # fmt: skip
 
     def lines(self) -> dict[Method, Line]:
@@ -119,6 +120,18 @@ class Report:
             "slope_to_f16": found and floor and found.slope / floor.slope,
             "steps": steps,
         }
+
+
+def compared(methods: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with each one's tier, and whether it is the best at its bytes.
+
+    That is so where none that held as few bytes has a smaller divergence. All held the same documents and their tails.
+    """
+    for one in methods:
+        rivals = [other for other in methods if other["live_bytes_per_token"] <= one["live_bytes_per_token"]]
+        one["tier"] = verdict(one)
+        one["best_at_its_bytes"] = all(other["kld_mean"] >= one["kld_mean"] for other in rivals)
+    return methods
 
 
 def by_position(scores: Sequence[Scores]) -> Iterator[dict[str, Any]]:

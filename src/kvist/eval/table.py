@@ -6,22 +6,27 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvist.eval.method import Method
+from kvist.eval.tiers import TIERS
 
 COLUMNS = (
-    ("bits", 6), ("B/token", 9), ("perplexity", 12), ("change, 95% interval", 28), ("KLD mean", 10), ("99.9%", 10),
-    ("top-1", 9), ("if sure", 9), ("passkey", 9), ("step ms", 9), ("+us/1k", 8),
+    ("bits", 6), ("B/token", 9), ("held", 9), ("perplexity", 12), ("change, 95% interval", 28), ("KLD mean", 9),
+    ("99.9%", 9), ("top-1", 8), ("if sure", 8), ("passkey", 8), ("step ms", 9), ("+us/1k", 8),
 )  # fmt: skip
+MEASURES = {"perplexity_change": "perplexity", "kld_mean": "KLD", "top1": "top-1", "passkey": "passkey"}
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
     """The table of a report's JSON, and what one has to know to read it."""
-    width = 2 + max(len("reference"), *(len(_name(one)) for one in found["methods"]))
+    width = 3 + max(len("reference"), *(len(_name(one)) for one in found["methods"]))
     reference, text, plan = found["reference"], found["text"], found["plan"]
     yield f"{'method':<{width}}" + "".join(f"{title:>{size}}" for title, size in COLUMNS)
-    yield f"{'reference':<{width}}{'':>15}{reference['perplexity']:>12.4f}"
-    for one in found["methods"]:
+    yield f"{'reference':<{width}}{'':>24}{reference['perplexity']:>12.4f}"
+    for one in sorted(found["methods"], key=lambda one: -one["live_bytes_per_token"]):
         cells = zip(_cells(one), COLUMNS, strict=True)
-        yield f"{_name(one):<{width}}" + "".join(f"{cell:>{size}}" for cell, (_, size) in cells)
+        name = _name(one) + " *" * one["best_at_its_bytes"]
+        yield f"{name:<{width}}" + "".join(f"{cell:>{size}}" for cell, (_, size) in cells)
+    yield from _tiers(found["methods"])
+    yield from [_chosen(found["choice"])] if found.get("choice") else []
     domains = dict.fromkeys(document["domain"] for document in text["documents"])
     yield (
         f"{found['model']}, {found['weights']} weights, {found['threads']} threads; {len(text['documents'])} "
@@ -30,12 +35,44 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     yield "reference: float32, uncached; KLD: nats from it; if sure: top-1 where it is ahead by more than 0.5 nat"
     if any(one["positions"] < reference["positions"] for one in found["methods"]):
         yield "evict: a document's first half is computed and compressed, and its second half is measured"
+    yield (
+        "B/token: of full pages; held: of all pages that the documents had at their ends, by position; "
+        "*: none that held as little has a smaller KLD"
+    )
     if found["passkey_cells"]:
         lengths = ", ".join(map(str, plan["lengths"]))
         yield (
             f"passkey: of the {found['passkey_cells_kept']} of {found['passkey_cells']} keys that float32 finds in "
             f"texts of {lengths} tokens"
         )
+
+
+def _tiers(methods: list[dict[str, Any]]) -> Iterator[str]:
+    """A line for each tier that a method belongs to: who keeps to it, and in what others fall short."""
+    for tier in reversed(TIERS):
+        own = [one for one in methods if one["tier"] is not None and one["tier"]["bits"] == tier.bits]
+        told = (f"{_name(one)} {_short(one['tier']['missed'])}" for one in own)
+        if own:
+            yield (
+                f"up to {tier.bits} bits (perplexity {tier.perplexity_change:+.1%}, KLD {tier.kld_mean:g}, "
+                f"top-1 {tier.top1:.0%}, passkey {tier.passkey:.0%}): {'; '.join(told)}"
+            )
+
+
+def _chosen(told: dict[str, Any]) -> str:
+    """What `choose.compared` told."""
+    sides = (
+        f"{side.upper()} {', '.join(f'{name} x{count}' for name, count in sorted(counts.items()))}"
+        for side, counts in told["layers"].items()
+    )
+    return (
+        f"chosen: {'; '.join(sides)}; {told['bits_per_value']:.3f} of {told['budget_bits']:g} bits, predicted KLD "
+        f"{told['predicted_kld']:.2e} from {told['probe']} in each layer alone; use --kv-cache-dtype @{told['file']}"
+    )
+
+
+def _short(missed: list[str]) -> str:
+    return f"misses {', '.join(MEASURES[name] for name in missed)}" if missed else "reached"
 
 
 def _name(one: dict[str, Any]) -> str:
@@ -46,6 +83,7 @@ def _cells(one: dict[str, Any]) -> Iterator[str]:
     low, high = one["perplexity_change_interval"]
     yield f"{one['bits_per_value']:.4g}"
     yield f"{one['bytes_per_token']:,}"
+    yield f"{one['live_bytes_per_token']:,.0f}"
     yield f"{one['perplexity']:.4f}"
     yield f"{_percent(one['perplexity_change'])} [{_percent(low)}, {_percent(high)}]"
     yield f"{one['kld_mean']:.2e}" if one["kld_mean"] else "0"

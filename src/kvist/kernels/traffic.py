@@ -206,7 +206,7 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layouts: S
                 weights=rows * 2 * half * 4, pages_written=rows * _slot_bytes(layouts, op.layer, packed=False),
                 operations=rows * heads * half * 6,
             )  # fmt: skip
-        case Seal() | Bound():  # once a page, not once a step
+        case Bound():  # once a page, not once a step
             return Traffic()
         case Attend():
             return _attention_traffic(op, size, program, layouts)

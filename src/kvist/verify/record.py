@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from kvist.assemble import assemble
+from kvist.cache.codec.choice import float_type
+from kvist.cache.group import Sharing
 from kvist.config import EngineConfig, SpeculativeConfig
 from kvist.engine.engine import Engine
 from kvist.engine.params import SamplingParams
@@ -59,9 +61,15 @@ class Bench:
     draft: Model | None = None
 
     @property
-    def page_bytes(self) -> int:
-        """Bytes of a page of every layer under this config."""
-        return page_sharing(self.model.config, self.config, self.config.kv_cache_dtype).each
+    def sharing(self) -> Sharing:
+        """The groups of pages under this config."""
+        floats = float_type(self.config.kv_cache_dtype, self.model.float_type)
+        return page_sharing(self.model.config, self.config, floats)
+
+    @property
+    def lossy(self) -> bool:
+        """Whether full pages are packed."""
+        return any(group.exact for group in self.sharing.groups)
 
     @contextmanager
     def engine(self, *, backend: Backend | None = None, draft: Model | None = None, **changes: Any) -> Iterator[Engine]:

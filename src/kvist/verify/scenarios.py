@@ -142,7 +142,7 @@ def preempted(caching: bool) -> Callable[[Bench, Record], Difference]:
             other = _turn(prompt, 0)
             fresh = {**expected, **bench.alone([other])}
             pages = -(-(len(prompt) + bench.generated - 1) // bench.config.page_size)  # the last token is never run
-            size = (pages + max(1, pages // 2)) * bench.page_bytes
+            size = (pages + max(1, pages // 2)) * bench.sharing.each
             # so many tokens a step that the younger grows large while the older generates
             budget = max(24, len(prompt) // 8)
             with bench.engine(

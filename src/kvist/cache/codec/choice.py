@@ -5,18 +5,20 @@
     int4                  K and V of all layers
     k=int5,v=int4         apart
     auto                  the type of the weights
-    @codecs.json          layer by layer, by `kvist eval --choose`: {"layers": [{"k": "int5", "v": "int3"}, ...]}
+    @codecs.json          layer by layer, as `kvist eval --choose` writes it; there auto stands for the float type:
+                          {"layers": [{"k": "int5", "v": "int4"}, {"k": "auto", "v": "int8"}, ...]}
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvist.cache.codec import FLOATS, AnyCodec, Packed, any_codec
-from kvist.errors import UsageError
+from kvist.errors import ModelFileError, UsageError
 from kvist.jsonfile import read_json_object
 
 
@@ -53,10 +55,15 @@ def layer_codecs(text: str, skip: Sequence[int], layers: int, floats: AnyCodec) 
     for layer in skip:
         if not -layers <= layer < layers:
             raise UsageError(f"kv_cache_skip_layers names layer {layer}, and the model has {layers}")
-    chosen = _from_file(Path(text[1:]), layers) if text.startswith("@") else [_pair(text, floats)] * layers
+    chosen = _from_file(Path(text[1:]), layers, floats) if text.startswith("@") else [_pair(text, floats)] * layers
     left = {layer % layers for layer in skip}
     plain = LayerCodecs(floats, floats)
     return [plain if i in left or not codecs.packed else codecs for i, codecs in enumerate(chosen)]
+
+
+def meaning(text: str) -> str:
+    """What a choice stands for, as a part of keys: its text, or what the file says that it names."""
+    return json.dumps(_entries(Path(text[1:]))) if text.startswith("@") else text
 
 
 def float_type(text: str, own: str) -> str:
@@ -72,15 +79,23 @@ def _pair(text: str, floats: AnyCodec) -> LayerCodecs:
     return LayerCodecs(any_codec(names[0]), any_codec(names[-1]))
 
 
-def _from_file(path: Path, layers: int) -> list[LayerCodecs]:
+def _from_file(path: Path, layers: int, floats: AnyCodec) -> list[LayerCodecs]:
     """What a file says of each layer."""
-    found = read_json_object(path).get("layers")
-    if not isinstance(found, list) or len(found) != layers:
-        count = len(found) if isinstance(found, list) else "no"
-        raise UsageError(f"{path}: it has codecs of {count} layers, and the model has {layers}: choose them anew")
-    chosen = []
+    found = _entries(path)
+    if len(found) != layers:
+        raise UsageError(f"{path}: it has codecs of {len(found)} layers, and the model has {layers}: choose them anew")
+    return [LayerCodecs(*(floats if name == "auto" else any_codec(name) for name in pair)) for pair in found]
+
+
+def _entries(path: Path) -> list[tuple[str, str]]:
+    """The names of each layer's codecs in a file, K's and V's."""
+    try:
+        found = read_json_object(path).get("layers")
+    except ModelFileError as error:
+        raise UsageError(f"no codecs can be read from a file: {error}") from error
+    if not isinstance(found, list) or not found:
+        raise UsageError(f'{path} has no list "layers": give a file that `kvist eval --choose` wrote')
     for entry in found:
-        if not isinstance(entry, dict) or set(entry) != {"k", "v"}:
+        if not isinstance(entry, dict) or {key: type(name) for key, name in entry.items()} != {"k": str, "v": str}:
             raise UsageError(f'{path}: {str(entry)[:60]} is no pair of codecs: write {{"k": "int5", "v": "int4"}}')
-        chosen.append(LayerCodecs(any_codec(str(entry["k"])), any_codec(str(entry["v"]))))
-    return chosen
+    return [(entry["k"], entry["v"]) for entry in found]

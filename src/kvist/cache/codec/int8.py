@@ -1,6 +1,4 @@
-"""`int8`: 256 even steps between the smallest and the largest number of a position and head.
-
-8.5 bits at head size 64."""
+"""`int8`: 256 even steps from the smallest to the largest number of a position and head. 8.5 bits at head size 64."""
 
 from __future__ import annotations
 
