@@ -25,7 +25,7 @@ from kvist.eval.table import lines
 from kvist.eval.text import Document
 from kvist.eval.tiers import verdict
 from kvist.kernels.program import Mix
-from kvist.kernels.reference import _mixed
+from kvist.kernels.reference_pages import _mixed
 
 NAMES = ("int8", "int5", "int4", "lm3")
 PLAN = Plan(tokens=60, documents=3, lengths=(), seeds=1, contexts=())
