@@ -141,4 +141,6 @@ def test_packed_codecs_are_verified(cli: Cli, refused: Callable[..., str], tiny_
     assert {"uncached = cached", "prefix hit = miss", "batch of 7 = alone", "fork and roll back = fresh"} <= names
     assert not any(name.startswith("page size") for name in names), "which positions are exact goes by pages"
     assert {row["codec"] for row in found["scenarios"]} == {"k=int8,v=int4"}
-    assert "names layer 3" in refused(2, "verify", tiny_model, "--kv-cache-dtype", "int4", "--kv-cache-skip-layers", "3")
+    assert "names layer 3" in refused(
+        2, "verify", tiny_model, "--kv-cache-dtype", "int4", "--kv-cache-skip-layers", "3"
+    )

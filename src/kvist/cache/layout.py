@@ -118,9 +118,7 @@ class PageLayout:
         """Size of what lies in front of a head's blocks: K's part of it, then V's."""
         (k, v), dims = self.codecs(layer), self.spec(layer).head_dim
         return sum(
-            codec.header_bytes(dims, keys=keys)
-            for codec, keys in ((k, True), (v, False))
-            if isinstance(codec, Packed)
+            codec.header_bytes(dims, keys=keys) for codec, keys in ((k, True), (v, False)) if isinstance(codec, Packed)
         )
 
     def head_bytes(self, layer: int) -> int:
