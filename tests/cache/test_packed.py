@@ -16,7 +16,18 @@ from kvist.errors import UsageError
 
 SIDES = pytest.mark.parametrize("keys", [True, False], ids=["k", "v"])
 EVERY = pytest.mark.parametrize("name", PACKED)
-BITS = {"int8": 8.5, "fp8": 8.25, "int5": 5.5, "int4": 4.5, "lm4": 4.25, "lm3": 3.25, "kivi4": 4.75, "kivi2": 2.75}
+BITS = {
+    "int3": 3.5,
+    "int6": 6.5,
+    "int8": 8.5,
+    "fp8": 8.25,
+    "int5": 5.5,
+    "int4": 4.5,
+    "lm4": 4.25,
+    "lm3": 3.25,
+    "kivi4": 4.75,
+    "kivi2": 2.75,
+}
 """Of a number at head size 64, K and V together, in pages of 64."""
 
 
@@ -109,7 +120,7 @@ def test_more_bits_err_less_and_what_is_constant_is_exact(name: str, keys: bool)
         given = np.random.RandomState(4).standard_normal((64, 64)).astype(np.float32)
         return float(np.square(unpack(packed(one), *pack(packed(one), given, keys=keys), 64, keys=keys) - given).mean())
 
-    finer = {"int4": "int5", "int5": "int8", "lm3": "lm4", "kivi2": "kivi4"}
+    finer = {"int3": "int4", "int4": "int5", "int5": "int6", "int6": "int8", "lm3": "lm4", "kivi2": "kivi4"}
     if name in finer:
         assert error(finer[name]) < 0.5 * error(name)
 
@@ -133,7 +144,7 @@ def test_extreme_numbers_stay_finite(name: str) -> None:
 
 @SIDES
 def test_where_the_bits_of_int4_lie(keys: bool) -> None:
-    """By the drawing: vector i of a cell is in word row i // 8 at bit 4 (i % 8); then 16 scales, then 16 offsets."""
+    """By the drawing: of vector k of quad q byte k, low nibbles of even quads; then 16 scales, then 16 offsets."""
     given = numbers(16, 32)
     _, blocks = pack(packed("int4"), given, keys=keys)
     raw = blocks[0].tobytes()
@@ -144,9 +155,9 @@ def test_where_the_bits_of_int4_lie(keys: bool) -> None:
         for dim in range(32):
             cell, inner = divmod(dim, 16)
             vector, lane = (inner, slot) if keys else (slot, inner)
-            at = cell * 128 + vector // 8 * 64 + lane * 4
-            code = int.from_bytes(raw[at : at + 4], "little") >> 4 * (vector % 8) & 15
-            assert read[slot, dim] == np.float32((1 + code / 16) * scales[0, slot] + scales[1, slot])
+            quad, k = divmod(vector, 4)
+            code = raw[cell * 128 + quad // 2 * 64 + lane * 4 + k] >> 4 * (quad % 2) & 15
+            assert read[slot, dim] == np.float32(code * scales[0, slot] + scales[1, slot])
 
 
 @EVERY

@@ -102,7 +102,7 @@ def test_the_table_is_aligned_and_says_what_was_measured() -> None:
     assert all(len(row) == len(title) for row in rows[:3]) and max(map(len, (title, *rows))) <= 140
     assert rows[2].startswith("f16 window:8+4") and "50.0%" in rows[2]
     assert re.search(r" 0 \[0, 0\] +0 +0 ", rows[0]) and "7.3891" in reference
-    assert "2 documents, 3 positions of prose, code" in rows[3] and "2 of 3 keys" in rows[5]
+    assert "2 documents, 3 positions of prose, code" in rows[3] and "2 of 3 keys" in rows[6]
 
 
 def test_pictures(tmp_path: Path) -> None:

@@ -51,12 +51,12 @@ def verify(
         )
         draft = load_draft(config, backend, activity.report)
     with Activity("verifying") as activity:
-        if not json:
-            activity.line(f"{'scenario':<42}{'codec':<{wide}}{'logits':>13}{'differing bits':>16}{'seconds':>10}")
         for row in rows_of(
             loaded, backend, one_thread, config, quick=quick, codecs=codecs, draft=draft,
             starting=lambda name, codec: activity.report(f"{codec}: {name}", 0, 0),
         ):  # fmt: skip
+            if not rows and not json:
+                activity.line(f"{'scenario':<42}{'codec':<{wide}}{'logits':>13}{'differing bits':>16}{'seconds':>10}")
             rows.append(row)
             if not json:
                 found = f"{row.logits:>13,}{row.differing_bits:>16,}{row.seconds:>10.2f}"
