@@ -37,7 +37,7 @@ KvCacheDtype = Annotated[
     str | None,
     _engine(
         "--kv-cache-dtype",
-        "Codec of the pages: auto, f32, f16, bf16; lossy: int8, fp8, int6 to int3, lm4, lm3, kivi4, kivi2; k=int5,v=int3 "
+        "Codec of pages: auto, f32, f16, bf16; lossy: int8, fp8, int6 to int3, lm4, lm3, kivi4, kivi2; k=int5,v=int3 "
         "for K and V apart; @FILE as `kvist eval --choose` writes it.",
     ),
 ]
