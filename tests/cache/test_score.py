@@ -27,16 +27,33 @@ def test_attention_is_taken_as_it_is(name: str) -> None:
     assert np.array_equal(score(name).importance(Seen(KEYS, VALUES, 0.25, ATTENTION)), ATTENTION)
 
 
-@pytest.mark.parametrize(
-    ("name", "reach", "fold"), [("snapkv", 2, lambda w: sum(w) / 5), ("kvzip", 2, lambda w: max(w[2], 0.3 * max(w)))]
-)
-def test_neighbours_count(name: str, reach: int, fold: object) -> None:
-    found = score(name).importance(Seen(KEYS, VALUES, 0.25, ATTENTION))
+def around(own: list[float], i: int, reach: int) -> list[float]:
+    """Entries from i - reach to i + reach, 0 beyond the ends."""
+    return [own[j] if 0 <= j < COUNT else 0.0 for j in range(i - reach, i + reach + 1)]
+
+
+def test_snapkv_takes_the_mean_of_neighbours() -> None:
+    found = score("snapkv").importance(Seen(KEYS, VALUES, 0.25, ATTENTION))
     for head in range(HEADS):
         for i in range(COUNT):
-            around = range(i - reach, i + reach + 1)
-            near = [float(ATTENTION[head, j]) if 0 <= j < COUNT else 0.0 for j in around]
-            assert found[head, i] == pytest.approx(fold(near), rel=1e-6)  # type: ignore[operator]
+            near = around(ATTENTION[head].tolist(), i, 2)
+            assert found[head, i] == pytest.approx(sum(near) / 5, rel=1e-6)
+
+
+def test_kvzip_shares_with_neighbours() -> None:
+    found = score("kvzip").importance(Seen(KEYS, VALUES, 0.25, ATTENTION))
+    for head in range(HEADS):
+        own = ATTENTION[head].tolist()
+        for i in range(COUNT):
+            assert found[head, i] == pytest.approx(max(own[i], 0.4 * max(around(own, i, 4))), rel=1e-6)
+
+
+def test_kvzip_by_hand() -> None:
+    """One entry that is looked at: 1 there, 0.4 up to 4 places away, nothing beyond, nothing in the other head."""
+    attention, share = np.zeros((2, 12), np.float32), np.float32(0.4)
+    attention[0, 5] = 1
+    expected = [[0, share, share, share, share, 1, share, share, share, share, 0, 0], [0] * 12]
+    assert np.array_equal(score("kvzip").importance(Seen(KEYS, VALUES, 0.25, attention)), np.array(expected))
 
 
 @pytest.mark.parametrize("turned", [True, False])
