@@ -20,7 +20,7 @@ Codecs = Annotated[
     typer.Option(
         "--kv-cache-dtype",
         help="Codecs to measure, or to choose from, separated by commas; k=int5,v=int4 for K and V apart. "
-        "[default: all that go with the model and the page size]",
+        "[default: one of 8.5, 5.5 and 4.5 bits; with --choose all that go with the model and the page size]",
         show_default=False,
     ),
 ]
@@ -80,7 +80,7 @@ def eval(
     from kvist.cli.terminal import Activity
     from kvist.eval.choose import Wish, compared
     from kvist.eval.evaluate import Evaluation
-    from kvist.eval.method import methods, names
+    from kvist.eval.method import USUAL, methods, names
     from kvist.eval.plan import FULL, QUICK
     from kvist.eval.plots import draw, require
     from kvist.eval.sensitivity import usable
@@ -89,7 +89,8 @@ def eval(
     from kvist.llm import LLM
     from kvist.models.hub import resolve
 
-    wanted = methods(CODECS if kv_cache_dtype is None else names(kv_cache_dtype), names(policy))
+    usual = USUAL if choose is None else CODECS
+    wanted = methods(usual if kv_cache_dtype is None else names(kv_cache_dtype), names(policy))
     wish = None if choose is None else Wish.parse(choose, output or Path("codecs.json"), wanted)
     _check_choose(choose, output, policy, stream)
     if plots is not None:
@@ -110,7 +111,7 @@ def eval(
             plan = (QUICK if quick else FULL).asking(longest, tokens, documents, passkeys)
             if kv_cache_dtype is None:
                 fitting = {*FLOATS, *usable(llm)}
-                wanted = tuple(method for method in wanted if method.codec in fitting)
+                wanted = tuple(method for method in wanted if fitting.issuperset(method.codecs))
             given = llm, path, plan, store, activity.report
             wanted, told = (wanted, None) if wish is None else compared(*given, model, wish, quick=quick)
             found = {**Evaluation(llm, path, wanted, plan, store, activity.report).run(model).as_json(), "choice": told}

@@ -36,6 +36,11 @@ class Method:
         return meaning(self.codec), self.policy
 
     @property
+    def codecs(self) -> tuple[str, ...]:
+        """The codec of K and V, or each of the two."""
+        return tuple(re.findall(r"[kv]=(\w+)", self.codec)) or (self.codec,)
+
+    @property
     def options(self) -> dict[str, Any]:
         """As options of an engine."""
         return {"kv_cache_dtype": self.codec, "policy": self.policy}
@@ -51,6 +56,9 @@ class Method:
         finally:
             made.close()
 
+
+USUAL = ("int8", "k=int6,v=int4", "k=int5,v=int3")
+"""Codecs that are measured if none are named: the best of so many bits that need no larger pages."""
 
 REFERENCE = Method("f32")
 FLOOR = Method("f16")
