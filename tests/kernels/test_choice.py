@@ -11,9 +11,10 @@ from kvist.cache.policy.base import ALWAYS, WHOLE
 from kvist.kernels.cpu import backend as cpu
 from kvist.kernels.cpu.backend import CpuBackend
 from kvist.kernels.reference import ReferenceBackend
+from kvist.kernels.reference_choice import best_pages
 from ops import same_bits
 
-QUARTER, FEW, ALL = Choice(2500, ALWAYS), Choice(0, 5), Choice(WHOLE, ALWAYS)
+QUARTER, ONE, FEW, ALL = Choice(2500, ALWAYS), Choice(0, 4), Choice(0, 5), Choice(WHOLE, ALWAYS)
 CASES = [
     (Shape(16, 2, 1), 700, "f32", 16, QUARTER),
     (Shape(64, 3, 3), 1500, "f16", 16, QUARTER),
@@ -51,6 +52,17 @@ def test_the_bounds_are_the_smallest_and_the_largest(backend: CpuBackend, case: 
             k, _ = world.pool.read(int(page), 0, head)
             decode = world.pool.layout.codec.decode
             assert np.array_equal(decode(world.pool.bounds(int(page), 0, head)), [k.min(0), k.max(0)])
+
+
+def test_half_of_what_could_be_above_the_middle_counts_and_heads_are_summed() -> None:
+    """Page 1 may hold keys from -10 to 10, pages 2 and 3 hold one key, 6 and 4: the bound of page 1 is the highest."""
+    pool, dims = made(ReferenceBackend(), 0).pool, CASES[0][0].dims
+    pages = np.arange(6, dtype=np.int32)
+    for page, bounds in enumerate([(-10, 10), (6, 6), (4, 4)], 1):
+        pool.bounds(page, 0, 0)[:] = pool.layout.codec.encode(np.repeat(np.float32(bounds), dims).reshape(2, dims))
+    for heads, wanted in (([1.0], 2), ([-1.0], 1), ([1.0, -1.0], 1), ([1.0, 1.0, 0.1], 2)):
+        queries = np.repeat(heads, dims).reshape(-1, dims)
+        assert [*best_pages(ONE, queries, pool, 0, 0, pages)] == [0, wanted, 4, 5]
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=IDS)

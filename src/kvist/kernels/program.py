@@ -133,8 +133,8 @@ class Attend:
     Of a packed layer a row reads its own page and page 0 exactly, others as they were packed. mix: as it was stored.
 
     choice: a row reads so many of the pages up to its own: the first, its own, the one before, and for each KV head
-    those whose keys could score most, by their bounds: max over its query heads of sum_i max(q_i low_i, q_i high_i); of
-    equals the earlier, and what is no number counts for nothing. It goes with neither windows nor packed pages.
+    of the highest score by their bounds: the sum over its query heads and dims of q (low + high) / 2 + |q| (high - low)
+    / 4; of equals the earlier, and what is no number counts for nothing. It goes with neither windows nor packed pages.
     """
 
     q: Buffer

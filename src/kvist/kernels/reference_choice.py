@@ -1,4 +1,4 @@
-"""Which pages a token chooses to read, in plain NumPy: the definition (Quest, Tang et al. 2024)."""
+"""Which pages a token chooses to read, in plain NumPy: the definition (after Quest, Tang et al. 2024)."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ def best_pages(
 ) -> npt.NDArray[np.intp]:
     """Indices of the pages that a token reads of one KV head, of `pages`, those up to its own.
 
-    queries: of the query heads that share it, (heads, head size).
+    queries: of the query heads that share it, (heads, head size). A query's score of a page is q (low + high) / 2 +
+    |q| (high - low) / 4 (see `policy.topk`); four times those of all heads is what the bounds are multiplied with here.
     """
     own = len(pages) - 1
     kept = [pool.layout.codec.decode(pool.bounds(int(page), layer, head)) for page in pages[1 : own - 1]]
-    low, high = np.array(kept, np.float64).reshape(-1, 1, 2, queries.shape[1]).transpose(2, 0, 1, 3)
-    each = (np.minimum(queries, 0) * low + np.maximum(queries, 0) * high).sum(-1)
-    scores = np.where(np.isnan(each), -np.inf, each).max(-1)
+    both, size = 2 * queries.sum(0), np.abs(queries).sum(0)
+    found = (np.array(kept, np.float64).reshape(-1, 2, queries.shape[1]) * [both - size, both + size]).sum((1, 2))
+    scores = np.where(np.isnan(found), -np.inf, found)
     best = np.argsort(-scores, kind="stable")[: max(0, choice.count(own + 1) - ALWAYS)]
     return np.unique([0, *(1 + best), max(0, own - 1), own])

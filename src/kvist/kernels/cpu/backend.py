@@ -70,7 +70,7 @@ class CpuExecutable:
         items = 2 * (limits.rows + 64 * limits.sequences + 4096)
         scratch = scratch_bytes(group, program.head_dim)
         if chosen[2]:
-            scratch = max(scratch, choosing_bytes(group, program.head_dim, most_pages(pools, limits)))
+            scratch = max(scratch, choosing_bytes(program.head_dim, most_pages(pools, limits)))
         partial_rows = PARTIAL_BYTES // partial_bytes(program.head_dim)
         memory = allocate({
             **{b.name: ((limits.sampled if b.sampled else limits.rows, b.width), np.float32) for b in buffers},

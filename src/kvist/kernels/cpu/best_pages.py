@@ -1,16 +1,16 @@
-"""The pages that tokens choose to read (Quest, Tang et al. 2024): their bounds, their scores, the best of them.
+"""The pages that tokens choose to read (after Quest, Tang et al. 2024): their bounds, their scores, the best of them.
 
-A page's bounds are the smallest and the largest number of each dim of its keys, so no key scores more with a query than
-sum_i max(q_i low_i, q_i high_i), which is sum_i min(q_i, 0) low_i + max(q_i, 0) high_i: a dot product of the bounds, as
-they lie, with a query taken apart::
+A page's bounds are the smallest and the largest number of each dim of its keys. A page's score is what the query heads
+of a KV head find there together (see `policy.topk`), a dot product of the bounds, as they lie, with what their queries
+have in common::
 
-    page p    [low 0 .. d-1][high 0 .. d-1]          score(p) = the largest over the query heads of a KV head
-    head h    [min(q, 0)   ][max(q, 0)    ]
+    page p   [low 0 .. d-1                ][high 0 .. d-1               ]
+    query    [2 sum_h q_h - sum_h |q_h|   ][2 sum_h q_h + sum_h |q_h|   ]
 
 The best are found without a sort: t, the largest number that enough scores reach, by halves. A score is what a page and
 a query make of each other, whatever the rows and pages beside them.
 
-Scratch of a thread, float32: queries [head][2 d], scores of pages 1, 2, ...
+Scratch of a thread, float32: query [2 d], scores of pages 1, 2, ...
 """
 
 from __future__ import annotations
@@ -29,21 +29,23 @@ from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.scalar import arg, get_f32, get_i32, prefetch, put_f32, put_i32, slot
 from kvist.kernels.cpu.tile import ZEROS, emit_sums, fold_eight
 from kvist.kernels.cpu.vector import (
-    F32,
+    I32,
     I64,
+    absolute,
+    add,
     emit_load,
     keep_first,
     maximum,
     minimum,
     pointer,
     reduce_max,
-    shuffle,
     splat,
     sub,
 )
 from kvist.kernels.cpu.vector_memory import ITEMSIZE, load, load_f32, store, store_f32
 from kvist.kernels.cpu.wide import as_float, count_between, pack_between
 
+PAGES = 8  # scored together
 LOWEST, LARGEST = -3.0e38, 3.0e38  # scores are kept between them
 INFINITY = float("inf")
 AHEAD = 24  # pages between what is scored and what is asked for
@@ -60,66 +62,49 @@ def pairs(dtype: str) -> Format:
     return Format("bounds", 2, 32 * ITEMSIZE[dtype], emit)
 
 
-def make_score_two(dtype: str, heads: int) -> Any:
-    """``score(page0, page1, queries, numbers, out)``: bounds of two pages times up to four heads, `numbers` of each.
+def make_score_eight(dtype: str) -> Any:
+    """``score(pages, count, bounds, page_bytes, query, numbers, out)``: eight pages, by their ids, times a query.
 
-    out: two float32, each the largest of a page's scores and of what was there.
+    Of fewer the last is taken again. out: eight float32 between LOWEST and LARGEST; what is no number is LOWEST.
     """
     form = pairs(dtype)
 
     @intrinsic
-    def score(typingctx: Any, page0: Any, page1: Any, queries: Any, numbers: Any, out: Any) -> Any:
+    def score(
+        typingctx: Any, pages: Any, count: Any, bounds: Any, page_bytes: Any, query: Any, numbers: Any, out: Any
+    ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            page0, page1, queries, numbers, out = args
-            stride = builder.mul(numbers, I64(4))
-            rows = [builder.add(queries, builder.mul(stride, I64(head))) for head in range(heads)]
-            sums = emit_sums(builder, form, [page0, page1], rows, numbers, [[ZEROS] * heads] * 2)
-            folded = fold_eight(builder, [page[head % heads] for head in range(4) for page in sums])
-            lowest, largest = (ir.Constant(folded.type, [limit] * 8) for limit in (LOWEST, LARGEST))
+            pages, count, bounds, page_bytes, query, numbers, out = args
+            last, rows = builder.sub(count, I64(1)), []
+            for i in range(PAGES):
+                at = builder.select(builder.icmp_signed("<", I64(i), last), I64(i), last)
+                page = builder.load(pointer(builder, pages, I32, builder.mul(at, I64(4))), align=4)
+                rows.append(builder.add(bounds, builder.mul(builder.sext(page, I64), page_bytes)))
+            sums = emit_sums(builder, form, rows, [query], numbers, [[ZEROS]] * PAGES)
+            folded = fold_eight(builder, [page[0] for page in sums])
+            lowest, largest = (ir.Constant(folded.type, [limit] * PAGES) for limit in (LOWEST, LARGEST))
             folded = builder.select(builder.fcmp_ordered(">", folded, lowest), folded, lowest)
             folded = builder.select(builder.fcmp_ordered("<", folded, largest), folded, largest)
-            place = pointer(builder, out, ir.VectorType(F32, 2))
-            best = builder.load(place, align=4)
-            for head in range(4):
-                other = shuffle(builder, folded, folded, [2 * head, 2 * head + 1])
-                best = builder.select(builder.fcmp_ordered(">", best, other), best, other)
-            builder.store(best, place, align=4)
+            builder.store(folded, pointer(builder, out, folded.type), align=4)
             return context.get_dummy_value()
 
-        return types.none(*[types.int64] * 5), codegen
+        return types.none(*[types.int64] * 7), codegen
 
     return score
 
 
 def make_score(dtype: str) -> Any:
-    """Scores of `count` pages for the `group` heads of a KV head; pages: their ids, bounds: where page 0 has them."""
-    itemsize = ITEMSIZE[dtype]
-    score1, score2, score3, score4 = (make_score_two(dtype, heads) for heads in (1, 2, 3, 4))
+    """Scores of `count` pages; pages: their ids, bounds: where page 0 has them."""
+    score_eight, itemsize = make_score_eight(dtype), ITEMSIZE[dtype]
 
     @jit
-    def score(
-        queries: int, group: int, dims: int, pages: int, count: int, bounds: int, page_bytes: int, out: int
-    ) -> None:
-        for i in range(0, count, 2):
-            for ahead in range(i + AHEAD, min(i + AHEAD + 2, count)):
+    def score(query: int, dims: int, pages: int, count: int, bounds: int, page_bytes: int, out: int) -> None:
+        for i in range(0, count, PAGES):
+            for ahead in range(i + AHEAD, min(i + AHEAD + PAGES, count)):
                 place = bounds + get_i32(pages + ahead * 4) * page_bytes
                 for line in range(0, 2 * dims * itemsize, 64):
                     prefetch(place + line)
-            page0 = bounds + get_i32(pages + i * 4) * page_bytes
-            page1 = bounds + get_i32(pages + min(i + 1, count - 1) * 4) * page_bytes
-            at, numbers = out + i * 4, 2 * dims
-            put_f32(at, LOWEST)
-            put_f32(at + 4, LOWEST)
-            for head in range(0, group, 4):
-                q = queries + head * dims * 8
-                if group - head >= 4:
-                    score4(page0, page1, q, numbers, at)
-                elif group - head == 3:
-                    score3(page0, page1, q, numbers, at)
-                elif group - head == 2:
-                    score2(page0, page1, q, numbers, at)
-                else:
-                    score1(page0, page1, q, numbers, at)
+            score_eight(pages + i * 4, count - i, bounds, page_bytes, query, 2 * dims, out + i * 4)
 
     return score
 
@@ -185,13 +170,16 @@ def put_best(scores: int, count: int, wanted: int, pages: int, out: int) -> None
 
 
 @jit
-def take_apart(q: int, dims: int, out: int) -> None:
-    """min(q, 0), then max(q, 0)."""
-    zero = splat(0.0)
+def join(q: int, group: int, dims: int, out: int) -> None:
+    """What the queries of a group have in common, each half of the bounds' (see above)."""
     for d in range(0, dims * 4, 64):
-        number = load_f32(q + d)
-        store_f32(out + d, minimum(number, zero))
-        store_f32(out + dims * 4 + d, maximum(number, zero))
+        both = size = splat(0.0)
+        for head in range(group):
+            number = load_f32(q + head * dims * 4 + d)
+            both, size = add(both, number), add(size, absolute(number))
+        both = add(both, both)
+        store_f32(out + d, sub(both, size))
+        store_f32(out + dims * 4 + d, add(both, size))
 
 
 @jit
@@ -228,13 +216,11 @@ def make_best(dtype: str) -> Any:
             for i in range(read):
                 put_i32(out + i * 4, get_i32(pages + i * 4))
             return
-        queries = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
-        scores, count = queries + group * dims * 8, own - 2
-        for head in range(group):
-            source = arg(op, 0) + row * arg(op, 1) + (kv_head * group + head) * dims * 4
-            take_apart(source, dims, queries + head * dims * 8)
+        query = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
+        scores, count = query + dims * 8, own - 2
+        join(arg(op, 0) + row * arg(op, 1) + kv_head * group * dims * 4, group, dims, query)
         bounds = arg(op, 3) + kv_head * 2 * dims * itemsize
-        score(queries, group, dims, pages + 4, count, bounds, arg(op, 4), scores)
+        score(query, dims, pages + 4, count, bounds, arg(op, 4), scores)
         last = scores + count // 16 * 64
         store_f32(last, keep_first(load_f32(last), count % 16, splat(-INFINITY)))
         put_i32(out, get_i32(pages))

@@ -21,9 +21,9 @@ def scratch_bytes(group: int, head_dim: int) -> int:
     return max(item, PANEL_BYTES + SUMS_BYTES * (X_BYTES // (4 * PANEL_COLUMNS) + WIDE)) + 2048
 
 
-def choosing_bytes(group: int, head_dim: int, pages: int) -> int:
+def choosing_bytes(head_dim: int, pages: int) -> int:
     """Bytes a thread needs to choose from so many pages (see `best_pages`)."""
-    return 4 * (2 * group * head_dim + pages + 16)
+    return 4 * (2 * head_dim + pages + 16)
 
 
 def partial_bytes(head_dim: int) -> int:
