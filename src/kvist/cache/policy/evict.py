@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvist.cache.layout import PAGE_SIZES
-from kvist.cache.policy.base import Span
+from kvist.cache.policy.base import Choice, Span
 from kvist.cache.score import score
 from kvist.errors import UsageError
 
@@ -36,6 +36,7 @@ class Evict:
     share: float
     by: str
     endless: ClassVar[bool] = False
+    paged: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, arguments: str) -> Evict:
@@ -69,6 +70,10 @@ class Evict:
     def span(self, window: int | None) -> Span:
         """See `Policy`."""
         return Span(window)
+
+    def choice(self, layer: int) -> Choice | None:
+        """See `Policy`."""
+        return None
 
     def takes(self, page_size: int) -> bool:
         """See `Policy`."""
