@@ -42,7 +42,7 @@ def helper(monkeypatch: pytest.MonkeyPatch) -> Helper:
 def test_there_is_a_unit_for_every_type() -> None:
     held = ("f32", "f16", "bf16", *BLOCK_TYPES)
     assert set(UNITS) == {
-        "run", "choosing", *(f"{u}_{t}" for u in ("attend", "observe") for t in held[:3]), *(f"weights_{t}" for t in held), *(f"experts_{t}" for t in held),
+        "run", "choosing", *(f"{u}_{t}" for u in ("attend", "observe", "best") for t in held[:3]), *(f"weights_{t}" for t in held), *(f"experts_{t}" for t in held),
     }  # fmt: skip
 
 

@@ -186,13 +186,14 @@ def test_the_key_names_all_that_the_code_depends_on(tmp_path: Path, monkeypatch:
 
     keys = [key(), key()]
     assert keys[0] == keys[1]
-    source = tmp_path / "cpu"
-    shutil.copytree(str(resources.files("kvist.kernels.cpu")), source)
-    monkeypatch.setattr(compiler.resources, "files", lambda package: source)
+    source, packages = tmp_path / "cpu", ("kvist.kernels.cpu", "kvist.cache.codec")
+    for package in packages:
+        shutil.copytree(str(resources.files(package)), tmp_path / package.rsplit(".", 1)[1])
+    monkeypatch.setattr(compiler.resources, "files", lambda package: tmp_path / package.rsplit(".", 1)[1])
     assert key() == keys[0], "the same sources somewhere else"
     shutil.rmtree(source / "__pycache__", ignore_errors=True)
     assert key() == keys[0]
-    for file in sorted(source.glob("*.py")):
+    for file in sorted(file for folder in ("cpu", "codec") for file in (tmp_path / folder).glob("*.py")):
         before = file.read_bytes()
         file.write_bytes(before + b"\n")
         keys.append(key())
