@@ -56,7 +56,8 @@ def layer_specs(model: ModelConfig, config: EngineConfig, floats: Codec) -> tupl
 
 def layer_choices(model: ModelConfig, config: EngineConfig) -> list[Choice | None]:
     """How many pages a token chooses to read in each layer."""
-    return [policy(config.policy).choice(layer) for layer in range(model.num_layers)]
+    rule = policy(config.policy)
+    return [rule.choice(layer) for layer in range(model.num_layers)]
 
 
 def layer_spans(model: ModelConfig, config: EngineConfig) -> list[Span]:

@@ -26,6 +26,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, backend: CpuBackend) ->
 
 
 @pytest.fixture
+def opened() -> Iterator[Callable[[Engine], Engine]]:
+    """`opened(engine)`: the engine, which is closed when the test ends."""
+    made: list[Engine] = []
+
+    def keep(engine: Engine) -> Engine:
+        made.append(engine)
+        return engine
+
+    yield keep
+    for engine in made:
+        engine.close()
+
+
+@pytest.fixture
 def make_engine(tiny_model: Model, one_thread: CpuBackend) -> Iterator[MakeEngine]:
     """`make_engine(pages=8, **config)`: an engine whose pool holds so many pages (with a draft model, both pools)."""
     made: list[Engine] = []

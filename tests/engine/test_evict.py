@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -44,17 +44,12 @@ def models(tmp_path_factory: pytest.TempPathFactory, backend: CpuBackend) -> dic
 
 
 @pytest.fixture
-def make_engine(models: dict[str, Model], one_thread: CpuBackend) -> Iterator[MakeEngine]:
-    made: list[Engine] = []
-
+def make_engine(models: dict[str, Model], one_thread: CpuBackend, opened: Callable[[Engine], Engine]) -> MakeEngine:
     def make(rule: str = QUICK, name: str = "llama", on: Backend = one_thread, **options: Any) -> Engine:
         options = {"policy": rule, "kv_cache_memory_bytes": PAGES * PAGE_BYTES, "max_model_len": 600, **options}
-        made.append(assemble(models[name], EngineConfig.from_options(options), on, instruction=INSTRUCTION))
-        return made[-1]
+        return opened(assemble(models[name], EngineConfig.from_options(options), on, instruction=INSTRUCTION))
 
-    yield make
-    for engine in made:
-        engine.close()
+    return make
 
 
 def prompt(length: int = LENGTH, seed: int = 1) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,17 +45,12 @@ def models(tmp_path_factory: pytest.TempPathFactory, backend: CpuBackend) -> dic
 
 
 @pytest.fixture
-def make_engine(models: dict[str, Model], one_thread: CpuBackend) -> Iterator[MakeEngine]:
-    made: list[Engine] = []
-
+def make_engine(models: dict[str, Model], one_thread: CpuBackend, opened: Callable[[Engine], Engine]) -> MakeEngine:
     def make(codec: str = "int4", name: str = "llama", on: Backend = one_thread, **options: Any) -> Engine:
         config = EngineConfig(**{"kv_cache_dtype": codec, "kv_cache_memory_bytes": 8 << 20, **options})
-        made.append(assemble(models[name], config, on))
-        return made[-1]
+        return opened(assemble(models[name], config, on))
 
-    yield make
-    for engine in made:
-        engine.close()
+    return make
 
 
 def read(engine: Engine, ids: Sequence[int], chunk: int = 512) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import tiny
+from drafts import prompt
 from kvist.assemble import assemble
 from kvist.cache.policy import policy
 from kvist.config import EngineConfig
@@ -38,21 +39,12 @@ def models(tmp_path_factory: pytest.TempPathFactory, backend: CpuBackend) -> dic
 
 
 @pytest.fixture
-def make_engine(models: dict[str, Model], one_thread: CpuBackend) -> Iterator[MakeEngine]:
-    made: list[Engine] = []
-
+def make_engine(models: dict[str, Model], one_thread: CpuBackend, opened: Callable[[Engine], Engine]) -> MakeEngine:
     def make(name: str = "llama", rule: str = RULE, on: Backend = one_thread, **options: Any) -> Engine:
         config = EngineConfig(**{"policy": rule, "kv_cache_memory_bytes": 1 << 20, "max_model_len": 120, **options})
-        made.append(assemble(models[name], config, on))
-        return made[-1]
+        return opened(assemble(models[name], config, on))
 
-    yield make
-    for engine in made:
-        engine.close()
-
-
-def prompt(length: int, seed: int = 1) -> list[int]:
-    return [(seed * 37 + i * i * 7 + i) % 300 for i in range(length)]
+    return make
 
 
 def run(engine: Engine, ids: list[int], params: SamplingParams = GREEDY) -> tuple[list[int], int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import tiny
+from drafts import prompt
 from kvist.assemble import assemble
 from kvist.config import EngineConfig
 from kvist.engine.engine import Engine
@@ -29,20 +30,11 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def make_engine(model: Model, one_thread: CpuBackend) -> Iterator[MakeEngine]:
-    made: list[Engine] = []
-
+def make_engine(model: Model, one_thread: CpuBackend, opened: Callable[[Engine], Engine]) -> MakeEngine:
     def make(**options: Any) -> Engine:
-        made.append(assemble(model, EngineConfig(**{"kv_cache_memory_bytes": 4 << 20, **options}), one_thread))
-        return made[-1]
+        return opened(assemble(model, EngineConfig(**{"kv_cache_memory_bytes": 4 << 20, **options}), one_thread))
 
-    yield make
-    for engine in made:
-        engine.close()
-
-
-def prompt(length: int, seed: int = 1) -> list[int]:
-    return [(seed * 37 + i * i * 7 + i) % 300 for i in range(length)]
+    return make
 
 
 def answer(tokens: int) -> SamplingParams:

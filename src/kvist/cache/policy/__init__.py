@@ -20,5 +20,5 @@ def policy(text: str) -> Policy:
     name, _, arguments = text.partition(":")
     if name not in POLICIES:
         raise unknown_name("policy", name, POLICIES)
-    found: Policy = getattr(import_module(f"kvist.cache.policy.{name}"), name.capitalize()).parse(arguments)
-    return found
+    kind: type[Policy] = getattr(import_module(f"kvist.cache.policy.{name}"), name.capitalize())
+    return kind.parse(arguments)

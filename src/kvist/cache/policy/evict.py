@@ -14,10 +14,9 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import ClassVar
 
 from kvist.cache.layout import PAGE_SIZES
-from kvist.cache.policy.base import Choice, Span
+from kvist.cache.policy.base import Policy
 from kvist.cache.score import score
 from kvist.errors import UsageError
 
@@ -30,13 +29,11 @@ WHOLE = PAGE_SIZES[-1]
 
 
 @dataclass(frozen=True, slots=True)
-class Evict:
+class Evict(Policy):
     """See the module."""
 
     share: float
     by: str
-    endless: ClassVar[bool] = False
-    paged: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, arguments: str) -> Evict:
@@ -66,18 +63,3 @@ class Evict:
     def extra(self, positions: int) -> int:
         """Slots that it takes beside a prompt's own until entries are evicted: of the kept, and what is run behind."""
         return self.kept(positions) + score(self.by).beyond(positions)
-
-    def span(self, window: int | None) -> Span:
-        """See `Policy`."""
-        return Span(window)
-
-    def choice(self, layer: int) -> Choice | None:
-        """See `Policy`."""
-        return None
-
-    def takes(self, page_size: int) -> bool:
-        """See `Policy`."""
-        return True
-
-    def check(self, page_size: int, trained: int) -> None:
-        """See `Policy`."""

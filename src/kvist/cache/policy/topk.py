@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvist.cache.policy.base import ALWAYS, WHOLE, Choice, Span
+from kvist.cache.policy.base import ALWAYS, WHOLE, Choice, Policy, Span
 from kvist.errors import UsageError
 
 MOST = 1 << 20
@@ -28,12 +28,11 @@ FULL_LAYERS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Topk:
+class Topk(Policy):
     """See the module. share: in ten-thousandths, 0 for a fixed number of pages, which is `least`."""
 
     share: int
     least: int
-    endless: ClassVar[bool] = False
     paged: ClassVar[bool] = True
 
     @classmethod
@@ -78,10 +77,3 @@ class Topk:
     def choice(self, layer: int) -> Choice | None:
         """See `Policy`."""
         return None if layer < FULL_LAYERS else Choice(self.share, self.least)
-
-    def takes(self, page_size: int) -> bool:
-        """See `Policy`."""
-        return True
-
-    def check(self, page_size: int, trained: int) -> None:
-        """See `Policy`."""

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvist.cache.policy.base import Choice, Span
+from kvist.cache.policy.base import Policy, Span
 from kvist.errors import UsageError
 
 MOST = 1 << 24
@@ -22,13 +22,12 @@ DEFAULT_SINKS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class Window(Policy):
     """See the module."""
 
     window: int
     sinks: int
     endless: ClassVar[bool] = True
-    paged: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, arguments: str) -> Window:
@@ -53,10 +52,6 @@ class Window:
     def span(self, window: int | None) -> Span:
         """See `Policy`."""
         return Span(window) if window is not None and window <= self.window else Span(self.window, self.sinks)
-
-    def choice(self, layer: int) -> Choice | None:
-        """See `Policy`."""
-        return None
 
     def takes(self, page_size: int) -> bool:
         """See `Policy`."""

@@ -88,7 +88,7 @@ def _make_weigh_grid(codec: Packed) -> Any:
 def _make_weigh_dot(codec: Packed) -> Any:
     """`make_weigh_side` for evenly spaced codes: weights are rounded for the whole tile."""
     wide1, wide2, wide3, wide4 = (make_dot_weigh(codec, rows, 2) for rows in (1, 2, 3, 4))
-    thin1, thin2, thin3, thin4 = (make_dot_weigh(codec, rows, 1) for rows in (1, 2, 3, 4))
+    thin1 = make_dot_weigh(codec, 1, 1)
     size, scales, group = codec.cell_bytes, codec.parameters * 32, codec.group
 
     @jit
@@ -139,14 +139,9 @@ def _make_weigh_dot(codec: Packed) -> Any:
                     a0, a1, a2, a3 = v0 + c, v1 + c, v2 + c, v3 + c
                     b0, b1, b2, b3 = n0 + c, n1 + c, n2 + c, n3 + c
                     if d + 32 > first + step:
-                        if n == 1:
-                            thin1(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, b0, b1, b2, b3)
-                        elif n == 2:
-                            thin2(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, b0, b1, b2, b3)
-                        elif n == 3:
-                            thin3(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, b0, b1, b2, b3)
-                        else:
-                            thin4(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, b0, b1, b2, b3)
+                        for i in range(n):
+                            beside, row = i * WEIGHT_BYTES, out + i * stride
+                            thin1(scratch + beside, 0, f + beside, a0, a1, a2, a3, row, 0, b0, b1, b2, b3)
                     elif n == 1:
                         wide1(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, b0, b1, b2, b3)
                     elif n == 2:
