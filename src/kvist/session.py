@@ -139,6 +139,17 @@ class Session:
         if to:
             self._history = self._history.cut(self._tokenizer, len(self) - to)
 
+    def drop(self, messages: int) -> None:
+        """Drop the last so many messages of a conversation. Those that were appended together go together."""
+        self._require_idle()
+        left = len(self.messages) - messages
+        if messages < 0 or left < 0:
+            raise UsageError(f"cannot drop {messages} messages: the session has {len(self.messages)}")
+        kept = [piece for piece in self._history.pieces if piece.messages <= left]
+        if (kept[-1].messages if kept else 0) != left:
+            raise UsageError(f"{left} messages end between some that were appended together: drop more, or fewer")
+        self.rollback(sum(len(piece.ids) for piece in self._history.pieces[len(kept) :]))
+
     def close(self) -> None:
         """Forget the history; idempotent. What is cached of it stays until the memory is needed."""
         self.stop()
@@ -186,10 +197,13 @@ class Session:
                 output.append(fold.output)
         finally:
             self._answering = False
-            self._keep(chunks)
+            self.keep(chunks)
 
-    def _keep(self, chunks: Sequence[TextChunk]) -> None:
-        """Take an answer into the history: without its end token, and without what a stop string cut off."""
+    def keep(self, chunks: Sequence[TextChunk]) -> None:
+        """Take an answer into the history: without its end token, and without what a stop string cut off.
+
+        For who runs the engine otherwise than by `generate` and `stream`; the chunks answer `token_ids`.
+        """
         made = [chunk.token_id for chunk in chunks if chunk.token_id is not None]
         if not made or self._closed:
             return

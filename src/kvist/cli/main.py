@@ -30,6 +30,7 @@ from kvist.version import __version__
 ABOUT = "An LLM inference engine built around its KV cache. A cache never changes an answer."
 VERBS = {
     "run": "Answer a prompt.",
+    "serve": "Serve a model to OpenAI's clients, with a page on which one can watch the cache.",
     "pull": "Get a model.",
     "ls": "List the models that are pulled.",
     "verify": "Prove that the cache changes no answer.",

@@ -1,0 +1,68 @@
+"""What all routes share: the engine's thread, the settings, and who may see what."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+
+from kvist.llm import LLM
+from kvist.server.failures import ApiError
+from kvist.server.metrics import ServerMetrics
+from kvist.server.schema import Asked, Message
+from kvist.server.sessions import SessionStore
+from kvist.server.settings import ServerSettings
+from kvist.server.worker import EngineWorker
+
+
+class Service:
+    """Of one server."""
+
+    def __init__(self, worker: EngineWorker, settings: ServerSettings, metrics: ServerMetrics) -> None:
+        self.worker, self.settings, self.metrics = worker, settings, metrics
+        self.sessions = SessionStore(settings.max_sessions)
+        self.started = int(time.time())
+
+    @property
+    def llm(self) -> LLM:
+        """The model; ApiError 503 while it loads."""
+        return self.worker.llm
+
+    def check(self, asked: Asked) -> None:
+        """Refuse what asks for another model, or for what is not supported."""
+        model = getattr(asked, "model", None)
+        if model is not None and model != self.settings.name:
+            raise ApiError(
+                404, f"the model {model[:80]!r} is not here: this server has {self.settings.name!r}", "model",
+                "model_not_found",
+            )  # fmt: skip
+        asked.refuse_unsupported()
+
+    def salt(self, request: Request, cache_salt: str | None) -> str | None:
+        """What a request's pages are found under: its tenant's, and among these those of its own salt."""
+        who = tenant_of(request)
+        return f"{who}\0{cache_salt or ''}" if who else cache_salt
+
+    async def chat_ids(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:  # fmt: skip
+        """The tokens of a conversation. In a thread of its own: templates come from anywhere, texts may be long."""
+        plain, llm = [plain_message(message) for message in messages], self.llm
+        if not plain:
+            raise ApiError(400, "messages is empty: give at least one", "messages")
+        return await asyncio.to_thread(llm.chat_ids, plain)
+
+
+def tenant_of(request: Request) -> str:
+    """Whose request it is; "" where there are no keys."""
+    who: str = request.state.tenant
+    return who
+
+
+def plain_message(message: Message) -> dict[str, Any]:
+    """A message as the template takes it: what was given, and nothing that was not."""
+    return message.model_dump(exclude_unset=True)

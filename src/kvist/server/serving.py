@@ -1,0 +1,73 @@
+"""Run a server: load the model while already answering `/health`, take requests, and leave in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from kvist.errors import KvistError, UsageError
+from kvist.llm import LLM
+from kvist.server.app import create_app
+from kvist.server.logs import log
+from kvist.server.metrics import ServerMetrics
+from kvist.server.service import Service
+from kvist.server.settings import ServerSettings
+from kvist.server.worker import EngineWorker
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections; UsageError where the address cannot be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"cannot listen on {host} port {port} ({error}): give another --host or --port") from error
+
+
+def serve(load: Callable[[], LLM], settings: ServerSettings, sock: socket.socket, ready: Callable[[LLM], None]) -> None:
+    """Serve until a signal says otherwise. ready: called once the model is there. Raises what kept it from loading."""
+    metrics = ServerMetrics()
+    worker = EngineWorker(load, metrics)
+    app = create_app(Service(worker, settings, metrics))
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="on", timeout_keep_alive=60, server_header=False,
+        timeout_graceful_shutdown=int(settings.shutdown_timeout) or None, ws="none",
+    )  # fmt: skip
+    server = _Server(config, worker, settings.shutdown_timeout)
+    failed: list[BaseException] = []
+
+    def loaded(_: object) -> None:
+        error = worker.loaded.exception()
+        if error is None:
+            ready(worker.loaded.result())
+            log("ready", model=settings.name)
+        else:
+            failed.append(error)
+            server.should_exit = True
+
+    worker.loaded.add_done_callback(loaded)
+    server.run([sock])
+    if failed:
+        raise failed[0] if isinstance(failed[0], KvistError) else RuntimeError(f"{failed[0]}") from failed[0]
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which on its way out lets answers end and then stops those that still run."""
+
+    def __init__(self, config: uvicorn.Config, worker: EngineWorker, patience: float) -> None:
+        super().__init__(config)
+        self._worker, self._patience = worker, patience
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """No new connections, then the last answers, then the engine."""
+        log("shutting down", running=self._worker.orders)
+        for server in self.servers:
+            server.close()
+        end = asyncio.get_running_loop().time() + self._patience
+        while self._worker.orders and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.05)
+        self._worker.cancel_all()
+        await super().shutdown(sockets)

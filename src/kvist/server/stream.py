@@ -1,0 +1,104 @@
+"""Server-sent events: chunks as they come, until the end or until nobody reads any more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from kvist.server.failures import body, told
+from kvist.server.logs import log
+
+T = TypeVar("T")
+
+DONE = b"data: [DONE]\n\n"
+STALLED = 60.0  # seconds in which a client takes nothing at all, after which it is gone
+
+
+def encoded(value: Any) -> str:
+    """JSON as it goes over the wire."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection."""
+
+
+async def gone(receive: Receive) -> None:
+    """Return once the client has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
+    """The result of some work, which is cancelled when the client leaves (ClientGoneError)."""
+    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone(receive))
+    try:
+        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGoneError
+    finally:
+        for one in (task, leaving):
+            one.cancel()
+        await asyncio.gather(task, leaving, return_exceptions=True)
+
+
+class EventStream(Response):
+    """A stream of JSON objects, each batch of them written together. Errors on the way become an event.
+
+    batches: gives lists of objects. close: called when the client has all, or has left. done: whether `[DONE]` ends it.
+    name: of an object's event, where the events have names.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, batches: AsyncIterator[list[dict[str, Any]]], close: Callable[[], None], *, done: bool = True,
+        name: Callable[[dict[str, Any]], str] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._batches, self._close, self._done, self._name = batches, close, done, name
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write it."""
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            with suppress(ClientGoneError):
+                await unless_gone(receive, self._write(send))
+        finally:
+            self._close()
+
+    async def _write(self, send: Send) -> None:
+        try:
+            async for batch in self._batches:
+                await self._send(send, "".join(self._event(one) for one in batch).encode())
+            if self._done:
+                await self._send(send, DONE)
+        except (TimeoutError, OSError):
+            return  # nobody reads
+        except Exception as error:
+            failure = told(error)
+            log(
+                "stream failed",
+                level="error" if failure.status >= 500 else "info",
+                error=failure.message,
+                exc_info=error,
+            )
+            event = body(failure.status, failure.message, failure.param, failure.code)
+            await self._send(send, f"data: {encoded(event)}\n\n".encode() + (DONE if self._done else b""))
+        await self._send(send, b"", more=False)
+
+    def _event(self, one: dict[str, Any]) -> str:
+        named = "" if self._name is None else f"event: {self._name(one)}\n"
+        return f"{named}data: {encoded(one)}\n\n"
+
+    async def _send(self, send: Send, data: bytes, more: bool = True) -> None:
+        async with asyncio.timeout(STALLED):
+            await send({"type": "http.response.body", "body": data, "more_body": more})
