@@ -62,13 +62,13 @@ def test_usage_says_what_was_cached(client: openai.OpenAI, served: Served) -> No
         http.post("/cache/flush")
     text = "The river was long and the valley was green. " * 12
     asked = {"model": "smollm2", "max_tokens": 24, "temperature": 0}  # the page of the prompt's end gets full
-    cold = client.completions.create(prompt=text + "One", **asked)
+    cold = client.completions.create(prompt=text + "One is green", **asked)
     assert cold.usage.prompt_tokens_details.cached_tokens == 0
     assert cold.model_extra["kvist"]["cached_tokens_by_tier"] == {"memory": 0}
-    warm = client.completions.create(prompt=text + "One", **asked)
+    warm = client.completions.create(prompt=text + "One is green", **asked)
     assert warm.usage.prompt_tokens_details.cached_tokens == warm.usage.prompt_tokens - 1
     assert warm.model_extra["kvist"]["reason"] == "full" and warm.choices[0].text == cold.choices[0].text
-    partial = client.completions.create(prompt=text + "Two", **asked)
+    partial = client.completions.create(prompt=text + "Two is green", **asked)
     told = partial.model_extra["kvist"]
     assert told["reason"] == "partial"
     assert (told["first_difference"]["cached_text"], told["first_difference"]["asked_text"]) == ("One", "Two")
