@@ -71,7 +71,7 @@ def test_usage_says_what_was_cached(client: openai.OpenAI, served: Served) -> No
     partial = client.completions.create(prompt=text + "Two is green", **asked)
     told = partial.model_extra["kvist"]
     assert told["reason"] == "partial"
-    assert (told["first_difference"]["cached_text"], told["first_difference"]["asked_text"]) == ("One", "Two")
+    assert (told["first_difference"]["cached_text"], told["first_difference"]["asked_text"]) == (" One", " Two")
     assert told["cached_tokens_by_tier"]["memory"] == told["first_difference"]["position"]
     assert partial.usage.prompt_tokens_details.cached_tokens == told["first_difference"]["position"]
 
