@@ -208,7 +208,7 @@ def _sampling(llm: LLM, model: str, activity: Activity, as_json: bool) -> None:
 
 
 def _circumstances(llm: LLM, model: str) -> dict[str, Any]:
-    from kvist.bench.bench import commit
+    from kvist.bench.machine import commit
 
     return {
         "model": model, "threads": llm.backend.threads, "commit": commit(), "weights": llm.model.weights,
