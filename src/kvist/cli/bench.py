@@ -73,7 +73,7 @@ def bench(
     speculative_config: flags.Speculative = None,
     json: flags.Json = False,
 ) -> None:
-    """Measure tokens per second, and what share that is of the machine's limits, measured in the same run."""
+    """Measure tokens per second, and the share of this machine's limits. `kvist bench serve` measures a server."""
     from kvist.cli.terminal import Activity
     from kvist.llm import LLM
 
