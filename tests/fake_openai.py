@@ -34,6 +34,7 @@ class FakeServer(ThreadingHTTPServer):
         self.trouble: dict[int, str] = {}  # what to do wrong with the n-th completion
         self.drops_kept = False  # close a kept connection instead of answering its second request
         self.keeps = True  # connections, after an answer
+        self.sizes = True  # are told; if not, a body ends with its connection
         self.bodies: list[dict[str, Any]] = []
         self.seen: list[list[str]] = []
         self.open = self.most_open = self.connections = 0
@@ -173,9 +174,11 @@ class Handler(BaseHTTPRequestHandler):
         data = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
+        if self.server.sizes:
+            self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+        self.close_connection |= not self.server.sizes
 
 
 @contextmanager

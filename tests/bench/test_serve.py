@@ -169,6 +169,11 @@ def test_what_nobody_told_is_null() -> None:
     }  # fmt: skip
 
 
+def test_the_hit_rate_is_of_the_prompts_whose_hits_are_told() -> None:
+    found = figures(passed(*ANSWERS, replace(ANSWERS[0], cached_tokens=None)), Plan())
+    assert (found["prompt_tokens"], found["cached_tokens"], found["hit_rate"]) == (350, 100, 0.4)
+
+
 def test_the_first_different_character() -> None:
     one, two, gone = Answer("xyz", "", (1.0,), 1.0), Answer("xy", "r", (1.0,), 1.0), Failure("broken", "")
     assert compared(passed(one, two, gone), passed(one, two, one)) == {
@@ -385,6 +390,11 @@ def test_a_server_that_keeps_no_connection(server: FakeServer) -> None:
     assert server.connections == 2 + 2 + 12  # what it is, two short questions, two passes
 
 
+def test_a_body_that_ends_with_its_connection(server: FakeServer) -> None:
+    server.sizes = False
+    assert run(server)["model"] == "twig"
+
+
 def test_a_key_is_sent(server: FakeServer) -> None:
     server.key = "secret"
     with pytest.raises(ServerError, match=r"give it with --api-key"):
@@ -409,7 +419,12 @@ def test_models(server: FakeServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "says"), [("whole", "does not stream"), ("500", r"http 500\): out of \[31m order"), ("gone", "broken")]
+    ("trouble", "says"),
+    [
+        ("whole", "does not stream"),
+        ("500", r"http 500\): out of \[31m order"),
+        ("gone", "server closed the connection"),
+    ],
 )
 def test_a_server_that_answers_no_short_question_is_not_measured(server: FakeServer, trouble: str, says: str) -> None:
     server.trouble = {0: trouble}

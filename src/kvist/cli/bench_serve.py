@@ -98,10 +98,11 @@ def bench_serve(
             raise UsageError(f"{flag} goes with --workload {goes_with}, not with {workload}")
     with Activity("asking the server") as activity:
         found = measure(url, plan, model, api_key, timeout, activity.report)
-        for line in [] if json else lines(found):
-            activity.line(line)
     if json:
         print(json_module.dumps(found))
+        return
+    for line in lines(found):
+        activity.line(line)
 
 
 def _seconds(milliseconds: float | None) -> float | None:

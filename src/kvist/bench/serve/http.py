@@ -18,6 +18,8 @@ import h11
 from kvist.errors import UsageError
 from kvist.version import __version__
 
+CLOSED = "the server closed the connection"
+
 
 class TransportError(Exception):
     """A request without a whole response. kind: `unreachable`, `broken` or `timeout`; detail: for people."""
@@ -82,7 +84,7 @@ class Connection(asyncio.Protocol):
         """The event loop has seen the end."""
         self.open = False
         self._read(b"")  # a body may end with its connection
-        self._finish(TransportError("broken", "the server closed the connection"))
+        self._finish(TransportError("broken", CLOSED))
 
     def _read(self, data: bytes) -> None:
         now, reply = time.perf_counter(), self.reply
@@ -99,7 +101,7 @@ class Connection(asyncio.Protocol):
                 elif isinstance(event, h11.ConnectionClosed):
                     break
         except h11.RemoteProtocolError as error:
-            self._finish(TransportError("broken", str(error)))
+            self._finish(TransportError("broken", str(error) if data else CLOSED))
             self.close()
 
     def _finish(self, error: TransportError | None) -> None:

@@ -45,6 +45,7 @@ async def _measure(client: Client, url: str, plan: Plan, model: str | None, prog
 def _counted(client: Client, name: str, plan: Plan, progress: Progress) -> Ask:
     """Ask, and say how many requests have their answer."""
     done = 0
+    progress(name, done, plan.requests)
 
     async def asking(body: bytes) -> Answer | Failure:
         nonlocal done
