@@ -88,6 +88,13 @@ def test_an_answer_is_read_as_by_hand() -> None:
     assert replace(answer, completion_tokens=1).tpot is None and replace(answer, completion_tokens=None).tpot is None
 
 
+@pytest.mark.parametrize("names", [("reasoning",), ("reasoning_content",), ("reasoning", "reasoning_content")])
+def test_thoughts_have_two_names_and_count_once(names: tuple[str, ...]) -> None:
+    body = chunk(delta=dict.fromkeys(names, "hm")) + chunk(delta={"content": "a"}, finish_reason="stop")
+    answer = read(Reply(1.0, 200, "text/event-stream", [(2.0, body)]))
+    assert answer == Answer("a", "hm", (1.0, 1.0), 1.0)
+
+
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
@@ -446,11 +453,33 @@ def test_nobody_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "localhost:8000", "ftp://x", "http://", "http://x:port", "http://x/?a=1", "http://[x"]
+    "url",
+    [
+        "",
+        "localhost:8000",
+        "ftp://x",
+        "http://",
+        "http://x:port",
+        "http://x/?a=1",
+        "http://[x",
+        "http://x/a b",
+        "http://ö",
+    ],
 )
 def test_urls_that_name_no_server(url: str) -> None:
     with pytest.raises(UsageError, match="names no server"):
         Client(url)
+
+
+@pytest.mark.parametrize("key", ["", "a b", "ö", "a\n"])
+def test_keys_that_no_header_carries(key: str) -> None:
+    with pytest.raises(UsageError, match="give the key alone"):
+        Client("http://x", key)
+
+
+def test_a_host_that_cannot_be_looked_up() -> None:
+    with pytest.raises(ServerError, match="no server answers"):
+        measure(f"http://{'x' * 80}", SMALL, None, None, 5.0, lambda *_: None)
 
 
 @pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])

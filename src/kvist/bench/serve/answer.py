@@ -10,6 +10,9 @@ from typing import Any
 from kvist.bench.serve.http import Reply
 from kvist.bench.serve.sse import events
 
+REASONING = "reasoning", "reasoning_content"
+"""What servers call thoughts that are no part of the answer: vLLM the first, others the second; some send both."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -58,14 +61,14 @@ def read(reply: Reply) -> Answer | Failure:
         return Failure(f"http {reply.status}", said(reply.body))
     if not reply.content_type.startswith("text/event-stream"):
         return Failure("no event stream", f"{reply.content_type or 'no content type'}: {said(reply.body)}")
-    parts: dict[str, list[str]] = {"content": [], "reasoning_content": []}
+    parts: dict[str, list[str]] = {name: [] for name in ("content", *REASONING)}
     times, usage, last, done = list[float](), dict[str, Any](), reply.sent, False
     for at, data in events(reply.arrivals):
         if data == b"[DONE]":
             done = True
             break
         chunk = parsed(data)
-        if not chunk or "error" in chunk:
+        if not chunk or chunk.get("error") is not None:
             return Failure("error event" if chunk else "bad event", said(data))
         usage = _fields(chunk.get("usage")) or usage
         choices = chunk.get("choices")
@@ -85,8 +88,8 @@ def read(reply: Reply) -> Answer | Failure:
         return Failure("no text", "an answer without any text")
     prompt, made = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
     cached = _count(_fields(usage.get("prompt_tokens_details")), "cached_tokens")
-    text, reasoning = ("".join(parts[name]) for name in ("content", "reasoning_content"))
-    return Answer(text, reasoning, tuple(times), last - reply.sent, prompt, made, cached)
+    text, *thoughts = ("".join(part) for part in parts.values())
+    return Answer(text, next(filter(None, thoughts), ""), tuple(times), last - reply.sent, prompt, made, cached)
 
 
 def said(body: bytes) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from dataclasses import dataclass, field
 from typing import cast
@@ -18,6 +19,8 @@ import h11
 from kvist.errors import UsageError
 from kvist.version import __version__
 
+VISIBLE = re.compile("[!-~]+")
+"""Characters that a request line and a header can carry."""
 CLOSED = "the server closed the connection"
 
 
@@ -125,14 +128,16 @@ class Client:
             port = parts.port
         except ValueError:
             parts, port = urlsplit(""), None
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        host = parts.hostname or ""
+        named = parts.scheme in ("http", "https") and host and VISIBLE.fullmatch(url)
+        if not named or parts.query or parts.fragment:
             raise UsageError(f"url {url[:80]!r} names no server: give --url http://host:port")
         self._secure = parts.scheme == "https"
-        self._address = parts.hostname, port or (443 if self._secure else 80)
+        self._address = host, port or (443 if self._secure else 80)
         self._path = parts.path.rstrip("/").removesuffix("/v1")
         self._headers = [("Host", parts.netloc.rpartition("@")[2]), ("User-Agent", f"kvist/{__version__}")]
         if api_key is not None:
-            if not (api_key.isascii() and api_key.isprintable()):
+            if not VISIBLE.fullmatch(api_key):
                 raise UsageError("--api-key has characters that no header can carry: give the key alone")
             self._headers.append(("Authorization", f"Bearer {api_key}"))
         self._timeout = timeout
@@ -172,7 +177,7 @@ class Client:
                     return reply
         except TimeoutError as error:
             raise TransportError("timeout", f"no whole answer within {self._timeout:g} s") from error
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # names of hosts that cannot be looked up are the latter
             raise TransportError("unreachable", _reason(error)) from error
 
     def _kept(self) -> Connection | None:
@@ -188,8 +193,8 @@ class Client:
         return connection
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError | UnicodeError) -> str:
     """Why there is no connection: asyncio's own words would name an address instead."""
     if isinstance(error, ConnectionError) and error.errno is not None:
         return os.strerror(error.errno)
-    return error.strerror or str(error)
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -20,7 +20,7 @@ class Server:
     """A server that answers. version: what `/version` says, if there is one."""
 
     model: str
-    version: Any
+    version: dict[str, Any] | None
     tokens_per_word: float
 
 
@@ -34,7 +34,7 @@ async def meet(client: Client, url: str, model: str | None, plan: Plan, nonce: s
     model = _choice(names, url) if model is None else model
     version = await _get(client, url, "/version")
     measured = await _tokens_per_word(client, url, model, names, plan, nonce)
-    return Server(model, parsed(version.body) if version.status == 200 else None, measured)
+    return Server(model, (parsed(version.body) or None) if version.status == 200 else None, measured)
 
 
 async def _tokens_per_word(client: Client, url: str, model: str, names: list[str], plan: Plan, nonce: str) -> float:
