@@ -116,12 +116,7 @@ def random_value(chance: random.Random, depth: int = 0) -> object:
             return {str(random_value(chance, 3))[:20]: random_value(chance, depth + 1) for _ in range(chance.randrange(4))}
 
 
-FIELDS = (
-    "model messages prompt max_tokens max_completion_tokens temperature top_p top_k min_p typical_p n best_of stop seed "
-    "stream stream_options logit_bias logprobs top_logprobs echo presence_penalty frequency_penalty repetition_penalty "
-    "priority cache_salt session tools tool_choice response_format structured_outputs use_beam_search length_penalty "
-    "input instructions max_output_tokens tokens name suffix user min_tokens ignore_eos skip_special_tokens text"
-).split()
+FIELDS = ["model", "messages", "prompt", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "typical_p", "n", "best_of", "stop", "seed", "stream", "stream_options", "logit_bias", "logprobs", "top_logprobs", "echo", "presence_penalty", "frequency_penalty", "repetition_penalty", "priority", "cache_salt", "session", "tools", "tool_choice", "response_format", "structured_outputs", "use_beam_search", "length_penalty", "input", "instructions", "max_output_tokens", "tokens", "name", "suffix", "user", "min_tokens", "ignore_eos", "skip_special_tokens", "text"]
 PATHS = [
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize", "/v1/sessions",
     "/v1/sessions/x/fork", "/v1/sessions/x/rollback",

@@ -97,7 +97,7 @@ def test_real_template(smollm2: Tokenizer) -> None:
 def test_a_rendering_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = "{% for a in range(900) %}{% for b in range(900) %}{{ b }}{% endfor %}{% endfor %}"
     monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.01)
-    with pytest.raises(UsageError, match="runs for 0.01 seconds"):
+    with pytest.raises(UsageError, match="template runs for"):
         show(slow)
 
 
