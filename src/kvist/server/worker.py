@@ -148,6 +148,7 @@ class EngineWorker:
         except BaseException as error:
             self.loaded.set_exception(error)
             return
+        self.metrics.watch(llm)
         self.loaded.set_result(llm)
         try:
             while not self._stopping:
