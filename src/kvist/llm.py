@@ -31,6 +31,7 @@ from kvist.outputs import BeamSearchOutput, RequestOutput, TextChunk
 from kvist.session import Session
 from kvist.text.chat import render
 from kvist.text.gguf_tokenizer import tokenizer_from_gguf
+from kvist.text.guided import Guides
 from kvist.text.hf_tokenizer import tokenizer_from_folder
 from kvist.text.tokenizer import Tokenizer
 
@@ -76,6 +77,7 @@ class LLM:
                 self.model, self.config, self.backend, eos_ids=self.tokenizer.eos_ids, events=self.events,
                 draft=load_draft(self.config, self.backend, report), instruction=self.instruction,
             )  # fmt: skip
+            self.guides = Guides(self.tokenizer, self.engine.limits.vocab_size)
         except BaseException:
             self.backend.close()
             raise
@@ -155,7 +157,10 @@ class LLM:
             )
         ids, salt = self._encode(prompt), salt_bytes(cache_salt)
         fold = Fold(self.tokenizer, params, None, ids)
-        for token in self.engine.stream(ids, params, salt=salt, watching=fold.watching, priority=priority, pin=pin):
+        guide = self.guides.guide(params.structured_outputs)
+        for token in self.engine.stream(
+            ids, params, salt=salt, watching=fold.watching, priority=priority, pin=pin, guide=guide
+        ):
             yield fold.add(token)
 
     def chat(
@@ -195,7 +200,7 @@ class LLM:
         """
         self._sessions += 1
         name, salt = name or f"session-{self._sessions}", salt_bytes(cache_salt)
-        return Session(name, self.tokenizer, self.engine, self._render, salt)
+        return Session(name, self.tokenizer, self.engine, self._render, self.guides, salt)
 
     def generate_each(self, requests: Iterable[Request | tuple[Prompt, SamplingParams]]) -> Iterator[RequestOutput]:
         """Answer requests as an iterator gives them, many together, and yield their outputs in its order.
@@ -258,8 +263,9 @@ class LLM:
                     ids, salt = self._encode(prompt), salt_bytes(cache_salt)
                     fold = Fold(self.tokenizer, params, prompt if isinstance(prompt, str) else None, ids)
                     name = self.engine.submit(
-                        ids, params, salt=salt, watching=fold.watching, priority=priority, pin=pin
-                    )
+                        ids, params, salt=salt, watching=fold.watching, priority=priority, pin=pin,
+                        guide=self.guides.guide(params.structured_outputs),
+                    )  # fmt: skip
                     folds[name] = fold
                 if not folds:
                     return

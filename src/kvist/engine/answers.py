@@ -15,12 +15,14 @@ from kvist.cache.manager import CacheManager
 from kvist.engine.batch import Piece
 from kvist.engine.beams import BeamSearch
 from kvist.engine.branches import Family
+from kvist.engine.guide import Bits, masks
 from kvist.engine.params import FinishReason, TokenLogprob, TokenOutput
 from kvist.engine.runner import Runner
 from kvist.engine.sampler import Row, Sampler
 from kvist.engine.scheduler import Scheduler
 from kvist.engine.sequence import Sequence
 from kvist.engine.speculative.speculator import Speculator
+from kvist.errors import InternalError
 from kvist.events import EventChannel, EventKind
 from kvist.kernels.choosing import Rating
 from kvist.kernels.program import Floats
@@ -33,12 +35,16 @@ the call.
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A sequence, its drafts, and its rows: logits (1 + drafts, vocab) and each one's likeliest."""
+    """A sequence, its drafts, and its rows: logits (1 + drafts, vocab), each one's likeliest, masks if it is guided.
+
+    There are fewer rows where a guide does not let a draft follow.
+    """
 
     sequence: Sequence
     drafts: Tokens[int]
     logits: Floats
     likeliest: list[int]
+    masks: Tokens[Bits | None]
 
 
 class Answers:
@@ -64,6 +70,7 @@ class Answers:
         """Hand the rows of a step to the sequences that asked for them; what each request got."""
         turns: list[_Turn] = []
         searches: dict[BeamSearch, None] = {}
+        outputs: list[TokenOutput] = []
         row = 0
         for sequence, piece in step:
             wanted = {"none": 0, "last": 1, "all": len(piece.tokens)}[piece.logits]
@@ -79,8 +86,12 @@ class Answers:
                     searches[request] = None
                 else:
                     branches = request.fork(sequence, self._manager, self._scheduler)
-                    turns += [_Turn(branch, drafts, own, known) for branch in branches]
+                    turns += [_turn(branch, drafts, own, known) for branch in branches]
             row += wanted
+        for turn in turns:
+            if not turn.likeliest:
+                outputs.append(self._fail(turn.sequence))
+        turns = [turn for turn in turns if turn.likeliest]
         known = [turn.sequence.takes_likeliest and -1 not in turn.likeliest for turn in turns]  # the loop found them
         drawn = iter(
             self.sampler.choose(
@@ -96,7 +107,6 @@ class Answers:
                 rating for turn, tokens in zip(turns, chosen, strict=True) for rating in _ratings(turn, tokens)
             )
         )
-        outputs: list[TokenOutput] = []
         for turn, tokens in zip(turns, chosen, strict=True):
             outputs += self._take_turn(turn, tokens, [next(rated) if _is_rated(turn) else None for _ in tokens])
         for search in searches:
@@ -170,6 +180,8 @@ class Answers:
         sequence.tokens.append(token)
         if sequence.alterations is not None:
             sequence.alterations.add(token)
+        if sequence.guide is not None and not sequence.guide.accept(token):
+            raise InternalError(f"token {token} was chosen, and the guide of {sequence.request_id} does not take it")
         metrics.generated_tokens += 1
         if metrics.first_token_time is None:
             metrics.first_token_time = time.monotonic()
@@ -184,6 +196,13 @@ class Answers:
             cumulative_logprob=None if rated is None else sequence.cumulative,
             prompt_logprobs=None if sequence.prompt_logprobs is None or not first else tuple(sequence.prompt_logprobs),
         )  # fmt: skip
+
+    def _fail(self, sequence: Sequence) -> TokenOutput:
+        """End a sequence whose guide cannot tell what may follow."""
+        assert sequence.guide is not None
+        self._finish(self.requests[sequence.request_id], sequence, "abort")
+        why = sequence.guide.failure
+        return TokenOutput(sequence.request_id, None, "abort", sequence.metrics, sequence.index, why)
 
     def _advance(self, search: BeamSearch) -> list[TokenOutput]:
         """Let a search go on if all its beams are through, else let those that are pause; its end, if it ended."""
@@ -221,12 +240,20 @@ class Answers:
             self._events.emit(EventKind.REQUEST_FINISHED, request=name, count=made, detail=reason)
 
 
+def _turn(sequence: Sequence, drafts: Tokens[int], logits: Floats, likeliest: list[int]) -> _Turn:
+    """A sequence's turn, with as many rows as its guide, if it has one, can say something of."""
+    if sequence.guide is None:
+        return _Turn(sequence, drafts, logits, likeliest, [None] * len(likeliest))
+    found = masks(sequence.guide, drafts)
+    return _Turn(sequence, drafts, logits[: len(found)], likeliest[: len(found)], found)
+
+
 def _rows(turn: _Turn) -> list[Row]:
     """A turn's rows as the sampler wants them: each sees the drafts before it as if they were right."""
     s, drafts = turn.sequence, turn.drafts
     return [
-        Row(turn.logits[i], known, s.params, s.seed, len(s.tokens) + i, s.alterations, drafts[:i])
-        for i, known in enumerate(turn.likeliest)
+        Row(turn.logits[i], known, s.params, s.seed, len(s.tokens) + i, s.alterations, drafts[:i], mask)
+        for i, (known, mask) in enumerate(zip(turn.likeliest, turn.masks, strict=True))
     ]
 
 
@@ -249,6 +276,8 @@ def _ending(sequence: Sequence, token: int) -> tuple[FinishReason | None, int | 
     """Whether a sequence ends with its last token, and the stop string or stop token that ends it."""
     if token in sequence.stops:
         return "stop", token if token in sequence.params.stop_token_ids else None
+    if sequence.guide is not None and sequence.guide.ended:
+        return "stop", None
     if sequence.watch is not None and (found := sequence.watch(token)) is not None:
         return "stop", found
     return ("length", None) if len(sequence.tokens) >= sequence.limit else (None, None)
