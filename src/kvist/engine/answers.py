@@ -22,7 +22,6 @@ from kvist.engine.sampler import Row, Sampler
 from kvist.engine.scheduler import Scheduler
 from kvist.engine.sequence import Sequence
 from kvist.engine.speculative.speculator import Speculator
-from kvist.errors import InternalError
 from kvist.events import EventChannel, EventKind
 from kvist.kernels.choosing import Rating
 from kvist.kernels.program import Floats
@@ -70,7 +69,6 @@ class Answers:
         """Hand the rows of a step to the sequences that asked for them; what each request got."""
         turns: list[_Turn] = []
         searches: dict[BeamSearch, None] = {}
-        outputs: list[TokenOutput] = []
         row = 0
         for sequence, piece in step:
             wanted = {"none": 0, "last": 1, "all": len(piece.tokens)}[piece.logits]
@@ -88,10 +86,6 @@ class Answers:
                     branches = request.fork(sequence, self._manager, self._scheduler)
                     turns += [_turn(branch, drafts, own, known) for branch in branches]
             row += wanted
-        for turn in turns:
-            if not turn.likeliest:
-                outputs.append(self._fail(turn.sequence))
-        turns = [turn for turn in turns if turn.likeliest]
         known = [turn.sequence.takes_likeliest and -1 not in turn.likeliest for turn in turns]  # the loop found them
         drawn = iter(
             self.sampler.choose(
@@ -107,6 +101,7 @@ class Answers:
                 rating for turn, tokens in zip(turns, chosen, strict=True) for rating in _ratings(turn, tokens)
             )
         )
+        outputs: list[TokenOutput] = []
         for turn, tokens in zip(turns, chosen, strict=True):
             outputs += self._take_turn(turn, tokens, [next(rated) if _is_rated(turn) else None for _ in tokens])
         for search in searches:
@@ -146,8 +141,12 @@ class Answers:
     ) -> list[TokenOutput]:
         """Give a sequence its tokens, while its drafts are right; decide whether it ends."""
         sequence, drafts = turn.sequence, turn.drafts
-        outputs: list[TokenOutput] = []
+        guide = sequence.guide
+        outputs = [] if chosen else [_failed(sequence)]
         for i, token in enumerate(chosen):
+            if guide is not None and not guide.accept(token):
+                outputs.append(_failed(sequence))
+                break
             outputs.append(self._append(sequence, token, turn.logits[i], rated[i]))
             if outputs[-1].finish_reason or i == len(drafts) or token != drafts[i]:
                 break
@@ -180,8 +179,6 @@ class Answers:
         sequence.tokens.append(token)
         if sequence.alterations is not None:
             sequence.alterations.add(token)
-        if sequence.guide is not None and not sequence.guide.accept(token):
-            raise InternalError(f"token {token} was chosen, and the guide of {sequence.request_id} does not take it")
         metrics.generated_tokens += 1
         if metrics.first_token_time is None:
             metrics.first_token_time = time.monotonic()
@@ -196,13 +193,6 @@ class Answers:
             cumulative_logprob=None if rated is None else sequence.cumulative,
             prompt_logprobs=None if sequence.prompt_logprobs is None or not first else tuple(sequence.prompt_logprobs),
         )  # fmt: skip
-
-    def _fail(self, sequence: Sequence) -> TokenOutput:
-        """End a sequence whose guide cannot tell what may follow."""
-        assert sequence.guide is not None
-        self._finish(self.requests[sequence.request_id], sequence, "abort")
-        why = sequence.guide.failure
-        return TokenOutput(sequence.request_id, None, "abort", sequence.metrics, sequence.index, why)
 
     def _advance(self, search: BeamSearch) -> list[TokenOutput]:
         """Let a search go on if all its beams are through, else let those that are pause; its end, if it ended."""
@@ -255,6 +245,13 @@ def _rows(turn: _Turn) -> list[Row]:
         Row(turn.logits[i], known, s.params, s.seed, len(s.tokens) + i, s.alterations, drafts[:i], mask)
         for i, (known, mask) in enumerate(zip(turn.likeliest, turn.masks, strict=True))
     ]
+
+
+def _failed(sequence: Sequence) -> TokenOutput:
+    """The end of a sequence whose guide cannot go on."""
+    assert sequence.guide is not None
+    why = sequence.guide.failure
+    return TokenOutput(sequence.request_id, None, "abort", sequence.metrics, sequence.index, why)
 
 
 def _is_rated(turn: _Turn) -> bool:

@@ -27,7 +27,7 @@ class Guide(Protocol):
 
     @property
     def failure(self) -> str | None:
-        """Why nothing can follow, where that is so though the answer has not ended; known once a mask was asked for."""
+        """Why it cannot go on though the answer has not ended: known once `mask` or `accept` has found it out."""
 
     def mask(self) -> Bits:
         """The tokens that may follow, at least one; the caller's to keep. Means nothing where there is a failure."""

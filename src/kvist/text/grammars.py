@@ -14,6 +14,7 @@ from kvist.structured import StructuredOutputs
 MOST_TEXT = 64 << 10  # bytes of a schema, a grammar, all choices
 MOST_MULTIPLE = 10_000  # llguidance makes a state for each remainder, and takes their square in time
 MOST_DEPTH = 100
+MOST_TOGETHER = 64  # members of allOf, & in a grammar: patterns that must all be met take the cube of that in time
 
 JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON is written in one line, as Python's `json.dumps` does: a small model never ends where any blank may follow."""
@@ -31,10 +32,15 @@ def grammar_text(wanted: StructuredOutputs, most: int = MOST_TEXT) -> str:
     if kind == "choice":
         return LLMatcher.grammar_from_lark("start: " + " | ".join(map(quoted, json.loads(text))))
     if kind == "grammar":
+        if (count := text.count("&")) > MOST_TOGETHER:
+            raise RequestError(f"the grammar has {count} times &: give at most {MOST_TOGETHER}")
         for found in re.finditer(r"%json\s*", text):
             _check(_json_at(text, found.end()))
         return LLMatcher.grammar_from_lark(text)
-    _check(json.loads(text))
+    schema = json.loads(text)
+    _check(schema)
+    if not isinstance(schema, dict):
+        text = json.dumps({"anyOf": [schema]})  # options go into an object
     try:
         return LLMatcher.grammar_from_json_schema(text, defaults=JSON_OPTIONS)  # type: ignore[arg-type]
     except ValueError as error:
@@ -61,11 +67,16 @@ def _json_at(text: str, start: int) -> object:
 
 def _check(schema: object) -> None:
     """Refuse what would take llguidance more time or memory than its limits say."""
+    together = 0
     for key, value in _entries(schema):
+        if key == "allOf" and isinstance(value, list):
+            together += len(value)
         if key == "multipleOf" and isinstance(value, (int, float)) and not isinstance(value, bool):
             digits = Decimal(str(value)).normalize().as_tuple().digits
             if int("".join(map(str, digits))) > MOST_MULTIPLE:
                 raise RequestError(f"multipleOf is {value}: give one of at most {MOST_MULTIPLE}, or leave it out")
+    if together > MOST_TOGETHER:
+        raise RequestError(f"allOf has {together} members in all: give at most {MOST_TOGETHER}")
 
 
 def _entries(value: object) -> Iterator[tuple[str, object]]:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from kvist.errors import RequestError, UsageError
 from kvist.structured import StructuredOutputs
 from kvist.text.grammars import MOST_TEXT, grammar_text
+from kvist.text.history import encode_behind
 from kvist.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 KEPT = 32  # compiled grammars
 SECONDS = 5.0  # that compiling may take; usual ones take a millisecond
 AT_ONCE = 2  # grammars that are compiled side by side, those that were given up included
+AMBIGUOUS = 500, 10_000  # items of a row and of a step in a Lark grammar: a mask takes 20 ms at most, else seconds
 
 T = TypeVar("T")
 
@@ -48,15 +50,14 @@ class TokenGuide:
         """The tokens that may follow: ceil(vocabulary / 32) words, the lowest bit first."""
         found = np.empty(-(-self._size // 32), np.uint32)
         self._matcher.unsafe_compute_mask_ptr(found.ctypes.data, found.nbytes)
-        if self._matcher.is_error():
-            self.failure = f"the grammar cannot go on here ({_line(self._matcher.get_error())}): give a simpler one"
-        elif not found.any():
-            self.failure = "no token of this model can go on as the grammar wants: give another one"
+        if self._matcher.is_error() or not found.any():
+            self._fail()
         return found
 
     def accept(self, token: int) -> bool:
         """Go on with a token; whether it may follow."""
         if self.ended or not self._matcher.consume_token(token):
+            self._fail()
             return False
         self.ended = token in self._ends
         return True
@@ -66,6 +67,12 @@ class TokenGuide:
         other = TokenGuide(self._matcher.deep_copy(), self._size, self._ends)
         other.ended, other.failure = self.ended, self.failure
         return other
+
+    def _fail(self) -> None:
+        cause = _line(self._matcher.get_error())
+        self.failure = f"the grammar goes too far here ({cause}): give a simpler one"
+        if not cause or cause.startswith("NoExtension"):
+            self.failure = "no token of this model can go on as the grammar wants: give another one"
 
 
 class Grammar:
@@ -123,7 +130,9 @@ class Guides:
     def _match(self, vocabulary: LLTokenizer, text: str, kind: str) -> LLMatcher:
         from llguidance import LLMatcher, LLParserLimits
 
-        matcher = LLMatcher(vocabulary, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        row, items = AMBIGUOUS if kind == "grammar" else (None, None)
+        limits = LLParserLimits(verbose_errors=False, max_items_in_row=row, step_max_items=items)
+        matcher = LLMatcher(vocabulary, text, log_level=0, limits=limits)
         if matcher.is_error():
             raise RequestError(f"the {kind} cannot be followed: {_line(matcher.get_error())}")
         first = TokenGuide(matcher.deep_copy(), self._size, frozenset())
@@ -171,15 +180,33 @@ class _Vocabulary:
     """What llguidance wants to know of a tokenizer; the names are its own."""
 
     def __init__(self, tokenizer: Tokenizer, size: int, end: int) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._ids = tokenizer, dict[bytes, int]()
         self.eos_token_id, self.bos_token_id = end, tokenizer.bos_id
         self.tokens = [tokenizer.token_bytes(token) for token in range(size)]
+        self._special = frozenset(tokenizer.special_tokens.values())
         self.special_token_ids = sorted(token for token in tokenizer.special_tokens.values() if token < size)
+        for token in range(size - 1, -1, -1):
+            if not tokenizer.is_special(token):
+                self._ids[self.tokens[token]] = token
+        self._ids.pop(b"", None)
+        self._longest = max(map(len, self._ids))
 
     def __call__(self, text: str) -> list[int]:
+        """Tokens whose bytes are the text's, none of them special. It ends before a byte that no token has."""
         if isinstance(text, bytes):
             raise TypeError("text, not bytes")  # which tells llguidance to give text
-        return self._tokenizer.encode(text, add_special=False)
+        ids, data = encode_behind(self._tokenizer, text), text.encode()
+        if b"".join(self.tokens[token] for token in ids) == data and not self._special.intersection(ids):
+            return ids
+        ids, start = [], 0
+        while start < len(data):
+            sizes = range(min(self._longest, len(data) - start), 0, -1)
+            size = next((size for size in sizes if data[start : start + size] in self._ids), 0)
+            if not size:
+                break
+            ids.append(self._ids[data[start : start + size]])
+            start += size
+        return ids
 
 
 def _line(message: str) -> str:
