@@ -138,9 +138,11 @@ For each call return JSON within <tool_call></tool_call>:
 @pytest.fixture(scope="module")
 def tool_client(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     """The default model under a template that takes tools."""
-    with serving.serving("smollm2", "--chat-template", str(_template(tmp_path_factory))) as server:
-        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
-            yield made
+    with (
+        serving.serving("smollm2", "--chat-template", str(_template(tmp_path_factory))) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made,
+    ):
+        yield made
 
 
 def _template(factory: pytest.TempPathFactory) -> Path:

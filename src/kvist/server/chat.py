@@ -50,10 +50,8 @@ async def _begin(
     use: ToolUse | None, kept: Kept | None,
 ) -> Response:  # fmt: skip
     if kept is None:
-        ids, salt = (
-            await service.chat_ids(asked.messages, None if use is None else use.tools),
-            service.salt(request, asked.cache_salt),
-        )
+        ids = await service.chat_ids(asked.messages, None if use is None else use.tools)
+        salt = service.salt(request, asked.cache_salt)
     else:
         ids, salt = await asyncio.to_thread(_continued, kept, asked), kept.cache_salt
     guide = None if isinstance(params, BeamSearchParams) else await service.guide(params)
