@@ -165,7 +165,8 @@ def _twig_json(twig: _Twig, taken: Cut, tokenizer: Tokenizer) -> dict[str, Any]:
             break
     owners = [taken.owners[node.page] for node in twig.pages]
     return {
-        "id": twig.number, "parent": twig.parent, "same": same, "text": rest[:LONGEST], "cut": len(rest) > LONGEST,
+        "id": twig.number, "key": twig.pages[0].key.hex()[:24], "parent": twig.parent,
+        "same": same, "text": rest[:LONGEST], "cut": len(rest) > LONGEST,
         "pages": [node.page for node in twig.pages[:512]], "count": len(twig.pages), "live": sum(map(bool, owners)),
         "owners": max(owners), "weight": twig.weight, "children": twig.children, "depth": twig.pages[0].depth,
     }  # fmt: skip

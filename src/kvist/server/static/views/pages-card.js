@@ -2,6 +2,7 @@
 
 import { ApiError } from "../lib/api.js";
 import { count, el, plural, visible } from "../lib/dom.js";
+import { sequenceName } from "../lib/names.js";
 
 const PATIENCE = 120; // milliseconds that a pointer rests on a page before it is asked for
 const AGAIN = 500; // milliseconds between two looks at a page that is changing
@@ -70,7 +71,7 @@ export class PageCard {
         fact("Content key", told.key ? el("code", { title: told.key }, told.key.slice(0, 12)) : "–")),
       this.#text(told),
       holders.length ? el("div", {}, el("h4", {}, "Held by"),
-        el("ul", { class: "holders" }, holders.map((one) => el("li", {}, one.mine ? one.request : "somebody else")))) : null,
+        el("ul", { class: "holders" }, holders.map((one) => el("li", { title: one.request }, sequenceName(one))))) : null,
     );
   }
 

@@ -1,6 +1,7 @@
 // The map of pages: lays the cells out, draws them on a canvas, and finds the one under the pointer or the arrow keys.
 
 import { el, plural } from "../lib/dom.js";
+import { sequenceName } from "../lib/names.js";
 import { OWNERS, SEALED } from "../lib/state.js";
 import { colour, isCalm, theme } from "../lib/theme.js";
 
@@ -120,7 +121,7 @@ export class PageMap {
       const pages = (sequence.pages[this.group] ?? []).filter((page) => page >= 0);
       if (!pages.length) continue;
       pages.forEach((page) => placed.add(page));
-      bands.push({ title: name(sequence), note: extent(sequence), pages, sequence: sequence.id });
+      bands.push({ title: sequenceName(sequence), note: extent(sequence), pages, sequence: sequence.id });
     }
     const rest = { cached: [], live: [], free: [] };
     for (const page of used) {
@@ -293,11 +294,6 @@ function box(context, x, y, width, height, round) {
   context.beginPath();
   if (round && height > 2 * round) context.roundRect(x, y, width, height, round);
   else context.rect(x, y, width, height);
-}
-
-function name(sequence) {
-  const branch = sequence.index ? `, branch ${sequence.index + 1}` : "";
-  return sequence.mine ? `${sequence.request}${branch}` : "Somebody else's request";
 }
 
 function extent(sequence) {
