@@ -24,12 +24,13 @@ export class Matrices {
     this.canvases = { k: el("canvas", { role: "img" }), v: el("canvas", { role: "img" }) };
     this.under = el("p", { class: "matrix-tokens mono", "aria-hidden": "true" });
     this.pick = el("div", { class: "matrix-pick" });
-    this.node = el("div", { class: "card matrices" }, el("div", { class: "head" }, el("h3", {}, "K and V, a column a token"), this.pick),
-      this.note,
+    this.shown = el("div", { class: "matrix-shown", hidden: true },
       Object.entries(this.canvases).map(([side, canvas]) => el("figure", {}, el("figcaption", {}, side.toUpperCase()), canvas)),
       this.under,
       el("ul", { class: "legend flat" }, [["below", "below 0"], ["above", "above 0"]].map(([kind, text]) =>
         el("li", {}, el("i", { class: `swatch ${kind}`, "aria-hidden": "true" }), text))));
+    this.node = el("div", { class: "card matrices" },
+      el("div", { class: "head" }, el("h3", {}, "K and V, a column a token"), this.pick), this.note, this.shown);
     theme.addEventListener("change", () => this.#draw());
     new ResizeObserver(() => this.#draw()).observe(this.node);
   }
@@ -66,6 +67,7 @@ export class Matrices {
 
   #draw() {
     if (!this.#told) return;
+    this.shown.hidden = false;
     const { tokens, dims, start } = this.#told;
     const end = start + tokens.length;
     this.note.textContent = `${sequenceName(this.#told)}: ${plural(end, "column")}${start ? `, the last ${count(tokens.length)} of them` : ""}, ${dims} rows each`;

@@ -40,7 +40,7 @@ export function mount(root, app) {
     drawn = now;
     const rows = state.requests.map((record) => measured(record, policy, state.model)).reverse();
     sentence.textContent = rows.length
-      ? `The last ${plural(rows.length, "request")} that ended: preallocated against paged`
+      ? `Preallocated against paged, for the very requests that ran: the last ${count(rows.length)} that ended`
       : "No request has ended yet. When one does, it is measured here.";
     drawTotals(totals, rows);
     const most = Math.max(...rows.map((row) => Math.max(row.reserved, row.held)), 1);
@@ -109,8 +109,7 @@ function item(row, most, model) {
         part("found", found), part("filled", row.used), part("spare", row.spare))),
     el("p", { class: "request-told small" },
       el("span", {}, `${bytes(row.reserved)} reserved, `, el("b", {}, `${percent(Math.max(wasted, 0))} wasted`)),
-      el("span", {}, `${plural(row.pages, "page")}, ${bytes(row.held)}`, row.found ? `, ${count(row.found)} of them found in the cache` : "",
-        ", ", el("b", {}, `${plural(Math.round(row.spare / model.bytes_per_token), "slot")} empty`))));
+      el("span", {}, `${plural(row.pages, "page")}, ${bytes(row.held)}: `, row.found ? `${count(row.found)} found in the cache, ` : "", el("b", {}, `${plural(Math.round(row.spare / model.bytes_per_token), "slot")} empty`))));
 }
 
 function legend() {

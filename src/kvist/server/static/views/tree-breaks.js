@@ -23,7 +23,8 @@ export class Breaks {
     this.onChoose = onChoose;
     this.list = el("ol", { class: "breaks" });
     this.empty = el("p", { class: "soft small" }, "No request has ended yet.");
-    this.node = el("aside", { class: "card", "aria-label": "Where prefixes broke" }, el("h3", {}, "Where prefixes broke"), this.empty, this.list);
+    this.node = el("aside", { class: "card", "aria-label": "Where prefixes broke" }, el("h3", {}, "Where prefixes broke"),
+      el("p", { class: "soft small" }, "What the last requests found in the cache, and the first token that differed."), this.empty, this.list);
   }
 
   update(tree, requests) {

@@ -4,6 +4,7 @@ import { el, plural, visible } from "../lib/dom.js";
 import { requestName } from "../lib/names.js";
 
 const OPEN_AT_FIRST = 150; // twigs; of a larger tree the first two levels are open
+const COMMON = 24; // characters shown of what a twig has in common with the one beside it
 
 /** `node` is the tree. */
 export class Outline {
@@ -80,8 +81,7 @@ export class Outline {
       el("span", { class: "toggle", "aria-hidden": "true" }),
       el("span", { class: "twig-pages" }, el("i", { class: `cell ${twig.owners > 1 ? "shared" : twig.live ? "live" : "cached"}`, "aria-hidden": "true" }),
         plural(twig.count, "page"), twig.owners > 1 ? ` · ${twig.owners} owners` : twig.live ? " · live" : ""),
-      el("p", { class: "twig-text" }, twig.same ? el("span", { class: "same", title: "the same tokens as its neighbour" }, visible(twig.same)) : null,
-        visible(twig.text), twig.cut ? "…" : ""),
+      el("p", { class: "twig-text" }, twig.same ? common(visible(twig.same)) : null, visible(twig.text), twig.cut ? "…" : ""),
       breaks.map((one) => this.#break(one))),
     open ? el("ul", { role: "group" }, this.#items(twig.id, level + 1)) : null);
   }
@@ -145,4 +145,10 @@ export class Outline {
     event.preventDefault();
     act();
   }
+}
+
+/** What a twig's neighbour begins with too: of a long one the end, since there they part. */
+function common(text) {
+  const short = text.length > COMMON + 1 ? `…${text.slice(-COMMON)}` : text;
+  return el("span", { class: "same", title: `The same as beside it: ${text}` }, short);
 }
