@@ -47,6 +47,15 @@ class ErrorAnswer(BaseModel):
 
 STATUSES = (400, 401, 404, 408, 409, 413, 429, 500, 503)
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in STATUSES}
+ANSWERS: dict[int | str, dict[str, Any]] = {  # of what may be streamed
+    200: {
+        "description": "The answer; a stream of events where `stream` is true",
+        "content": {
+            "application/json": {"schema": {"type": "object"}},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+}
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -77,15 +86,15 @@ def create_app(service: Service) -> ASGIApp:
 
 
 def _add_openai(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/chat/completions", tags=["OpenAI"])
+    @app.post("/v1/chat/completions", tags=["OpenAI"], responses=ANSWERS)
     async def chat_completions(request: Request, asked: Annotated[ChatRequest, Body()]) -> Response:
         return await chat(service, request, asked)
 
-    @app.post("/v1/completions", tags=["OpenAI"])
+    @app.post("/v1/completions", tags=["OpenAI"], responses=ANSWERS)
     async def text_completions(request: Request, asked: Annotated[CompletionRequest, Body()]) -> Response:
         return await completions(service, request, asked)
 
-    @app.post("/v1/responses", tags=["OpenAI"])
+    @app.post("/v1/responses", tags=["OpenAI"], responses=ANSWERS)
     async def model_responses(request: Request, asked: Annotated[ResponsesRequest, Body()]) -> Response:
         return await responses(service, request, asked)
 
@@ -101,7 +110,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
-    @app.get("/health", tags=["server"])
+    @app.get("/health", tags=["server"], response_class=Response)
     async def health() -> Response:
         """200 when requests are taken; 503 while the model loads, while the server stops, and when it broke down."""
         return Response(status_code=200 if service.worker.ready else 503)
