@@ -93,25 +93,29 @@ def looks_json(looks: Looks, head: int) -> dict[str, Any]:
 
 
 def heads_json(llm: LLM) -> dict[str, Any]:
-    """How many layers and heads there are, and which K/V head each query head reads."""
+    """How many layers and heads there are."""
     config = llm.model.config
     return {
         "layers": config.num_layers,
         "heads": {"query": config.num_heads, "kv": config.num_kv_heads, "size": config.head_dim},
-        "reads": [head // config.group for head in range(config.num_heads)],
         "kind": config.attention,
     }
 
 
 def variants(llm: LLM) -> list[dict[str, Any]]:
-    """Bytes of a token, all layers together, if the model had K/V heads as each kind has; its own among them."""
+    """What the model would be with K/V heads as each kind has, its own kind among them.
+
+    bytes: of a token, all layers together. reads: which K/V head each query head reads.
+    """
     own, found = llm.model.config, []
     grouped = own.num_kv_heads if own.attention == "GQA" else _grouped(own.num_heads)
     for kind, kv_heads in (("MHA", own.num_heads), ("GQA", grouped), ("MQA", 1)):
         if kv_heads is not None:
             config = replace(own, num_kv_heads=kv_heads)
             size = bytes_per_token(config, llm.config, llm.model.float_type)
-            found.append({"kind": kind, "kv_heads": kv_heads, "bytes": size, "own": kv_heads == own.num_kv_heads})
+            found.append(
+                {"kind": kind, "bytes": size, "own": kv_heads == own.num_kv_heads, "reads": _reads(config)}
+            )  # fmt: skip
     return found
 
 
@@ -119,6 +123,11 @@ def bytes_per_token(model: ModelConfig, config: EngineConfig, floats: str) -> in
     """Of one position in all layers, packed where layers are (see `cache.layout`)."""
     groups = page_sharing(model, config, float_type(config.kv_cache_dtype, floats)).groups
     return sum(group.layout.bytes_per_token for group in groups if not group.exact)
+
+
+def _reads(config: ModelConfig) -> list[int]:
+    """Which K/V head each query head reads."""
+    return [head // config.group for head in range(config.num_heads)]
 
 
 def _grouped(heads: int) -> int | None:

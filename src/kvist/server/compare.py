@@ -36,12 +36,14 @@ MOST_NEW = 64
 class CompareRequest(Asked):
     """What is answered: one of prompt, messages and a session (with messages behind it), and how.
 
-    singly: read the prompt a token at a time too (see `sides`). modes: the sides that are run.
+    without: messages at the end of the session that are left out, so that its last answer can be made again. singly:
+    read the prompt a token at a time too (see `sides`). modes: the sides that are run.
     """
 
     prompt: str | None = None
     messages: list[Message] | None = None
     session: Name | None = None
+    without: Annotated[int, Field(ge=0)] = 0
     max_tokens: Annotated[int, Field(ge=1, le=MOST_NEW)] = 16
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
@@ -75,7 +77,7 @@ class _Comparisons:
         self._open = True
         sides: list[Side] = []
         try:
-            ids = await words(self._service, request, asked.prompt, asked.messages, asked.session)
+            ids = await words(self._service, request, asked.prompt, asked.messages, asked.session, asked.without)
             _check_length(ids, asked.max_tokens)
             params = SamplingParams(
                 temperature=asked.temperature, max_tokens=asked.max_tokens, seed=asked.seed, ignore_eos=asked.ignore_eos
