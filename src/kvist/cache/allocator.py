@@ -27,12 +27,14 @@ from kvist.errors import CapacityError, InternalError
 class PageAllocator:
     """Reference counts and eviction order of the pages 0..num_pages-1.
 
-    `refs[page]` is the count of owners, read-only for others. `on_evict` is called with a page whose content is about
+    `refs[page]` is the count of owners, `touched` how many of the first pages were ever handed out; both are read-only
+    for others. `on_evict` is called with a page whose content is about
     to be lost, before the page can be handed out again.
     """
 
     def __init__(self, num_pages: int, on_evict: Callable[[int], None] | None = None) -> None:
         self.refs = [0] * num_pages
+        self.touched = 0
         # A stack, lowest id on top: a page used lately is used again, so that memory never touched stays untouched.
         self._free = list(range(num_pages - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
@@ -75,6 +77,7 @@ class PageAllocator:
         if not self._free and not self.evict():
             raise CapacityError(f"no page left: all {self.total} have owners")
         page = self._free.pop()
+        self.touched = max(self.touched, page + 1)
         self.refs[page] = 1
         return page
 

@@ -25,6 +25,7 @@ from kvist.engine.params import BeamSearchParams, RequestMetrics, SamplingParams
 from kvist.errors import InternalError, KvistError
 from kvist.fold import Fold, beams
 from kvist.llm import LLM
+from kvist.server.history import RequestHistory
 from kvist.server.mailbox import Ended, Mailbox
 from kvist.server.metrics import ServerMetrics
 
@@ -63,7 +64,8 @@ class EngineWorker:
     """Owns an `LLM` and the thread that runs it. `metrics` are told what went through."""
 
     def __init__(self, load: Callable[[], LLM], metrics: ServerMetrics) -> None:
-        self.metrics = metrics
+        self.metrics, self.history = metrics, RequestHistory()
+        self.leaving = False  # the server stops: whoever streams something without end ends it
         self.loaded: Future[LLM] = Future()
         self.failure: BaseException | None = None
         self._load = load
@@ -122,6 +124,7 @@ class EngineWorker:
 
     def cancel_all(self) -> None:
         """Stop all orders; from any thread. Whoever waits for one is told that the server shuts down."""
+        self.leaving = True
         self._command(lambda: self._cancel(list(self._running)))
 
     async def call(self, function: Callable[[LLM], T]) -> T:
@@ -223,7 +226,10 @@ class EngineWorker:
     def _end(self, running: _Running, ended: Ended) -> bool:
         """An order's last word. Whether its mailbox's taker should be woken."""
         del self._running[running.order.request_id]
-        self.metrics.ended(running.order.request_id, running.metrics, ended)
+        order, metrics = running.order, running.metrics
+        self.metrics.ended(order.request_id, metrics, ended)
+        if metrics is not None:
+            self.history.note(self.loaded.result().engine, order, metrics, ended)
         return running.mailbox.put(running.number, ended)
 
     def _cancel(self, request_ids: Sequence[str]) -> None:
