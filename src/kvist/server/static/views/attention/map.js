@@ -4,7 +4,7 @@ import { el, visible } from "../../lib/dom.js";
 import { colour, isDark, theme } from "../../lib/theme.js";
 import { scale } from "./colours.js";
 
-const CELL = [18, 40]; // smallest and largest, in CSS pixels
+const CELL = [18, 56]; // smallest and largest, in CSS pixels
 const FONT = 12;
 const SUMS = 92; // width of the sums
 const LABEL = 132; // at most
