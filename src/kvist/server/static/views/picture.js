@@ -4,7 +4,7 @@ import { el, plural, seconds } from "../lib/dom.js";
 import { isCalm } from "../lib/theme.js";
 import { Bars } from "./picture/bars.js";
 import { Flat } from "./picture/flat.js";
-import { Steps } from "./picture/steps.js";
+import { NAMES, SIDES, Steps } from "./picture/steps.js";
 
 export const title = "Picture";
 
@@ -26,7 +26,8 @@ export function mount(root, app) {
     "aria-label": "The tokens of both sides. Space plays and pauses, left and right go from step to step, with Shift they turn the picture, and up and down tilt it.",
   });
   const hint = el("p", { class: "stage-hint" }, "Click to pause, drag to turn");
-  const stage = el("div", { class: "stage" }, canvas, hint);
+  const heads = SIDES.map((side) => el("p", { class: `side ${side}` }, NAMES[side], el("strong", {}), el("span", {})));
+  const stage = el("div", { class: "stage" }, canvas, heads, hint);
   const play = el("button", { type: "button", class: "button", onclick: () => toggle() });
   const scrub = el("input", { type: "range", min: 0, max: 0, value: 0, "aria-label": "Step" });
   const where = el("output", { class: "where" });
@@ -34,7 +35,7 @@ export function mount(root, app) {
   const trouble = el("p", { class: "error", role: "alert", hidden: true });
   const bars = new Bars();
   const prompt = el("input", { type: "text", value: PROMPT, id: "picture-prompt", maxlength: 200 });
-  const more = el("input", { type: "number", value: 4, min: 1, max: 16, id: "picture-more" });
+  const more = el("input", { type: "number", value: innerWidth < 640 ? 2 : 4, min: 1, max: 16, id: "picture-more" });
   const run = el("button", { type: "submit", class: "button primary" }, "Run");
   const form = el("form", { class: "run" },
     el("label", { for: "picture-prompt" }, "Prompt"), prompt,
@@ -50,6 +51,7 @@ export function mount(root, app) {
     } catch (error) {
       if (!/webgl/i.test(error.message)) throw error;
       const flat = el("div", { class: "flat-stage" });
+      stage.classList.add("plain");
       stage.replaceChildren(flat);
       picture = new Flat(flat);
     }
@@ -105,6 +107,11 @@ export function mount(root, app) {
     if (!step) return;
     const told = (side) => steps.at(side, step);
     const [without, having] = [told("uncached"), told("cached")];
+    heads.forEach((head, i) => {
+      const [computed, all] = [told(SIDES[i]).projected.length, steps.length(step)];
+      head.children[0].textContent = `${computed} computed`;
+      head.children[1].textContent = all > computed ? `${all - computed} cached` : "";
+    });
     says.textContent =
       `Step ${step}: without the cache K and V of ${plural(without.projected.length, "token")} are computed, ${without.projections_total} so far ` +
       `(${seconds(steps.seconds("uncached", step))}); with it of ${plural(having.projected.length, "token")}, ${having.projections_total} so far ` +

@@ -6,7 +6,8 @@ import { scale } from "./colours.js";
 
 const CELL = [18, 56]; // smallest and largest, in CSS pixels
 const FONT = 12;
-const SUMS = 92; // width of the sums
+const BAR = 30; // length of a sum's bar; none where it is narrow
+const NARROW = 440;
 const LABEL = 132; // at most
 
 /** Shows `data` of /live/attention. `onPick(row, column)` is told where one points; null where nowhere. */
@@ -68,10 +69,12 @@ export class HeatMap {
     const longest = Math.max(...tokens.map((token) => context.measureText(this.#name(token)).width));
     const label = Math.min(Math.ceil(longest), LABEL);
     const left = label + 10;
-    const room = this.node.clientWidth - left - SUMS;
+    const bar = this.node.clientWidth < NARROW ? 0 : BAR;
+    const sums = bar + 56;
+    const room = this.node.clientWidth - left - sums;
     const cell = Math.min(Math.max(Math.floor(room / tokens.length), CELL[0]), CELL[1]);
     const size = cell * tokens.length;
-    this.layout = { left, label, cell, size, width: left + size + SUMS, height: size + label + 12 };
+    this.layout = { left, label, cell, size, bar, width: left + size + sums, height: size + Math.max(label, 20) + 12 };
   }
 
   #font(weight = 400) {
@@ -107,19 +110,23 @@ export class HeatMap {
   }
 
   #sums(context, sums, x) {
-    const { cell } = this.layout;
+    const { cell, size, bar } = this.layout;
+    const text = x + (bar && bar + 6);
     context.textAlign = "left";
     sums.forEach((sum, i) => {
       const y = i * cell + cell / 2;
       context.fillStyle = colour("line");
-      context.fillRect(x, y - 3, 30, 6);
+      context.fillRect(x, y - 3, bar, 6);
       context.fillStyle = colour("accent");
-      context.fillRect(x, y - 3, 30 * Math.min(sum, 1), 6);
+      context.fillRect(x, y - 3, bar * Math.min(sum, 1), 6);
       const lit = this.at?.row === i;
       context.font = this.#font(lit ? 600 : 400);
       context.fillStyle = colour(lit ? "ink" : "soft");
-      context.fillText(sum.toFixed(3), x + 36, y);
+      context.fillText(sum.toFixed(3), text, y);
     });
+    context.font = this.#font();
+    context.fillStyle = colour("soft");
+    context.fillText("sum", text, size + 14);
   }
 
   #mark(context, gap) {

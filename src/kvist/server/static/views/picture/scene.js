@@ -2,13 +2,15 @@
 // glows; what it found in the cache lies flat and dim. So the glowing blocks of a side are its K/V projections.
 
 import * as THREE from "../../vendor/three/three.module.min.js";
-import { NAMES, SIDES } from "./steps.js";
+import { SIDES } from "./steps.js";
 
-const BLOCK = { wide: 1.5, deep: 0.62, tall: 0.92, flat: 0.16 };
-const GAP = 0.16;
-const BACK = 0.92; // from a step to the one before
+const BLOCK = { wide: 1.5, deep: 0.62, tall: 1.05, flat: 0.2 };
+const GAP = 0.12;
+const BACK = 1.02; // from a step to the one before
+const BESIDE = 1.6; // between the sides
 const COLOURS = { uncached: 0xff4b3e, cached: 0x7df0b2, rest: 0x34443f };
 const INK = { computed: "#160403", fresh: "#04140c", rest: "#b9c7c1" };
+const TEXT = { wide: 512, high: 192, size: 148 }; // of a texture, in pixels
 const FADE = 0.35; // seconds of a block's rise
 const GLOW = 1.2; // seconds of its glow
 
@@ -19,8 +21,8 @@ export class Scene {
     this.calm = calm;
     this.renderer = new THREE.WebGLRenderer({ canvas, antialias: true, alpha: true });
     this.scene = new THREE.Scene();
-    this.camera = new THREE.PerspectiveCamera(30, 1, 0.1, 200);
-    this.turn = { yaw: 0, pitch: 0.62 };
+    this.camera = new THREE.PerspectiveCamera(20, 1, 0.1, 400);
+    this.turn = { yaw: 0, pitch: 0.58 };
     this.scene.add(new THREE.HemisphereLight(0xffffff, 0x22302b, 1.5));
     const sun = new THREE.DirectionalLight(0xffffff, 1.6);
     sun.position.set(3, 8, 6);
@@ -85,11 +87,6 @@ export class Scene {
         this.#block(group, side, kind, x, -age * BACK, this.steps.tokens[position], age);
       }
     }
-    const label = this.#text(NAMES[side], { size: 40, ink: "#e6ecea", width: 720, align: "center" });
-    label.position.set(0, 0.02, BLOCK.deep / 2 + 0.62);
-    label.scale.set(5.4, 0.48, 1);
-    label.rotation.x = -Math.PI / 2 + 0.5;
-    group.add(label);
   }
 
   #block(group, side, kind, x, z, text, age) {
@@ -111,10 +108,9 @@ export class Scene {
 
   /** The text in front of a block of the last step, and the glow around it. */
   #face(group, block, side, kind, x, text) {
-    const said = { again: "computed again", new: "computed", cached: "cached" }[kind];
     const ink = kind === "cached" ? INK.rest : side === "uncached" ? INK.computed : INK.fresh;
-    const face = this.#text(text, { under: said, size: 56, ink, width: 300, align: "center" });
-    face.scale.set(BLOCK.wide * 0.96, BLOCK.wide * 0.96 * 0.5, 1);
+    const face = this.#text(text, ink);
+    face.scale.set(BLOCK.wide, BLOCK.wide * TEXT.high / TEXT.wide, 1);
     if (block.lit) {
       face.position.set(x, block.tall / 2, BLOCK.deep / 2 + 0.01);
       const halo = new THREE.Sprite(new THREE.SpriteMaterial({
@@ -125,17 +121,17 @@ export class Scene {
       group.add(halo);
       block.extras.push(halo);
     } else {
-      face.rotation.x = -Math.PI / 2 + 0.25;
-      face.position.set(x, block.tall + 0.12, 0.02);
+      face.rotation.x = -0.58;
+      face.position.set(x, block.tall + 0.3, BLOCK.deep / 2 - 0.1);
     }
     group.add(face);
     block.face = face;
   }
 
   /** A plane with a text; equal texts share a texture. */
-  #text(text, { under = "", size, ink, width, align }) {
-    const key = JSON.stringify([text, under, size, ink, width]);
-    if (!this.pictures.has(key)) this.pictures.set(key, picture(text, under, size, ink, width, align));
+  #text(text, ink) {
+    const key = ink + text;
+    if (!this.pictures.has(key)) this.pictures.set(key, picture(text, ink));
     const material = new THREE.MeshBasicMaterial({ map: this.pictures.get(key), transparent: true, depthWrite: false });
     const plane = new THREE.Mesh((this.plane ??= new THREE.PlaneGeometry(1, 1)), material);
     this.blocks.push({ material });
@@ -169,16 +165,20 @@ export class Scene {
     const camera = this.camera;
     camera.aspect = wide / Math.max(high, 1);
     const beside = camera.aspect > 1.3;
-    const depth = Math.min(this.step, 8) * BACK;
-    const width = Math.max(this.width, 5.4);
-    const across = beside ? 2 * width + 2 : width;
-    const along = beside ? depth : 2 * depth + 3.4;
-    this.groups.uncached.position.set(beside ? -(width + 2) / 2 : 0, 0, beside ? 0 : -depth - 3.4);
-    this.groups.cached.position.set(beside ? (width + 2) / 2 : 0, 0, 0);
-    const middle = new THREE.Vector3(0, 0.2, beside ? -depth * 0.28 : -along / 2 + 0.6);
-    const half = Math.tan((camera.fov * Math.PI) / 360);
-    const far = Math.max((across / 2 + 1.0) / (half * camera.aspect), (along * Math.sin(this.turn.pitch) + 2.6) / 2 / half) + along / 2;
+    const depth = (this.step - 1) * BACK + BLOCK.deep;
+    const width = Math.max(this.width, 5);
+    const apart = depth + 1.9; // of the rows, where the sides are one behind the other
+    const across = beside ? 2 * width + BESIDE : width;
+    const along = beside ? depth : depth + apart;
+    for (const [i, side] of SIDES.entries()) {
+      const which = i - 0.5;
+      this.groups[side].position.set(beside ? which * (width + BESIDE) : 0, 0, beside ? 0 : (i - 1) * apart);
+    }
     const { yaw, pitch } = this.turn;
+    const middle = new THREE.Vector3(0, BLOCK.tall / 2, (BLOCK.deep - along) / 2);
+    const half = Math.tan((camera.fov * Math.PI) / 360);
+    const rise = along * Math.sin(pitch) + BLOCK.tall * Math.cos(pitch) + 1.3;
+    const far = Math.max((across + 1.7) / 2 / (half * camera.aspect) + along * 0.45, rise / 2 / half);
     camera.position.set(
       middle.x + far * Math.sin(yaw) * Math.cos(pitch), middle.y + far * Math.sin(pitch), middle.z + far * Math.cos(yaw) * Math.cos(pitch));
     camera.lookAt(middle);
@@ -203,26 +203,19 @@ function glow() {
   return new THREE.CanvasTexture(canvas);
 }
 
-/** A texture with a text, and a smaller one under it. */
-function picture(text, under, size, ink, width, align) {
-  const height = under ? width / 2 : size * 1.6;
-  const canvas = new OffscreenCanvas(width * 2, height * 2);
+/** A texture with a text. */
+function picture(text, ink) {
+  const canvas = new OffscreenCanvas(TEXT.wide, TEXT.high);
   const context = canvas.getContext("2d");
-  context.scale(2, 2);
   context.fillStyle = ink;
-  context.textAlign = align;
+  context.textAlign = "center";
   context.textBaseline = "middle";
-  let own = size;
-  do context.font = `600 ${own}px system-ui, "DejaVu Sans", sans-serif`;
-  while (context.measureText(text).width > width - 12 && (own -= 2) > 18);
-  context.fillText(text, width / 2, under ? height * 0.4 : height / 2);
-  if (under) {
-    context.font = '500 30px system-ui, "DejaVu Sans", sans-serif';
-    context.globalAlpha = 0.85;
-    context.fillText(under, width / 2, height * 0.78);
-  }
+  let size = TEXT.size;
+  do context.font = `650 ${size}px system-ui, "DejaVu Sans", sans-serif`;
+  while (context.measureText(text).width > TEXT.wide - 24 && (size -= 4) > 40);
+  context.fillText(text, TEXT.wide / 2, TEXT.high / 2);
   const texture = new THREE.CanvasTexture(canvas);
   texture.colorSpace = THREE.SRGBColorSpace;
-  texture.anisotropy = 4;
+  texture.anisotropy = 8;
   return texture;
 }
