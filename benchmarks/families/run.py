@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from shapes import SHAPES
 
 from kvist import LLM
-from kvist.bench.bench import bench, commit
+from kvist.bench.bench import bench
+from kvist.bench.machine import commit
 from kvist.bench.profile import profile
 from kvist.bench.profile_table import lines
 from tiny import Tiny, tensors, write_folder

@@ -12,6 +12,7 @@ Each message is one line that says what is wrong and what to do about it; the co
      ├─ ModelFileError              (1)  a model file that is missing, truncated, foreign or damaged
      ├─ UnsupportedModelError       (1)  a sound file of an architecture or type kvist does not run
      ├─ DownloadError               (1)  a pull that did not complete; nothing half-written is left
+     ├─ ServerError                 (1)  a server to be measured that does not answer as it should
      └─ InternalError               (1)  a broken invariant: a defect in kvist, please report it
 """
 
@@ -55,6 +56,10 @@ class UnsupportedModelError(KvistError):
 
 class DownloadError(KvistError):
     """A pull that did not complete. Nothing half-written is left behind."""
+
+
+class ServerError(KvistError):
+    """A server to be measured that cannot be reached, or does not answer as it should."""
 
 
 class InternalError(KvistError):

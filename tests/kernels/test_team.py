@@ -78,6 +78,15 @@ def workers(before: set[threading.Thread]) -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread not in before}
 
 
+def until_asleep(made: Team) -> None:
+    """Wait until every worker has stopped to linger."""
+    time.sleep(LONGER_THAN_THEY_LINGER)
+    end = time.monotonic() + 30
+    while not all(made._board[(1 + tid) * abi.BOARD_LINE + 1] for tid in range(1, made.threads)):
+        assert time.monotonic() < end, "they go to sleep"
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_every_thread_takes_every_step(kernels: Kernels, threads: int) -> None:
     made = team(Spied(kernels), threads)
@@ -92,8 +101,7 @@ def test_workers_that_sleep_are_woken(kernels: Kernels) -> None:
     made = team(spied, 3)
     for count in range(1, 5):
         step(made)
-        time.sleep(LONGER_THAN_THEY_LINGER)
-        assert [made._board[(1 + tid) * abi.BOARD_LINE + 1] for tid in (1, 2)] == [1, 1], "they went to sleep"
+        until_asleep(made)
         assert spied.calls.count((abi.SERVE, 1)) >= count
     made.close()
 
@@ -132,7 +140,7 @@ def test_a_caller_that_is_interrupted_leaves_nobody_behind(kernels: Kernels, whe
         elif when == "after it is posted":
             spied.after[abi.START, 0] = [KeyboardInterrupt()]
         else:
-            time.sleep(LONGER_THAN_THEY_LINGER)  # so that they must be woken, and the caller leads in another call
+            until_asleep(made)  # so that they must be woken, and the caller leads in another call
             spied.before[abi.LEAD, 0] = [KeyboardInterrupt()]
         spied.before[abi.JOIN, 0] = [KeyboardInterrupt(), KeyboardInterrupt()]  # who presses Ctrl-C presses it again
         with pytest.raises(KeyboardInterrupt):

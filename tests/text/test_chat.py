@@ -3,7 +3,7 @@
 import pytest
 
 from kvist.errors import UnsupportedModelError, UsageError
-from kvist.text import Tokenizer, render
+from kvist.text import Tokenizer, render, sandbox
 
 USER = [{"role": "user", "content": "hi <b>"}]
 
@@ -92,3 +92,16 @@ def test_real_template(smollm2: Tokenizer) -> None:
         "<|im_start|>user\nhi <b><|im_end|>\n<|im_start|>assistant\n"
     )
     assert smollm2.encode(text, add_special=False)[:2] == [1, 9690]
+
+
+def test_a_rendering_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = "{% for a in range(900) %}{% for b in range(900) %}{{ b }}{% endfor %}{% endfor %}"
+    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.01)
+    with pytest.raises(UsageError, match="template runs for"):
+        show(slow)
+
+
+def test_a_template_is_compiled_once_and_has_its_limits_each_time() -> None:
+    half = "{% for a in range(600) %}{% for b in range(900) %}{% endfor %}{% endfor %}"
+    for _ in range(3):  # together more rounds than one rendering may take
+        assert show(half) == ""

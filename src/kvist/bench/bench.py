@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import resource
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from kvist.bench import shared, speculation, workloads
+from kvist.bench.machine import commit
 from kvist.bench.roofline import Roofline, cost_of
 from kvist.bench.workloads import DECODES, PREFILLS, Result, Setting
 from kvist.config import SpeculativeConfig
@@ -128,19 +127,3 @@ def _run(
 
 def _one(workload: Callable[..., Result], *arguments: Any) -> tuple[Result, ...]:
     return (workload(*arguments),)
-
-
-def commit() -> str | None:
-    """The commit this package runs from, if it runs from a checkout; "+" if files are changed."""
-    folder = Path(__file__).parent
-    try:
-        told = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty=+"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return told.stdout.strip() or None

@@ -15,6 +15,7 @@ from statistics import median
 import numpy as np
 
 from kvist.assemble import assemble
+from kvist.bench.percentile import percentile
 from kvist.bench.workloads import Prompt, Result, Setting
 from kvist.engine.engine import Engine
 from kvist.engine.params import SamplingParams
@@ -133,8 +134,8 @@ def serve(setting: Setting, name: str, work: Work | None = None) -> Served:
     asked = after.prefix_queries - counted.prefix_queries
     found = Served(
         name, sum(work.answers) / seconds, seconds, None, None, tuple(samples),
-        ttft_p50=_percentile(record.ttft, 50), ttft_p99=_percentile(record.ttft, 99),
-        itl_p50=_percentile(record.gaps, 50), itl_p99=_percentile(record.gaps, 99),
+        ttft_p50=percentile(record.ttft, 50), ttft_p99=percentile(record.ttft, 99),
+        itl_p50=percentile(record.gaps, 50), itl_p99=percentile(record.gaps, 99),
         hit_rate=(after.prefix_hits - counted.prefix_hits) / asked,
         wasted_share=record.wasted / record.live,
         worst_gap_steps=max(record.gaps) / median(record.full_steps) if record.full_steps else None,
@@ -154,11 +155,6 @@ def serve_tight(setting: Setting, llm: LLM, name: str) -> Served:
         return serve(replace(setting, engine=engine), name, work)
     finally:
         engine.close()
-
-
-def _percentile(seconds: Sequence[float], percent: int) -> float:
-    """The smallest that so many percent do not exceed: one that was measured."""
-    return float(np.percentile(seconds, percent, method="inverted_cdf"))
 
 
 def _note(found: Served) -> str:

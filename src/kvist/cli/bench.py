@@ -73,7 +73,7 @@ def bench(
     speculative_config: flags.Speculative = None,
     json: flags.Json = False,
 ) -> None:
-    """Measure tokens per second, and what share that is of the machine's limits, measured in the same run."""
+    """Measure tokens per second, and the share of this machine's limits. `kvist bench serve` measures a server."""
     from kvist.cli.terminal import Activity
     from kvist.llm import LLM
 
@@ -208,7 +208,7 @@ def _sampling(llm: LLM, model: str, activity: Activity, as_json: bool) -> None:
 
 
 def _circumstances(llm: LLM, model: str) -> dict[str, Any]:
-    from kvist.bench.bench import commit
+    from kvist.bench.machine import commit
 
     return {
         "model": model, "threads": llm.backend.threads, "commit": commit(), "weights": llm.model.weights,

@@ -38,6 +38,8 @@ VERBS = {
     "eval": "Measure what ways to keep the cache cost in quality, memory and time.",
 }
 """Every verb, with its line in `kvist --help`; `kvist.cli.VERB.VERB` is its function."""
+PAIRS = {("bench", "serve")}
+"""Verbs of two words, whose flags are not those of the first alone; `kvist.cli.A_B.A_B` is the function."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -78,23 +80,32 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _run(arguments: list[str]) -> int:
     """Parse, then do what was asked for."""
     request = Request()
-    verb = next((word for word in arguments if not word.startswith("-")), None)
-    status = application(verb, request)(args=arguments, prog_name="kvist", standalone_mode=False)
+    at = next((i for i, word in enumerate(arguments) if not word.startswith("-")), len(arguments))
+    status = application(arguments[at : at + 2], request)(args=arguments, prog_name="kvist", standalone_mode=False)
     if request.call is not None:
         request.call()
     return status if isinstance(status, int) else 0
 
 
-def application(verb: str | None, request: Request) -> typer.Typer:
-    """The command line with `verb` imported and every other verb as a name with a line of help."""
+def application(words: Sequence[str], request: Request) -> typer.Typer:
+    """The command line with the verb that `words` begin with imported and every other one as a name with a line."""
     app = typer.Typer(help=ABOUT, pretty_exceptions_enable=False, add_completion=False)
     app.callback()(_options)
     for name, line in VERBS.items():
-        if name == verb:
-            app.command(name)(request.deferred(getattr(import_module(f"kvist.cli.{name}"), name)))
-        else:
+        if name not in words[:1]:
             app.command(name, help=line)(_nothing)
+        elif tuple(words) in PAIRS:
+            group = typer.Typer(help=line)
+            group.command(words[1])(request.deferred(_function("_".join(words))))
+            app.add_typer(group, name=name)
+        else:
+            app.command(name)(request.deferred(_function(name)))
     return app
+
+
+def _function(name: str) -> Callable[..., object]:
+    found: Callable[..., object] = getattr(import_module(f"kvist.cli.{name}"), name)
+    return found
 
 
 def _nothing() -> None:

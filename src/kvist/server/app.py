@@ -16,7 +16,17 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from kvist.errors import KvistError
-from kvist.server import attention, cache_routes, compare, live_feed, live_routes, session_routes, text_routes
+from kvist.server import (
+    attention,
+    cache_routes,
+    compare,
+    live_content,
+    live_feed,
+    live_numbers,
+    live_routes,
+    session_routes,
+    text_routes,
+)
 from kvist.server.chat import chat
 from kvist.server.completions import completions
 from kvist.server.failures import ApiError, response, told
@@ -47,6 +57,15 @@ class ErrorAnswer(BaseModel):
 
 STATUSES = (400, 401, 404, 408, 409, 413, 429, 500, 503)
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in STATUSES}
+ANSWERS: dict[int | str, dict[str, Any]] = {  # of what may be streamed
+    200: {
+        "description": "The answer; a stream of events where `stream` is true",
+        "content": {
+            "application/json": {"schema": {"type": "object"}},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+}
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -67,7 +86,9 @@ def create_app(service: Service) -> ASGIApp:
     app.add_exception_handler(RequestValidationError, _invalid)
     _add_openai(app, service)
     _add_health(app, service)
-    for module in (text_routes, cache_routes, session_routes, live_routes, live_feed, compare, attention):
+    for module in (
+        text_routes, cache_routes, session_routes, live_routes, live_feed, live_content, live_numbers, compare, attention,
+    ):  # fmt: skip
         app.include_router(module.routes(service))
     app.openapi = _without_422(app.openapi)  # type: ignore[method-assign]
     front: ASGIApp = Front(app, service.settings)
@@ -77,15 +98,15 @@ def create_app(service: Service) -> ASGIApp:
 
 
 def _add_openai(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/chat/completions", tags=["OpenAI"])
+    @app.post("/v1/chat/completions", tags=["OpenAI"], responses=ANSWERS)
     async def chat_completions(request: Request, asked: Annotated[ChatRequest, Body()]) -> Response:
         return await chat(service, request, asked)
 
-    @app.post("/v1/completions", tags=["OpenAI"])
+    @app.post("/v1/completions", tags=["OpenAI"], responses=ANSWERS)
     async def text_completions(request: Request, asked: Annotated[CompletionRequest, Body()]) -> Response:
         return await completions(service, request, asked)
 
-    @app.post("/v1/responses", tags=["OpenAI"])
+    @app.post("/v1/responses", tags=["OpenAI"], responses=ANSWERS)
     async def model_responses(request: Request, asked: Annotated[ResponsesRequest, Body()]) -> Response:
         return await responses(service, request, asked)
 
@@ -101,7 +122,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
-    @app.get("/health", tags=["server"])
+    @app.get("/health", tags=["server"], response_class=Response)
     async def health() -> Response:
         """200 when requests are taken; 503 while the model loads, while the server stops, and when it broke down."""
         return Response(status_code=200 if service.worker.ready else 503)

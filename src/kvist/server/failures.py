@@ -26,11 +26,14 @@ TYPES = {
 RETRY_SECONDS = 1  # what 429 and 503 ask a client to wait
 
 
-class ApiError(Exception):
-    """A request that is refused: status, what is wrong and what to do, the field, a code for programs."""
+class ApiError(HTTPException):
+    """A request that is refused: status, what is wrong and what to do, the field, a code for programs.
+
+    An HTTPException, since the framework takes any other that comes while it reads a body for a broken body.
+    """
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(status, message)
         self.status, self.message, self.param, self.code = status, message, param, code
 
 

@@ -32,7 +32,8 @@ class Record:
 
     most: tokens that each of its `branches` might have become, prompt included. pages: of the group that sees most,
     those it held when it was longest, shared ones counted once; found: those of them that were cached already. held,
-    slots: bytes of its pages in all groups; tokens that those of the first group held. broke: its prompt up to the end
+    own, used: bytes in all groups: of its pages, of those that were not cached already, and what tokens fill of these.
+    broke: its prompt up to the end
     of the page that was not found.
     """
 
@@ -45,7 +46,8 @@ class Record:
     pages: int
     found: int
     held: int
-    slots: int
+    own: int
+    used: int
     finish: str
     time_to_first_token: float | None
     seconds: float
@@ -58,7 +60,7 @@ class Record:
         return {
             "request": self.request if mine else None, "mine": mine, "prompt": self.prompt,
             "generated": self.generated, "branches": self.branches, "most": self.most, "pages": self.pages,
-            "found": self.found, "held": self.held, "slots": self.slots, "finish": self.finish,
+            "found": self.found, "held": self.held, "own": self.own, "used": self.used, "finish": self.finish,
             "time_to_first_token": self.time_to_first_token, "seconds": self.seconds,
             "cached": sum(self.reuse.cached.values()), "computed": self.reuse.computed,
             "reason": self.reuse.reason if mine else None,
@@ -86,15 +88,23 @@ class RequestHistory:
         longest, size = engine.limits.max_model_len, groups[0].layout.page_size
         answers, reasons = _answers(ended, metrics, len(prompt))
         pages, slots = pages_held(len(prompt), answers, size)
+        shared = sum(metrics.reuse.cached.values()) // size
         each = [min(pages, (group.span or pages) * len(answers)) for group in groups]
+        own = [min(pages - shared, most) for most in each]
+        spare = pages * size - slots  # in the last pages, which all groups have
         found = metrics.reuse.first_difference
         self._records.append(
             Record(
                 request=order.request_id, salt=salt_bytes(order.cache_salt), prompt=len(prompt),
                 generated=metrics.generated_tokens, branches=len(answers),
                 most=longest if params.max_tokens is None else min(longest, len(prompt) + params.max_tokens),
-                pages=pages, slots=slots, found=sum(metrics.reuse.cached.values()) // size,
+                pages=pages, found=shared,
                 held=sum(group.layout.page_bytes * most for group, most in zip(groups, each, strict=True)),
+                own=sum(group.layout.page_bytes * most for group, most in zip(groups, own, strict=True)),
+                used=sum(
+                    group.layout.bytes_per_token * max(most * size - spare, 0)
+                    for group, most in zip(groups, own, strict=True)
+                ),
                 finish=reasons, time_to_first_token=metrics.time_to_first_token,
                 seconds=(metrics.finished_time or time.monotonic()) - metrics.arrival_time, reuse=metrics.reuse,
                 broke=() if found is None else tuple(prompt[: found.position // size * size + size]),

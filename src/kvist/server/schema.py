@@ -1,8 +1,8 @@
 """Requests as clients send them: OpenAI's fields, and vLLM's beyond them.
 
 Fields nobody knows are tolerated. A field of OpenAI's that kvist knows and cannot do is in `REFUSED`, with the one
-value that means "not asked for", if there is one: any other gets a 400 that names it. Nothing is ignored
-silently, but for labels that no answer depends on: `user`, `safety_identifier`, `metadata`, `service_tier` and `prompt_cache_key`.
+value that means "not asked for", if there is one: any other gets a 400 that names it. Nothing is ignored silently, but
+labels that no answer depends on: `user`, `safety_identifier`, `metadata`, `service_tier` and `prompt_cache_key`.
 """
 
 from __future__ import annotations

@@ -63,7 +63,8 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """No new connections, then the last answers, then the engine."""
-        log("shutting down", running=self._worker.orders)
+        if self._worker.ready:
+            log("shutting down", running=self._worker.orders)
         for server in self.servers:
             server.close()
         end = asyncio.get_running_loop().time() + self._patience

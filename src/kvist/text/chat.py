@@ -43,7 +43,7 @@ def render(
     from kvist.text.sandbox import ChatEnvironment
 
     try:
-        compiled = ChatEnvironment().from_string(template)
+        compiled = ChatEnvironment().load(template)
         stream = compiled.generate(
             messages=list(messages),
             bos_token=bos_token,

@@ -2,7 +2,7 @@
 
 jinja2's immutable sandbox forbids reaching into Python. Added here, because templates come with models from anywhere:
 
-- all ``for`` loops and calls of a rendering draw on one budget of rounds;
+- all ``for`` loops and calls of a rendering draw on one budget of rounds, and end when its time is over;
 - no number over `MAX_NUMBER` reaches ``*``, ``**``, a call or a filter;
 - no text or list over `MAX_LENGTH` comes out of an operator, a call or a filter.
 
@@ -14,11 +14,13 @@ from __future__ import annotations
 import functools
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from types import CodeType
 from typing import Any
 
-from jinja2 import nodes
+from jinja2 import Template, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
@@ -30,6 +32,7 @@ from kvist.errors import UsageError
 MAX_LENGTH = 16 << 20  # characters of a text, items of a list
 MAX_ROUNDS = 1_000_000  # loop rounds and calls in one rendering
 MAX_NUMBER = 1_000_000
+MAX_SECONDS = 2.0  # of one rendering
 
 _WIDE = re.compile(r"\d{4}|%\S*\*")
 
@@ -71,7 +74,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
-        self._rounds_left = MAX_ROUNDS
+        self._rounds_left, self._end = MAX_ROUNDS, time.monotonic() + MAX_SECONDS
         self.filters = {name: _measured(function) for name, function in self.filters.items()}
         self.filters |= {"tojson": _measured(to_json), "_rounds": self._rounds, "_short": short}
         self.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
@@ -84,6 +87,12 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         self._rounds_left -= 1
         if self._rounds_left < 0:
             raise TemplateRefusedError(f"the chat template loops more than {MAX_ROUNDS:,} times: use another template")
+        if not self._rounds_left & 63 and time.monotonic() > self._end:
+            raise TemplateRefusedError(f"the chat template runs for {MAX_SECONDS:g} seconds: use another template")
+
+    def load(self, source: str) -> Template:
+        """The template of a source text, which is compiled once."""
+        return self.template_class.from_code(self, _compiled(source), self.make_globals(None))
 
     def _rounds(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
@@ -110,6 +119,12 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         if operator == "%" and isinstance(left, str) and _WIDE.search(left):
             raise TemplateRefusedError("the chat template formats with a width over 999: use another template")
         return short(super().call_binop(context, operator, left, right))
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(source: str) -> CodeType:
+    """The code of a template. It takes filters and globals from the environment that runs it, with its own limits."""
+    return ChatEnvironment().compile(source)
 
 
 def _check_numbers(values: Iterable[Any]) -> None:

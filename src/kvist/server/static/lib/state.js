@@ -23,7 +23,8 @@ function decode(base64, Kind) {
  * model: {name, layers, page_size, bytes_per_token, ...}; pools: one {total, free, cached, live, page_bytes, ...} for
  * each group of layers; pages: for each group {states: Uint8Array, stamps: when a page last changed (only their order
  * means something), touched: how many of the first pages were ever used}; sequences: Map of id to {id, request, mine,
- * state, prompt, generated, limit, computed, pages: ids for each group, shown in the order in which they came};
+ * state, prompt, generated, limit, slots: tokens in its pages, pages: ids for each group, where -1 is one that was let
+ * go of}, in the order in which they came;
  * requests: those that ended, the newest last; rates: see rates.js.
  */
 export class LiveState extends EventTarget {
@@ -52,6 +53,7 @@ export class LiveState extends EventTarget {
 
   /** Follow the feed for good; it is asked for again whenever it breaks. */
   async start(stream, ApiError) {
+    setInterval(() => { if (this.rates.tick(this)) this.#changed(); }, 500);
     for (let failures = 0; ; failures += 1) {
       try {
         const silent = new AbortController();
