@@ -87,7 +87,8 @@ def create_app(service: Service) -> ASGIApp:
     _add_openai(app, service)
     _add_health(app, service)
     for module in (
-        text_routes, cache_routes, session_routes, live_routes, live_feed, live_content, live_numbers, compare, attention,
+        text_routes, cache_routes, session_routes, live_routes, live_feed, live_content, live_numbers, compare,
+        attention,
     ):  # fmt: skip
         app.include_router(module.routes(service))
     app.openapi = _without_422(app.openapi)  # type: ignore[method-assign]

@@ -67,15 +67,16 @@ class _Comparisons:
     """Those of a server: one at a time."""
 
     def __init__(self, service: Service) -> None:
-        self._service, self._open = service, False
+        self._service = service
+        self._open: list[Side] | None = None  # of the one that runs
         self._closing: set[asyncio.Task[None]] = set()
 
     async def begin(self, request: Request, asked: CompareRequest) -> Response:
         """Start one; ApiError 429 while another runs, 400 for one that is too long."""
-        if self._open:
+        if self._open is not None:
             raise ApiError(429, "a comparison is running: wait for its end", code="comparison_running")
-        self._open = True
         sides: list[Side] = []
+        self._open = sides
         try:
             ids = await words(self._service, request, asked.prompt, asked.messages, asked.session, asked.without)
             _check_length(ids, asked.max_tokens)
@@ -89,42 +90,48 @@ class _Comparisons:
 
                 await self._service.worker.call(made)
         except BaseException:
-            self._end(sides)
+            await asyncio.shield(self._end(sides))
             raise
-        return EventStream(_events(self._service, ids, sides), lambda: self._end(sides))
 
-    def _end(self, sides: Sequence[Side]) -> None:
-        """Free the engines, in their thread, after the step that may be running."""
+        def leave() -> None:
+            self._end(sides)
+
+        return EventStream(self._events(ids, sides), leave)
+
+    async def _events(self, prompt: Sequence[int], sides: list[Side]) -> AsyncIterator[list[dict[str, Any]]]:
+        """What a client gets."""
+        call, llm = self._service.worker.call, self._service.llm
+        named = [{"id": token, "text": token_text(llm, token)} for token in prompt]
+        yield [{"event": "begin", "prompt": named, "modes": [side.mode for side in sides]}]
+        while any(not side.done for side in sides):
+            for side in sides:
+                while not side.done:
+                    told = await call(lambda llm, side=side: side.advance())  # type: ignore[misc]
+                    if told is not None:
+                        yield [told]
+                        break
+        equal = all(side.tokens == sides[0].tokens for side in sides) if len(sides) > 1 else None
+        end = {"event": "end", "equal": equal, "sides": {side.mode: side.totals() for side in sides}}
+        await self._end(sides)  # before the client hears of it: it may ask for the next one at once
+        yield [end]
+
+    def _end(self, sides: list[Side]) -> asyncio.Task[None]:
+        """Free the engines, in their thread, after the step that may be running there; idempotent."""
 
         def close(llm: LLM) -> None:
-            for side in sides:
-                side.close()
+            while sides:
+                sides.pop().close()
 
         async def end() -> None:
             with suppress(UnavailableError):  # then all memory goes
                 await self._service.worker.call(close)
-            self._open = False
+            if self._open is sides:
+                self._open = None
 
         task = asyncio.ensure_future(end())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
-
-
-async def _events(
-    service: Service, prompt: Sequence[int], sides: Sequence[Side]
-) -> AsyncIterator[list[dict[str, Any]]]:
-    """What a client gets."""
-    named = [{"id": token, "text": token_text(service.llm, token)} for token in prompt]
-    yield [{"event": "begin", "prompt": named, "modes": [side.mode for side in sides]}]
-    while any(not side.done for side in sides):
-        for side in sides:
-            while not side.done:
-                told = await service.worker.call(lambda llm, side=side: side.advance())  # type: ignore[misc]
-                if told is not None:
-                    yield [told]
-                    break
-    equal = all(side.tokens == sides[0].tokens for side in sides) if len(sides) > 1 else None
-    yield [{"event": "end", "equal": equal, "sides": {side.mode: side.totals() for side in sides}}]
+        return task
 
 
 def _check_length(ids: Sequence[int], max_tokens: int) -> None:
