@@ -193,7 +193,7 @@ export function mount(root, app) {
     made = 0;
     resume();
   }
-  return { show() { if (matchMedia("(min-width: 900px)").matches) box.focus({ preventScroll: true }); } };
+  return {};
 }
 
 /** What answers are made with. `read()` gives it as numbers. */

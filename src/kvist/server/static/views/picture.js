@@ -1,5 +1,6 @@
 // The picture: what the cache saves, step by step, in a real answer of the running model, made twice.
 
+import { compare } from "../lib/compare.js";
 import { el, plural, seconds } from "../lib/dom.js";
 import { isCalm } from "../lib/theme.js";
 import { Bars } from "./picture/bars.js";
@@ -43,15 +44,13 @@ export function mount(root, app) {
   root.append(el("div", { class: "head" }, el("h2", {}, "What the cache saves"), form), trouble,
     stage, el("div", { class: "play" }, play, scrub, where), says, bars.node);
 
-  async function begin() {
+  async function prepare() {
     if (picture) return;
-    try {
+    if (hasWebGL()) {
       const { Scene } = await import("./picture/scene.js");
       picture = new Scene(canvas, isCalm());
-    } catch (error) {
-      if (!/webgl/i.test(error.message)) throw error;
+    } else {
       const flat = el("div", { class: "flat-stage" });
-      stage.classList.add("plain");
       stage.replaceChildren(flat);
       picture = new Flat(flat);
     }
@@ -59,7 +58,7 @@ export function mount(root, app) {
   }
 
   /** Run the answer anew; the picture plays behind the steps that have come. */
-  async function compare() {
+  async function begin() {
     running?.abort();
     const own = (running = new AbortController());
     const fresh = new Steps();
@@ -80,8 +79,7 @@ export function mount(root, app) {
 
   async function answered(fresh, own) {
     const body = { prompt: prompt.value, max_tokens: Math.min(Math.max(more.valueAsNumber || 1, 1), 16), ignore_eos: true, singly: true };
-    await app.stream("/live/compare", { body, signal: own.signal }, (event) => {
-      if (event.error) throw Object.assign(new Error(event.error.message), { status: 500 });
+    await compare(app, body, own.signal, (event) => {
       if (fresh.take(event) && fresh.count === 1 && steps !== fresh) {
         steps = fresh;
         go(1);
@@ -149,6 +147,7 @@ export function mount(root, app) {
   }
 
   function tell() {
+    says.setAttribute("aria-live", playing ? "off" : "polite"); // who listens is not told twice a second
     play.textContent = playing ? "Pause" : "Play";
     hint.textContent = playing ? "Click to pause, drag to turn" : "Click to play, drag to turn";
   }
@@ -160,21 +159,27 @@ export function mount(root, app) {
   });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    compare();
+    begin();
   });
   tell();
 
   return {
     async show() {
       inSight = true;
-      await begin();
-      if (!steps.count && !running) await compare();
+      await prepare();
+      if (!steps.count && !running) await begin();
       else if (playing) resume();
     },
     hide() {
       inSight = false;
     },
   };
+}
+
+function hasWebGL() {
+  const context = document.createElement("canvas").getContext("webgl2");
+  context?.getExtension("WEBGL_lose_context")?.loseContext(); // there are only so many
+  return Boolean(context);
 }
 
 /** Pointer and keys on the picture. A click is a drag that did not move. */

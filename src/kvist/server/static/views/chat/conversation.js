@@ -1,5 +1,7 @@
 // One conversation, kept by the server as a session: answer, stop, fork, roll back, and the same answer uncached.
 
+import { compare, refused } from "../../lib/compare.js";
+
 const MOST_COMPARED = 64; // tokens of an answer that is made again without the cache
 
 /**
@@ -23,6 +25,7 @@ export class Conversation extends EventTarget {
   name = null; // of the session; none before the first message
   error = null; // what went wrong outside of an answer
   busy = false;
+  #stale = false; // the server could not be asked what it has
   #abort = null;
 
   constructor(app, title) {
@@ -39,11 +42,13 @@ export class Conversation extends EventTarget {
 
   /** Say something and have it answered. Returns what could not be said, so that it is not lost. */
   async say(text, settings) {
-    return this.#run(async (signal) => {
+    const said = { role: "user", content: text };
+    await this.#run(async (signal) => {
       if (!this.name) this.name = (await this.app.api("/v1/sessions", { body: {}, signal })).name;
-      this.messages.push({ role: "user", content: text });
-      await this.#answer([{ role: "user", content: text }], settings, signal);
-    }, text);
+      this.messages.push(said);
+      await this.#answer([{ ...said }], settings, signal);
+    });
+    return this.messages.includes(said) ? "" : text;
   }
 
   /** Make the last answer anew, or answer what has no answer. */
@@ -85,41 +90,37 @@ export class Conversation extends EventTarget {
   }
 
   /** Do one thing at a time; what fails is told in the last answer, or in `error`. */
-  async #run(work, text = "") {
-    if (this.busy) return text;
+  async #run(work) {
+    if (this.busy) return;
     this.busy = true;
     this.error = null;
     this.#abort = new AbortController();
     this.#changed();
-    let left = "";
     try {
+      if (this.#stale) await this.#sync();
       await work(this.#abort.signal);
     } catch (error) {
-      const last = this.messages.at(-1);
-      const message = error.name === "AbortError" ? null : error.message;
-      if (last?.busy) last.error = message;
-      else this.error = message;
-      if (error.name !== "AbortError" && !error.status && error.status !== 0) console.error(error);
-      left = await this.#recover(text);
+      await this.#recover(error);
     } finally {
       this.busy = false;
       this.#changed();
     }
-    return left;
   }
 
-  /** After a stop or an error: what does the server have? Returns the text that it has not. */
-  async #recover(text) {
+  /** After a stop or an error: what does the server have? */
+  async #recover(error) {
     const last = this.messages.at(-1);
-    if (last?.busy) Object.assign(last, { busy: false, reason: last.error ? undefined : "stopped" });
-    const asked = this.messages.findLast((message) => message.role === "user");
+    const told = error.name === "AbortError" ? null : error.message;
+    if (told && error.status === undefined) console.error(error); // a defect of this page
+    if (last?.busy) Object.assign(last, { busy: false, error: told, reason: told ? undefined : "stopped" });
+    else this.error = told;
     try {
       if (this.name) await this.#sync();
-    } catch (error) {
-      this.error ??= error.message;
+    } catch (lost) {
+      this.#stale = true;
+      this.error = told ?? lost.message;
+      if (last?.error) this.messages.splice(-2); // the question goes back to who asked it
     }
-    const known = this.messages.includes(asked) || asked?.content !== text;
-    return known ? "" : text;
   }
 
   /** Take the server's messages over, once it is idle; what was measured here stays with those that are the same. */
@@ -129,6 +130,7 @@ export class Conversation extends EventTarget {
       await new Promise((resolve) => setTimeout(resolve, 60));
       told = await this.app.api(this.#path);
     }
+    this.#stale = false;
     const error = this.messages.at(-1)?.error;
     this.messages = told.messages.map((message, i) => {
       const own = this.messages[i];
@@ -164,7 +166,7 @@ export class Conversation extends EventTarget {
     let last = begin;
     const body = { ...asked, session: this.name, stream: true, stream_options: { include_usage: true } };
     await this.app.stream("/v1/chat/completions", { body, signal }, (event) => {
-      if (event.error) throw new Refused(event.error.message);
+      if (event.error) throw refused(event.error);
       const choice = event.choices[0];
       if (choice?.delta.content) {
         first ??= performance.now();
@@ -190,8 +192,7 @@ export class Conversation extends EventTarget {
     side.state = "running";
     try {
       const body = { ...asked, session: this.name, without: 1, modes: ["uncached"] };
-      await this.app.stream("/live/compare", { body, signal }, (event) => {
-        if (event.error) throw new Refused(event.error.message);
+      await compare(this.app, body, signal, (event) => {
         if (event.event !== "step") return;
         side.text += event.text;
         side.projections = event.projections_total;
@@ -213,9 +214,4 @@ export class Conversation extends EventTarget {
   #changed() {
     this.dispatchEvent(new Event("change"));
   }
-}
-
-/** An error inside of a stream. */
-class Refused extends Error {
-  status = 500;
 }
