@@ -18,6 +18,11 @@ TYPES = {
     ".svg": "image/svg+xml",
     ".txt": "text/plain",
 }
+# scripts, styles and pictures come from here only; what is drawn in the page may be saved as a picture
+POLICY = (
+    "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; object-src 'none'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 
 
 def routes(service: Service) -> APIRouter:
@@ -41,4 +46,5 @@ def _file(files: dict[str, Path], name: str) -> Response:
     if name not in files:
         raise ApiError(404, "there is no such file")
     path = files[name]
-    return FileResponse(path, media_type=TYPES[path.suffix], headers={"Cache-Control": "no-cache"})
+    headers = {"Cache-Control": "no-cache", "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
+    return FileResponse(path, media_type=TYPES[path.suffix], headers=headers)

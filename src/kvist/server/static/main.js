@@ -19,7 +19,7 @@ const main = document.getElementById("main");
 const tabs = document.getElementById("tabs");
 const shown = new Map(); // name -> {tab, panel, view}
 const state = new LiveState();
-const app = { api, stream, state, navigate: (hash) => { location.hash = hash; } };
+export const app = { api, stream, state, navigate: (hash) => { location.hash = hash; } };
 let current = null;
 
 function build() {

@@ -14,7 +14,7 @@ export class Matrices {
   #app;
   #layer = 0;
   #head = 0;
-  #asked = 0;
+  #asked = -Infinity;
   #asking = false;
   #told = null;
 
@@ -60,7 +60,7 @@ export class Matrices {
     if (this.pick.childElementCount) return;
     const numbered = (most) => Array.from({ length: most }, (_, i) => el("option", { value: String(i) }, String(i + 1)));
     const select = (label, most, set) => el("label", { class: "small" }, label, " ",
-      el("select", { onchange: (event) => { set(Number(event.target.value)); this.#asked = 0; } }, numbered(most)));
+      el("select", { onchange: (event) => { set(Number(event.target.value)); this.#asked = -Infinity; } }, numbered(most)));
     this.pick.append(select("Layer", model.layers, (layer) => { this.#layer = layer; }),
       model.kv_heads > 1 ? select("KV head", model.kv_heads, (head) => { this.#head = head; }) : "");
   }

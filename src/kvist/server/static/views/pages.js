@@ -34,7 +34,7 @@ export function mount(root, app) {
     table,
   );
   let visible = false;
-  let described = 0;
+  let described = -Infinity;
 
   function update() {
     if (!visible || !state.model) return;
@@ -54,7 +54,7 @@ export function mount(root, app) {
   return {
     show() {
       visible = true;
-      described = 0;
+      described = -Infinity;
       update();
     },
     hide() { visible = false; },

@@ -26,7 +26,7 @@ export function mount(root, app) {
   );
   let visible = false;
   let asking = false;
-  let asked = 0;
+  let asked = -Infinity;
   let known = ""; // what the engine looked like when it was asked last
 
   /** Ask again where something has happened since. */
