@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from kvist.engine.checks import salt_bytes
 from kvist.llm import LLM
+from kvist.server.failures import ApiError
 from kvist.server.live_tracker import Telling, Tracker
 from kvist.server.logs import log
 from kvist.server.service import Service
@@ -90,12 +91,11 @@ class Broadcaster:
         self._task: asyncio.Task[None] | None = None
 
     def join(self, salt: bytes) -> Viewer:
-        """Begin to look. Raises UnavailableError where there is no engine to look at."""
+        """Begin to look. Raises UnavailableError where there is no engine to look at, ApiError where too many do."""
         self._service.worker.require()
-        viewer = Viewer(salt)
         if len(self._viewers) >= MOST_VIEWERS:
-            viewer.end()
-            return viewer
+            raise ApiError(429, f"{MOST_VIEWERS} look already: try again later", code="too_many_viewers")
+        viewer = Viewer(salt)
         self._viewers.add(viewer)
         if self._task is None:
             self._task = asyncio.create_task(self._run())

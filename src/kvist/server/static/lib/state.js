@@ -8,6 +8,7 @@ import { Rates } from "./rates.js";
 export const OWNERS = 127;
 export const SEALED = 128;
 const RETRY = [500, 1000, 2000, 5000]; // milliseconds
+const REFUSALS = { 429: "too many are looking", 503: "the model is loading, or stops" };
 const SILENCE = 40_000; // milliseconds without a sign of life, after which the connection counts as lost
 const KEPT = 256; // requests that ended
 
@@ -67,7 +68,7 @@ export class LiveState extends EventTarget {
         this.#lost("reconnecting");
       } catch (error) {
         if (!(error instanceof ApiError) && error.name !== "AbortError") throw error;
-        this.#lost(error.status === 503 ? "the model is loading, or stops" : "reconnecting");
+        this.#lost(REFUSALS[error.status] ?? "reconnecting");
       }
       await new Promise((resolve) => setTimeout(resolve, RETRY[Math.min(failures, RETRY.length - 1)]));
     }
