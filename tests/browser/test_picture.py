@@ -149,10 +149,10 @@ def test_without_webgl_the_same_is_shown_flat(browser: Browser, server: Served) 
     hear(page, complaints)
     page.goto(f"{server.url}/#picture")
     at(page, 8)
-    assert page.locator(".flat.uncached .lit").count() == 8
-    assert page.locator(".flat.cached .lit").count() == 1
-    assert page.locator(".flat.cached .rest small").all_inner_texts() == ["cached"] * 7
-    assert page.locator(".flat.uncached li span").first.inner_text() == "John"
+    assert page.locator(".blocks.uncached .lit").count() == 8
+    assert page.locator(".blocks.cached .lit").count() == 1
+    assert page.locator(".blocks.cached .rest small").all_inner_texts() == ["cached"] * 7
+    assert page.locator(".blocks.uncached li span").first.inner_text() == "John"
     check_looks(page)
     context.close()
     assert not complaints
