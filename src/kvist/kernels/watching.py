@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -33,3 +33,27 @@ def watching(
             ops.append(Observe(op.q, found, op.layer, op.scale, into[op.layer], watch, op.softcap))
         ops.append(op)
     return replace(program, ops=tuple(ops), head=program.head + len(ops) - len(program.ops)), into
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BeforeAttention:
+    """A program that ends before the attention of one layer: `queries` and `keys` get what that would look with.
+
+    They are (rows, heads * head size) and (rows, KV heads * head size) of the last step, turned, keys as they are
+    before pages round them.
+    """
+
+    program: Program
+    attend: Attend
+    queries: Floats
+    keys: Floats
+
+
+def before_attention(program: Program, layer: int, rows: int) -> BeforeAttention:
+    """The program up to a layer's attention, for steps of up to `rows` rows, and the head behind it."""
+    at, attend = next((i, op) for i, op in enumerate(program.ops) if isinstance(op, Attend) and op.layer == layer)
+    store = next(op for op in program.ops[:at] if isinstance(op, RotaryStore) and op.layer == layer)
+    queries, keys = (np.zeros((rows, buffer.width), np.float32) for buffer in (store.q, store.k))
+    ops = (*program.ops[:at], Copy(store.q, queries), Copy(store.k, keys))
+    cut = replace(program, ops=(*ops, *program.ops[program.head :]), head=len(ops))
+    return BeforeAttention(cut, attend, queries, keys)

@@ -16,7 +16,17 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from kvist.errors import KvistError
-from kvist.server import cache_routes, live_content, live_feed, live_numbers, live_routes, session_routes, text_routes
+from kvist.server import (
+    attention,
+    cache_routes,
+    compare,
+    live_content,
+    live_feed,
+    live_numbers,
+    live_routes,
+    session_routes,
+    text_routes,
+)
 from kvist.server.chat import chat
 from kvist.server.completions import completions
 from kvist.server.failures import ApiError, response, told
@@ -76,7 +86,10 @@ def create_app(service: Service) -> ASGIApp:
     app.add_exception_handler(RequestValidationError, _invalid)
     _add_openai(app, service)
     _add_health(app, service)
-    for module in (text_routes, cache_routes, session_routes, live_routes, live_feed, live_content, live_numbers):
+    for module in (
+        text_routes, cache_routes, session_routes, live_routes, live_feed, live_content, live_numbers, compare,
+        attention,
+    ):  # fmt: skip
         app.include_router(module.routes(service))
     app.openapi = _without_422(app.openapi)  # type: ignore[method-assign]
     front: ASGIApp = Front(app, service.settings)

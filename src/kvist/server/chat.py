@@ -103,6 +103,7 @@ class _Answer:
         async for items in self._answering.items():
             if chunks := self._made.feed(self._note(items)):
                 yield chunks
+        self.close()  # before the client hears of the end: it may go on with the session at once
         if last := self._made.last():
             yield last
 
