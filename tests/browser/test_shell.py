@@ -14,7 +14,7 @@ import serving
 from browsing import WIDTHS, Open, check_looks
 from serving import Served
 
-VIEWS = ("pages", "tree", "memory")
+VIEWS = ("pages", "tree", "chat", "picture", "attention", "memory")
 
 
 @pytest.mark.model

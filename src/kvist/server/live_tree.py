@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -142,7 +143,7 @@ def _run(node: Node, children: dict[bytes, list[Node]]) -> list[Node]:
 
 def _same(node: Node, family: list[Node]) -> int:
     """Tokens that a page has in common with the one beside it that is most like it."""
-    at = family.index(node)
+    at = bisect_left(family, node.tokens, key=lambda other: other.tokens)
     beside = family[max(at - 1, 0) : at] + family[at + 1 : at + 2]
     return max((common_tokens(node.tokens, other.tokens) for other in beside), default=0)
 

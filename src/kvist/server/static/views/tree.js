@@ -9,6 +9,7 @@ import { Outline } from "./tree-outline.js";
 export const title = "Tree";
 
 const EVERY = 1000; // milliseconds between two looks, while something changes
+const PATIENCE = 10; // or so many times what the last look took: a large tree is looked at less often
 
 export function mount(root, app) {
   const sentence = el("p", { class: "soft" });
@@ -26,17 +27,17 @@ export function mount(root, app) {
   );
   let visible = false;
   let asking = false;
-  let asked = -Infinity;
+  let next = 0; // when it may be asked for again
   let known = ""; // what the engine looked like when it was asked last
 
   /** Ask again where something has happened since. */
   async function look() {
     const { state } = app;
-    if (!visible || asking || !state.model || performance.now() - asked < EVERY) return;
+    if (!visible || asking || !state.model || performance.now() < next) return;
     const now = signature(state);
     if (now === known) return;
     asking = true;
-    asked = performance.now();
+    const begin = performance.now();
     try {
       const tree = await app.api("/live/tree");
       known = now;
@@ -46,6 +47,7 @@ export function mount(root, app) {
       left.textContent = error.message;
     } finally {
       asking = false;
+      next = performance.now() + Math.max(EVERY, PATIENCE * (performance.now() - begin));
     }
   }
 
