@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tiny
-from kvist import LLM, BeamSearchParams, Request, SamplingParams
+from kvist import LLM, BeamSearchParams, Request, SamplingParams, StructuredOutputs
 from kvist.errors import RequestError, UnknownNameError, UsageError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -194,3 +194,18 @@ def test_each_of_many_requests_has_a_priority_a_salt_and_a_pin_of_its_own(small:
     assert plain.outputs == salted.outputs
     assert first.metrics.started_time < plain.metrics.started_time
     assert small.engine.manager.pins.names == [first.request_id]
+
+
+def test_tools_reach_the_template_and_structured_outputs_the_answer(small: LLM) -> None:
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    with pytest.raises(UsageError, match="takes no tools"):
+        small.chat(QUESTION, GREEDY, tools=tools)
+    small.tokenizer.chat_template = "{{ tools | tojson if tools else 'none' }}{{ messages[0].content }}"
+    assert small.tokenizer.decode(small.chat_ids(QUESTION, tools)).startswith('[{"type": "function"')
+    assert small.tokenizer.decode(small.chat_ids(QUESTION, [])).startswith("none")
+    params = replace(GREEDY, max_tokens=30, structured_outputs=StructuredOutputs(choice=["hen", "the cat"]))
+    asked = small.chat(QUESTION, params, tools=tools)[0]
+    assert asked.prompt_token_ids == small.chat_ids(QUESTION, tools)
+    assert asked.outputs[0].text in ("hen", "the cat") and asked.outputs[0].finish_reason == "stop"
+    chunks = list(small.stream_chat(QUESTION, params, tools=tools))
+    assert "".join(chunk.text for chunk in chunks) == asked.outputs[0].text

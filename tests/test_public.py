@@ -45,6 +45,7 @@ def test_public_names_are_these():
         "ReuseReport",
         "SamplingParams",
         "Session",
+        "StructuredOutputs",
         "TextChunk",
         "__version__",
     ]

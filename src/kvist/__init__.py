@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kvist.llm import LLM, Request
     from kvist.outputs import BeamSearchOutput, BeamSearchSequence, CompletionOutput, Logprob, RequestOutput, TextChunk
     from kvist.session import Session
+    from kvist.structured import StructuredOutputs
 
 _HOME = {
     "LLM": "kvist.llm",
@@ -42,6 +43,7 @@ _HOME = {
     "ReuseReport": "kvist.cache.report",
     "SamplingParams": "kvist.engine.params",
     "Session": "kvist.session",
+    "StructuredOutputs": "kvist.structured",
     "TextChunk": "kvist.outputs",
 }
 
@@ -61,6 +63,7 @@ __all__ = [
     "ReuseReport",
     "SamplingParams",
     "Session",
+    "StructuredOutputs",
     "TextChunk",
     "__version__",
 ]

@@ -48,7 +48,8 @@ class Fold:
 
     def add(self, token: TokenOutput) -> TextChunk:
         """Take one token; the text that became certain. The token that ends an answer has no text."""
-        branch, stopped = self._branches[token.index], isinstance(token.stop_reason, str)
+        branch = self._branches[token.index]
+        stopped = token.finish_reason == "stop" and isinstance(token.stop_reason, str)
         _tell_difference(self._tokenizer, token.metrics)
         text = ""
         if token.token_id is not None:

@@ -31,8 +31,10 @@ from kvist.outputs import BeamSearchOutput, RequestOutput, TextChunk
 from kvist.session import Session
 from kvist.text.chat import render
 from kvist.text.gguf_tokenizer import tokenizer_from_gguf
+from kvist.text.guided import Guides
 from kvist.text.hf_tokenizer import tokenizer_from_folder
 from kvist.text.tokenizer import Tokenizer
+from kvist.text.tools import Tool
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -76,6 +78,7 @@ class LLM:
                 self.model, self.config, self.backend, eos_ids=self.tokenizer.eos_ids, events=self.events,
                 draft=load_draft(self.config, self.backend, report), instruction=self.instruction,
             )  # fmt: skip
+            self.guides = Guides(self.tokenizer, self.engine.limits.vocab_size)
         except BaseException:
             self.backend.close()
             raise
@@ -153,10 +156,12 @@ class LLM:
             raise UsageError(
                 f"best_of {params.branches} of {params.n} is decided when all have ended: leave it out to stream"
             )
-        ids, salt = self._encode(prompt), salt_bytes(cache_salt)
+        ids, salt, guide = self._encode(prompt), salt_bytes(cache_salt), self.guides.guide(params.structured_outputs)
         fold = Fold(self.tokenizer, params, None, ids)
-        for token in self.engine.stream(ids, params, salt=salt, watching=fold.watching, priority=priority, pin=pin):
-            yield fold.add(token)
+        outputs = self.engine.stream(
+            ids, params, salt=salt, watching=fold.watching, priority=priority, pin=pin, guide=guide
+        )
+        yield from map(fold.add, outputs)
 
     def chat(
         self,
@@ -166,9 +171,13 @@ class LLM:
         priority: int = 0,
         cache_salt: str | None = None,
         pin: bool = False,
+        tools: Sequence[Tool] | None = None,
     ) -> list[RequestOutput]:
-        """Answer a conversation: messages of {"role", "content"}, through the model's own chat template."""
-        ids = [self.chat_ids(messages)]
+        """Answer a conversation: messages of {"role", "content"}, through the model's own chat template.
+
+        tools: functions the model may call, {"type": "function", "function": {...}} each; see `kvist.text.tools`.
+        """
+        ids = [self.chat_ids(messages, tools)]
         return self.generate(ids, sampling_params, priority=priority, cache_salt=cache_salt, pin=pin)
 
     def stream_chat(
@@ -179,14 +188,15 @@ class LLM:
         priority: int = 0,
         cache_salt: str | None = None,
         pin: bool = False,
+        tools: Sequence[Tool] | None = None,
     ) -> Iterator[TextChunk]:
         """As `chat`, chunk by chunk."""
-        ids = self.chat_ids(messages)
+        ids = self.chat_ids(messages, tools)
         return self.stream(ids, sampling_params, priority=priority, cache_salt=cache_salt, pin=pin)
 
-    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The token ids of a conversation, up to where the answer begins."""
-        return self.tokenizer.encode(self._render(messages), add_special=False)
+    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[int]:
+        """The token ids of a conversation, up to where the answer begins. UsageError for tools it cannot have."""
+        return self.tokenizer.encode(self._render(messages, tools), add_special=False)
 
     def session(self, name: str | None = None, *, cache_salt: str | None = None) -> Session:
         """Open a session: a conversation or a text to append to, answer, fork and roll back. See `kvist.session`.
@@ -195,7 +205,7 @@ class LLM:
         """
         self._sessions += 1
         name, salt = name or f"session-{self._sessions}", salt_bytes(cache_salt)
-        return Session(name, self.tokenizer, self.engine, self._render, salt)
+        return Session(name, self.tokenizer, self.engine, self._render, self.guides, salt)
 
     def generate_each(self, requests: Iterable[Request | tuple[Prompt, SamplingParams]]) -> Iterator[RequestOutput]:
         """Answer requests as an iterator gives them, many together, and yield their outputs in its order.
@@ -240,11 +250,12 @@ class LLM:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _render(self, messages: Sequence[Message]) -> str:
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> str:
         template = self.tokenizer.chat_template
         if template is None:
             raise UsageError("this model has no chat template: give it a plain prompt instead of messages")
-        return render(template, messages, bos_token=self.tokenizer.bos_token, eos_token=self.tokenizer.eos_token)
+        made = self.tokenizer
+        return render(template, messages, bos_token=made.bos_token, eos_token=made.eos_token, tools=tools or None)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
@@ -258,8 +269,9 @@ class LLM:
                     ids, salt = self._encode(prompt), salt_bytes(cache_salt)
                     fold = Fold(self.tokenizer, params, prompt if isinstance(prompt, str) else None, ids)
                     name = self.engine.submit(
-                        ids, params, salt=salt, watching=fold.watching, priority=priority, pin=pin
-                    )
+                        ids, params, salt=salt, watching=fold.watching, priority=priority, pin=pin,
+                        guide=self.guides.guide(params.structured_outputs),
+                    )  # fmt: skip
                     folds[name] = fold
                 if not folds:
                     return
@@ -284,6 +296,5 @@ def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 def _tokenizer(path: Path, metadata: Mapping[str, object] | None) -> Tokenizer:
     """The tokenizer that comes with a model file."""
-    if metadata is not None:
-        return tokenizer_from_gguf(dict(metadata))
-    return tokenizer_from_folder(path if path.is_dir() else path.parent)
+    folder = path if path.is_dir() else path.parent
+    return tokenizer_from_folder(folder) if metadata is None else tokenizer_from_gguf(dict(metadata))

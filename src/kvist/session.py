@@ -30,6 +30,7 @@ from kvist.engine.params import RequestMetrics, SamplingParams, TokenOutput
 from kvist.errors import RequestError, UsageError
 from kvist.fold import Fold
 from kvist.outputs import RequestOutput, TextChunk
+from kvist.text.guided import Guides
 from kvist.text.history import History, encode_behind, said_tokens
 from kvist.text.tokenizer import Tokenizer
 
@@ -50,9 +51,11 @@ class Mark:
 class Session:
     """Made by `LLM.session`. `name` is for people. One thread uses it, but for `stop`."""
 
-    def __init__(self, name: str, tokenizer: Tokenizer, engine: Engine, render: Render, salt: bytes = b"") -> None:
+    def __init__(
+        self, name: str, tokenizer: Tokenizer, engine: Engine, render: Render, guides: Guides, salt: bytes = b""
+    ) -> None:
         self.name, self._salt = name, salt
-        self._tokenizer, self._engine, self._render = tokenizer, engine, render
+        self._tokenizer, self._engine, self._render, self._guides = tokenizer, engine, render, guides
         self._history = History()
         self._answering = self._stopped = self._closed = False
 
@@ -115,7 +118,8 @@ class Session:
     def fork(self, name: str | None = None) -> Session:
         """Make a second session with the same history, found in the same pages; neither sees the other go on."""
         self._require_idle()
-        other = Session(name or f"{self.name}-fork", self._tokenizer, self._engine, self._render, self._salt)
+        name = name or f"{self.name}-fork"
+        other = Session(name, self._tokenizer, self._engine, self._render, self._guides, self._salt)
         other._history = self._history
         return other
 
@@ -175,12 +179,13 @@ class Session:
         self._require_idle()
         if params.branches != 1:
             raise UsageError("a session has one answer: leave n and best_of out, and fork it for more")
-        ids = self.token_ids
+        ids, guide = self.token_ids, self._guides.guide(params.structured_outputs)
         fold = Fold(self._tokenizer, params, None, ids)
         chunks: list[TextChunk] = []
         self._answering, self._stopped = True, False
         try:
-            with closing(self._engine.follow(ids, params, salt=self._salt, watching=fold.watching)) as steps:
+            following = self._engine.follow(ids, params, salt=self._salt, watching=fold.watching, guide=guide)
+            with closing(following) as steps:
                 for outputs in steps:
                     for token in outputs:
                         chunks.append(fold.add(token))
@@ -209,7 +214,7 @@ class Session:
             return
         text = "".join(chunk.text for chunk in chunks)
         last = chunks[-1]
-        if isinstance(last.stop_reason, str):
+        if last.finish_reason == "stop" and isinstance(last.stop_reason, str):
             made = said_tokens(self._tokenizer, made, text)
         elif last.finish_reason == "stop":
             made.pop()

@@ -409,7 +409,7 @@ def forgets_to_end_reservations(patch: pytest.MonkeyPatch) -> None:
 
 def lets_go_a_page_too_early(patch: pytest.MonkeyPatch) -> None:
     first_seen = PageGroup.first_seen
-    patch.setattr(PageGroup, "first_seen", lambda group, position: first_seen(group, position + 1))
+    patch.setattr(PageGroup, "first_seen", lambda group, position: first_seen(group, position + 4))
 
 
 def takes_nothing_back(patch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ MIXED = [
     {"prompt": "rain", "n": 2, "seed": 3, "stop": ["zz"]},
     {"prompt": "rain", "id": None, "logit_bias": {"9": -100}},
 ]
+GUIDED = [{"prompt": "rain", "structured_outputs": {"choice": ["hen", "cat"]}}, {"prompt": "rain", "structured_outputs": {"json": {"enum": [1, 2]}}}]
 
 
 def lines(path):
@@ -66,6 +67,17 @@ def test_every_kind_of_line(cli, tiny_model, tmp_path):
     assert out.read_text() == printed.stdout
 
 
+def test_lines_with_structured_outputs(cli, tiny_model, tmp_path):
+    prompts, out = write(tmp_path / "in.jsonl", GUIDED), tmp_path / "out.jsonl"
+    done = cli("run", tiny_model, "-f", prompts, "-o", str(out), *SAMPLED)
+    assert (done.returncode, done.stderr) == (0, "")
+    (choice,), (number,) = (one["outputs"] for one in lines(out))
+    assert choice["text"] in ("hen", "cat") and number["text"] in ("1", "2")
+    assert choice["finish_reason"] == number["finish_reason"] == "stop"
+    again = cli("run", tiny_model, "-f", prompts, "-o", str(out), *SAMPLED)
+    assert again.stderr == f"[{out}: 2 of 2 are answered]\n"
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -80,6 +92,8 @@ def test_every_kind_of_line(cli, tiny_model, tmp_path):
         ('{"messages": [{"content": "a"}]}', '"role" and "content"'),
         ('{"prompt": "a", "temprature": 1}', "did you mean temperature"),
         ('{"prompt": "a", "temperature": "hot"}', "temperature"),
+        ('{"prompt": "a", "structured_outputs": {"regexp": "a"}}', "did you mean regex"),
+        ('{"prompt": "a", "structured_outputs": "json"}', "give an object"),
         ('{"prompt": "a", "max_tokns": 1}', 'did you mean "max_tokens"'),
         ('{"prompt": "a", "top_p": 2}', '"top_p" is 2'),
         ('{"prompt": "a", "n": 2}', "give a temperature"),

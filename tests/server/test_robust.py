@@ -7,6 +7,8 @@ import random
 import signal
 import socket
 import string
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,8 +205,6 @@ def test_shutdown_stops_what_does_not_end(tiny_path: Path) -> None:
 
 
 def test_a_second_server_on_the_same_port_is_refused(tiny: Served, tiny_path: Path) -> None:
-    import subprocess
-
     port = tiny.url.rsplit(":", 1)[1]
     done = subprocess.run(
         [serving.KVIST, "serve", str(tiny_path), "--port", port], capture_output=True, text=True, timeout=60
@@ -220,9 +220,6 @@ def test_listening_beyond_the_loopback_without_a_key_is_warned_of(tiny_path: Pat
 
 
 def test_health_while_the_model_loads(tiny_path: Path) -> None:
-    import subprocess
-    import sys
-
     slow = (  # the same program, whose model takes a second to load
         "import sys, time, kvist.llm as m; init = m.LLM.__init__\n"
         "def late(self, *a, **k):\n    time.sleep(1.5)\n    init(self, *a, **k)\n"
@@ -256,11 +253,29 @@ def test_health_while_the_model_loads(tiny_path: Path) -> None:
 
 
 def test_a_model_that_does_not_load_ends_the_server_with_its_cause(tmp_path: Path) -> None:
-    import subprocess
-
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + b"\0" * 40)
     done = subprocess.run(
         [serving.KVIST, "serve", str(broken), "--port", "0"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1 and done.stderr.startswith("kvist: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_template_that_loops_is_given_up(tiny_path: Path, tmp_path: Path) -> None:
+    template = tmp_path / "loops.jinja"
+    template.write_text(
+        "{% if messages[0].content == 'loop' %}{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}"
+        "{% endfor %}{% endfor %}{% endif %}{{ messages[0].content }}"
+    )
+    with (
+        serving.serving(str(tiny_path), "--chat-template", str(template)) as server,
+        server.client() as client,
+    ):
+        asked = {"messages": [{"role": "user", "content": "loop"}], "max_tokens": 2}
+        for path in ("/v1/chat/completions", "/tokenize"):
+            found = client.post(path, json=asked)
+            assert found.status_code == 400 and "template" in found.json()["error"]["message"]
+        made = client.post("/v1/sessions", json={"messages": asked["messages"]})
+        assert made.status_code == 400 and client.get("/v1/sessions").json()["data"] == []
+        fine = {"messages": [{"role": "user", "content": "a b"}], "max_tokens": 2}
+        assert client.post("/v1/chat/completions", json=fine).status_code == 200

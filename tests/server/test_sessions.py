@@ -164,6 +164,20 @@ def test_metrics_count_what_went_through(http: httpx.Client, served: Served) -> 
     assert after['kvist:kv_tier_pages{state="cached",tier="memory"}'] == now["pages"]["cached"]
 
 
+def test_metrics_say_how_long_pages_live(http: httpx.Client, served: Served) -> None:
+    http.post("/cache/flush")
+    before = metrics(http)
+    prompt = "Time is the longest distance between two places. " * 8
+    for _ in range(2):
+        http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 1, "temperature": 0})
+    pages = served.settled()["pages"]["cached"]
+    http.post("/cache/flush")
+    after = metrics(http)
+    for name, count in (("kv_page_lifetime_seconds", pages), ("kv_page_reuse_gap_seconds", pages)):
+        key = f"kvist:{name}_count"
+        assert after[key] - before[key] == count > 2, name
+
+
 def test_tokenize_and_back(http: httpx.Client, llm: LLM) -> None:
     found = http.post("/tokenize", json={"prompt": "Grönsaker och 木", "return_token_strs": True}).json()
     assert found["tokens"] == llm.tokenizer.encode("Grönsaker och 木") and found["count"] == len(found["tokens"])

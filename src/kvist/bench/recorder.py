@@ -75,7 +75,7 @@ class Recorder:
 @contextmanager
 def timed(owner: object, method: str) -> Iterator[list[tuple[int, int]]]:
     """Begin and end of every call of a method of one object while this is open, in nanoseconds."""
-    inner, spans = getattr(owner, method), list[tuple[int, int]]()
+    own, inner, spans = vars(owner).get(method), getattr(owner, method), list[tuple[int, int]]()
 
     def call(*args: Any) -> Any:
         begin = time.perf_counter_ns()
@@ -87,4 +87,7 @@ def timed(owner: object, method: str) -> Iterator[list[tuple[int, int]]]:
     try:
         yield spans
     finally:
-        delattr(owner, method)
+        if own is None:
+            delattr(owner, method)
+        else:  # a function of a module
+            setattr(owner, method, own)

@@ -1,7 +1,7 @@
 """What choosing tokens costs: each way of choosing, inside the steps of 64 sequences that generate from prose together.
 
-The time of choosing is what the sampler takes, its rows' making included, and what the compiled loop takes to find the
-largest logits, which it does in every step.
+The time of choosing is what the sampler takes, its rows' making included, what guides take to tell what may follow, and
+what the compiled loop takes to find the largest logits, which it does in every step.
 """
 
 from __future__ import annotations
@@ -15,14 +15,25 @@ from statistics import median
 from typing import Any
 
 from kvist.bench.recorder import timed
+from kvist.engine import answers
 from kvist.engine.params import SamplingParams
 from kvist.errors import UsageError
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.backend import CpuExecutable
 from kvist.kernels.cpu.profile import Launch
 from kvist.llm import LLM
+from kvist.structured import StructuredOutputs
 
 SEQUENCES, CONTEXT, STEPS = 64, 32, 24
+PEOPLE = {
+    "type": "array",
+    "minItems": 9,
+    "items": {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+    },
+}
 NUDGED = dict.fromkeys(range(100), 1.0)
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -39,6 +50,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "top-k 50, top-p 0.9, min-p 0.02": {"top_k": 50, "top_p": 0.9, "min_p": 0.02},
     "penalties, top-p 0.95": {"top_p": 0.95, "repetition_penalty": 1.1, "presence_penalty": 0.5},
     "bias of 100 tokens": {"logit_bias": NUDGED},
+    "greedy, JSON of a schema": {"temperature": 0.0, "structured_outputs": StructuredOutputs(json=PEOPLE)},
+    "top-p 0.95, JSON of a schema": {"top_p": 0.95, "structured_outputs": StructuredOutputs(json=PEOPLE)},
     "greedy, 1 log-probability": {"temperature": 0.0, "logprobs": 1},
     "greedy, 5 log-probabilities": {"temperature": 0.0, "logprobs": 5},
     "greedy, 20 log-probabilities": {"temperature": 0.0, "logprobs": 20},
@@ -59,7 +72,8 @@ class Choosing:
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
-        params = {**self.params, "logit_bias": len(NUDGED)} if "logit_bias" in self.params else self.params
+        short = {"logit_bias": len(NUDGED), "structured_outputs": "json"}
+        params = {name: short.get(name, value) for name, value in self.params.items()}
         return {
             "way": self.way, "params": params, "choosing_seconds": self.choosing, "step_seconds": self.step,
             "share": self.share,
@@ -86,13 +100,15 @@ def _run(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> list[tup
     """Seconds of choosing and of the whole step, for each step that gave every sequence a token."""
     engine, executable = llm.engine, llm.engine.runner.executable
     assert isinstance(executable, CpuExecutable)
-    waiting = {engine.submit(prompt, params) for prompt in prompts}
+    wanted = params.structured_outputs
+    waiting = {engine.submit(prompt, params, guide=llm.guides.guide(wanted)) for prompt in prompts}
     while waiting:
         waiting -= {output.request_id for output in engine.step()}
     steps = []
     with ExitStack() as opened:
         profile = opened.enter_context(executable.profile())
         noted = [opened.enter_context(timed(engine.answers.sampler, name)) for name in ("choose", "logprobs")]
+        noted.append(opened.enter_context(timed(answers, "masks")))
         while engine.has_work:
             profile.launches.clear()
             for spans in noted:

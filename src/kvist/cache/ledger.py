@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
+from kvist.cache.ages import PageAges
 from kvist.cache.allocator import PageAllocator
 from kvist.cache.group import PageGroup
 from kvist.cache.pool import PagePool
@@ -27,6 +28,7 @@ class PageLedger:
         self.group = group
         self.pool = PagePool(group.layout, group.num_pages)
         self.events = events
+        self.ages: PageAges | None = None  # who is told how long pages live, if somebody is
         self.allocator = PageAllocator(group.num_pages, on_evict=self.forget)
         self.index = PrefixIndex(group.layout.page_size, gaps=group.window is not None)
         self._number = number
@@ -90,6 +92,8 @@ class PageLedger:
         """Add an owner."""
         self.allocator.share(page)
         self._count["pages_shared"] += 1
+        if self.ages is not None:
+            self.ages.shared(page)
         if self.events.listening:
             self.events.emit(EventKind.PAGE_SHARED, request=request, page=page, group=self._number)
 
@@ -102,6 +106,8 @@ class PageLedger:
             self._count["pages_freed"] += 1
             if self.events.listening:
                 self.events.emit(EventKind.PAGE_FREED, request=request, page=page, group=self._number)
+        elif self.ages is not None and not self.allocator.refs[page]:
+            self.ages.left(page)
 
     def publish(self, parent: bytes, tokens: Sequence[int], page: int, depth: int, request: str | None) -> Node | None:
         """Seal a full page. Returns the node that now stands for its content, as `PrefixIndex.insert` does."""
@@ -109,6 +115,8 @@ class PageLedger:
         if node is not None and node.page == page:
             self.evicted.discard(node.key)
             self._count["pages_sealed"] += 1
+            if self.ages is not None:
+                self.ages.sealed(page)
             if self.events.listening:
                 self.events.emit(
                     EventKind.PAGE_SEALED, request=request, page=page, detail=node.key.hex(), group=self._number
@@ -120,6 +128,8 @@ class PageLedger:
         self.evicted.add(self.index.pages[page].key)
         self.index.remove(page)
         self._count["pages_evicted"] += 1
+        if self.ages is not None:
+            self.ages.forgotten(page)
         if self.events.listening:
             self.events.emit(EventKind.PAGE_EVICTED, page=page, group=self._number)
 

@@ -28,6 +28,7 @@ from kvist.cli.flags import as_fields
 from kvist.engine.checks import flag
 from kvist.engine.params import SamplingParams
 from kvist.errors import UsageError, unknown_name
+from kvist.structured import structured_outputs
 
 PARAMETERS = frozenset(field.name for field in fields(SamplingParams))
 KNOWN = ("id", "prompt", "messages", "priority", "cache_salt", "pin", *sorted(PARAMETERS))
@@ -135,6 +136,8 @@ def _parameters(defaults: SamplingParams, given: dict[str, Any], fit: bool) -> S
     bias = given.get("logit_bias")
     if isinstance(bias, dict):  # JSON has no numbers as keys
         given["logit_bias"] = {int(key) if key.isdecimal() and len(key) < 10 else key: bias[key] for key in bias}
+    if "structured_outputs" in given:
+        given["structured_outputs"] = structured_outputs(given["structured_outputs"])
     try:
         params = replace(defaults, **given)
     except TypeError as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kvist.cli import flags
 from kvist.cli.terminal import note
 from kvist.errors import UsageError
+from kvist.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from kvist.llm import LLM
@@ -36,6 +37,9 @@ def serve(
     ] = None,
     allowed_origins: Annotated[
         list[str] | None, _server("--allowed-origin", "A web page elsewhere that may ask (CORS).")
+    ] = None,
+    chat_template: Annotated[
+        Path | None, _server("--chat-template", "A file with the template to use instead of the model's own.")
     ] = None,
     log_level: Annotated[str, _server("--log-level", "debug, info, warning or error.")] = "info",
     max_queue: Annotated[int, _server("--max-queue", "Requests that wait or run; more get 429.", LIMITS)] = 256,
@@ -70,39 +74,49 @@ def serve(
         max_pinned_share=max_pinned_share, weights=weights, speculative_config=speculative_config, seed=seed,
         threads=threads,
     )  # fmt: skip
-    from kvist.config import EngineConfig
-    from kvist.models.hub import resolve
-    from kvist.server.logs import LEVELS, start_logging
-    from kvist.server.settings import ServerSettings
-
-    EngineConfig.from_options(options)  # what is wrong with flags and names is said before anything listens
-    resolve(model)
-    if log_level not in LEVELS:
-        raise UsageError(f"--log-level {log_level[:40]!r}: give one of {', '.join(LEVELS)}")
-    keys = _keys(api_key or [], api_key_file)
+    keys = read_keys(api_key or [], api_key_file)
     settings = ServerSettings(
         served_model_name or model, keys, max_n=max_n, max_beam_width=max_beam_width, max_stops=max_stops,
         max_body_bytes=flags.memory_bytes(max_body_bytes), max_queue=max_queue, request_timeout=request_timeout,
         shutdown_timeout=shutdown_timeout, cors_origins=tuple(allowed_origins or ()),
     )  # fmt: skip
-    from kvist.server.serving import listen
-    from kvist.server.serving import serve as run
+    _run(model, options, chat_template, settings, host, port, log_level)
+
+
+def _run(
+    model: str, options: dict[str, Any], chat_template: Path | None, settings: ServerSettings, host: str, port: int,
+    log_level: str,
+) -> None:  # fmt: skip
+    """Check what can be checked, listen, and serve."""
+    from kvist.config import EngineConfig
+    from kvist.models.hub import resolve
+    from kvist.server.logs import LEVELS, start_logging
+
+    EngineConfig.from_options(options)  # what is wrong with flags and names is said before anything listens
+    resolve(model)
+    template = None if chat_template is None else chat_template.read_text("utf-8")
+    if log_level not in LEVELS:
+        raise UsageError(f"--log-level {log_level[:40]!r}: give one of {', '.join(LEVELS)}")
+    from kvist.server.serving import listen, serve_on
 
     sock = listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
-    if not keys and not _is_loopback(host):
+    if not settings.api_keys and not _is_loopback(host):
         note(f"anybody who reaches {address} can use this server: give --api-key, or listen on 127.0.0.1")
     start_logging(log_level)
 
     def load() -> LLM:
         from kvist.llm import LLM
 
-        return LLM(model, **options)
+        llm = LLM(model, **options)
+        if template is not None:
+            llm.tokenizer.chat_template = template
+        return llm
 
-    run(load, settings, sock, lambda llm: note(f"kvist serves {settings.name} at {address}"))
+    serve_on(sock, load, settings, lambda llm: note(f"kvist serves {settings.name} at {address}"))
 
 
-def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
+def read_keys(given: list[str], file: Path | None) -> tuple[str, ...]:
     """All keys, each at least something, and none of characters that a header cannot carry."""
     lines = [] if file is None else [line.strip() for line in file.read_text("utf-8").splitlines()]
     keys = [*given, *(line for line in lines if line)]

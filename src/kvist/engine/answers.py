@@ -15,6 +15,7 @@ from kvist.cache.manager import CacheManager
 from kvist.engine.batch import Piece
 from kvist.engine.beams import BeamSearch
 from kvist.engine.branches import Family
+from kvist.engine.guide import Bits, masks
 from kvist.engine.params import FinishReason, TokenLogprob, TokenOutput
 from kvist.engine.runner import Runner
 from kvist.engine.sampler import Row, Sampler
@@ -33,12 +34,16 @@ the call.
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A sequence, its drafts, and its rows: logits (1 + drafts, vocab) and each one's likeliest."""
+    """A sequence, its drafts, and its rows: logits (1 + drafts, vocab), each one's likeliest, masks if it is guided.
+
+    There are fewer rows where a guide does not let a draft follow.
+    """
 
     sequence: Sequence
     drafts: Tokens[int]
     logits: Floats
     likeliest: list[int]
+    masks: Tokens[Bits | None]
 
 
 class Answers:
@@ -79,7 +84,7 @@ class Answers:
                     searches[request] = None
                 else:
                     branches = request.fork(sequence, self._manager, self._scheduler)
-                    turns += [_Turn(branch, drafts, own, known) for branch in branches]
+                    turns += [_turn(branch, drafts, own, known) for branch in branches]
             row += wanted
         known = [turn.sequence.takes_likeliest and -1 not in turn.likeliest for turn in turns]  # the loop found them
         drawn = iter(
@@ -136,8 +141,12 @@ class Answers:
     ) -> list[TokenOutput]:
         """Give a sequence its tokens, while its drafts are right; decide whether it ends."""
         sequence, drafts = turn.sequence, turn.drafts
-        outputs: list[TokenOutput] = []
+        guide = sequence.guide
+        outputs = [] if chosen else [_failed(sequence)]
         for i, token in enumerate(chosen):
+            if guide is not None and not guide.accept(token):
+                outputs.append(_failed(sequence))
+                break
             outputs.append(self._append(sequence, token, turn.logits[i], rated[i]))
             if outputs[-1].finish_reason or i == len(drafts) or token != drafts[i]:
                 break
@@ -221,13 +230,28 @@ class Answers:
             self._events.emit(EventKind.REQUEST_FINISHED, request=name, count=made, detail=reason)
 
 
+def _turn(sequence: Sequence, drafts: Tokens[int], logits: Floats, likeliest: list[int]) -> _Turn:
+    """A sequence's turn, with as many rows as its guide, if it has one, can say something of."""
+    if sequence.guide is None:
+        return _Turn(sequence, drafts, logits, likeliest, [None] * len(likeliest))
+    found = masks(sequence.guide, drafts)
+    return _Turn(sequence, drafts, logits[: len(found)], likeliest[: len(found)], found)
+
+
 def _rows(turn: _Turn) -> list[Row]:
     """A turn's rows as the sampler wants them: each sees the drafts before it as if they were right."""
     s, drafts = turn.sequence, turn.drafts
     return [
-        Row(turn.logits[i], known, s.params, s.seed, len(s.tokens) + i, s.alterations, drafts[:i])
-        for i, known in enumerate(turn.likeliest)
+        Row(turn.logits[i], known, s.params, s.seed, len(s.tokens) + i, s.alterations, drafts[:i], mask)
+        for i, (known, mask) in enumerate(zip(turn.likeliest, turn.masks, strict=True))
     ]
+
+
+def _failed(sequence: Sequence) -> TokenOutput:
+    """The end of a sequence whose guide cannot go on."""
+    assert sequence.guide is not None
+    why = sequence.guide.failure
+    return TokenOutput(sequence.request_id, None, "abort", sequence.metrics, sequence.index, why)
 
 
 def _is_rated(turn: _Turn) -> bool:
@@ -249,6 +273,8 @@ def _ending(sequence: Sequence, token: int) -> tuple[FinishReason | None, int | 
     """Whether a sequence ends with its last token, and the stop string or stop token that ends it."""
     if token in sequence.stops:
         return "stop", token if token in sequence.params.stop_token_ids else None
+    if sequence.guide is not None and sequence.guide.ended:
+        return "stop", None
     if sequence.watch is not None and (found := sequence.watch(token)) is not None:
         return "stop", found
     return ("length", None) if len(sequence.tokens) >= sequence.limit else (None, None)

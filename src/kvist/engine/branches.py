@@ -18,6 +18,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Tokens
 
 from kvist.cache.manager import CacheManager
+from kvist.engine.guide import Guide
 from kvist.engine.params import RequestMetrics, SamplingParams
 from kvist.engine.sampling.alterations import Alterations
 from kvist.engine.sampling.draws import branch_seed
@@ -43,6 +44,7 @@ class Family:
         salt: bytes,
         metrics: RequestMetrics,
         watching: Watching | None = None,
+        guide: Guide | None = None,
     ) -> None:
         self.params, self.metrics, self._seed, self._watching = params, metrics, seed, watching
         trunk = Sequence(name, list(prompt), len(prompt), params, limit, ends, seed, salt, metrics)
@@ -51,6 +53,7 @@ class Family:
         if params.prompt_logprobs is not None:
             trunk.prompt_logprobs = []
         trunk.watch = None if watching is None else watching(0)
+        trunk.guide = guide
         trunk.draftable = params.branches == 1
         self.open = [trunk]
         self._forked = params.branches == 1
@@ -79,5 +82,6 @@ class Family:
             priority=trunk.priority, turn=trunk.turn, served=trunk.served, kept=trunk.kept,
         )  # fmt: skip
         branch.alterations = None if trunk.alterations is None else trunk.alterations.anew()
+        branch.guide = None if trunk.guide is None else trunk.guide.fork()
         branch.watch = None if self._watching is None else self._watching(index)
         return branch

@@ -14,6 +14,7 @@ from kvist.engine.batch import Piece, Wanted
 from kvist.engine.beams import BeamSearch
 from kvist.engine.branches import Family, Watching
 from kvist.engine.eviction import Evictor
+from kvist.engine.guide import Guide
 from kvist.engine.params import BeamSearchParams, RequestMetrics, SamplingParams, TokenOutput
 from kvist.engine.runner import Runner
 from kvist.engine.scheduler import Schedule, Scheduler
@@ -84,15 +85,19 @@ class Engine:
         watching: Watching | None = None,
         priority: int = 0,
         pin: bool = False,
+        guide: Guide | None = None,
     ) -> str:
         """Queue a request and return its id. watching: makes for each of its branches who watches its text.
 
         salt: only what was computed under the same one is found in the cache. priority: lower runs first; a level is
         worth so many steps of waiting that nobody waits for ever (see `scheduler`). pin: keep the full pages of its
-        prompt in the cache until `unpin` is called with its id, unless it is cancelled before its first token.
+        prompt in the cache until `unpin` is called with its id, unless it is cancelled before its first token. guide:
+        what its answers must keep to, before their first token.
 
         Raises RequestError for a prompt that can never run, with the arithmetic.
         """
+        if params.structured_outputs is not None and guide is None:
+            raise UsageError("structured_outputs need a guide: the engine knows no text and cannot make one")
         longest = max((request.open[0].limit for request in self.answers.requests.values()), default=0)
         taken = admit(
             prompt, params, self.limits, self.manager, salt=salt, priority=priority, longest=longest if pin else 0,
@@ -105,7 +110,7 @@ class Engine:
         metrics = self._metrics(prompt)
         family = Family(
             name, prompt, params, limit=taken.limit, ends=taken.ends, seed=seed, salt=salt, metrics=metrics,
-            watching=watching,
+            watching=watching, guide=guide,
         )  # fmt: skip
         self._queue(name, family, priority)
         return name
@@ -149,12 +154,14 @@ class Engine:
         watching: Watching | None = None,
         priority: int = 0,
         pin: bool = False,
+        guide: Guide | None = None,
     ) -> Iterator[TokenOutput]:
         """Submit one request and yield its outputs as they come; leaving the loop cancels it.
 
         Other requests run along. Several streams may be open: each keeps what a step gave it until it is asked.
         """
-        with closing(self.follow(prompt, params, salt=salt, watching=watching, priority=priority, pin=pin)) as steps:
+        following = self.follow(prompt, params, salt=salt, watching=watching, priority=priority, pin=pin, guide=guide)
+        with closing(following) as steps:
             for outputs in steps:
                 yield from outputs
 
@@ -167,12 +174,13 @@ class Engine:
         watching: Watching | None = None,
         priority: int = 0,
         pin: bool = False,
+        guide: Guide | None = None,
     ) -> Generator[list[TokenOutput], None, None]:
         """As `stream`, but comes back after every step, with all it gave: nothing while a prompt is read.
 
         So one can leave between any two steps, and the request is cancelled.
         """
-        name = self.submit(prompt, params, salt=salt, watching=watching, priority=priority, pin=pin)
+        name = self.submit(prompt, params, salt=salt, watching=watching, priority=priority, pin=pin, guide=guide)
         self._inboxes[name] = []
         try:
             while name in self.answers.requests or self._inboxes[name]:

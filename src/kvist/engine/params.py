@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from kvist.cache.report import ReuseReport
 from kvist.engine.checks import flag, is_whole, number, whole
 from kvist.errors import UsageError
+from kvist.structured import StructuredOutputs
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -36,6 +37,8 @@ class SamplingParams:
     of answer and prompt, and of the so many likeliest beside it (None: nothing), from the model's own logits.
     n: answers to one prompt; each has a seed of its own, made from `seed`. best_of: answers that are generated, of
     which the n with the highest cumulative log-probability are returned. skip_special_tokens: not in the text.
+    structured_outputs: only tokens that keep to it are chosen, whatever else is asked for; the answer ends when it is
+    complete, or is cut by max_tokens. Log-probabilities stay those of the model's own logits.
     """
 
     temperature: float = 1.0
@@ -59,6 +62,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     n: int = 1
     best_of: int | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -81,6 +85,8 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 whole(name, getattr(self, name), 0, MOST_LOGPROBS)
+        if self.structured_outputs is not None and not isinstance(self.structured_outputs, StructuredOutputs):
+            raise UsageError(f"structured_outputs is {self.structured_outputs!r:.40}: give a StructuredOutputs")
         self._check_stops()
         self._check_bias()
         self._check_branches()
@@ -150,6 +156,7 @@ class BeamSearchParams:
     ignore_eos: go on after the model's end tokens. length_penalty: an answer's score is its cumulative
     log-probability / length ** length_penalty. early_stopping: True ends with as many answers as beams;
     False when no beam beats the worst answer at its present length; "never" when none can at any length.
+    structured_outputs: refused.
     """
 
     beam_width: int
@@ -157,6 +164,7 @@ class BeamSearchParams:
     ignore_eos: bool = False
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
+    structured_outputs: None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -166,6 +174,11 @@ class BeamSearchParams:
         number("length_penalty", self.length_penalty, -10.0, 10.0, "-10 to 10")
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise UsageError(f'early_stopping is {self.early_stopping!r}: give True, False or "never"')
+        if self.structured_outputs is not None:
+            raise UsageError(
+                "structured_outputs: beams are ranked by the model's own log-probabilities, which know no grammar; "
+                "use SamplingParams, with n for several answers"
+            )
 
 
 @dataclass(slots=True)
@@ -222,9 +235,9 @@ class TokenOutput:
     """What a step gave one request: a new token (None when it ended without one), and why it ended, if it did.
 
     With speculative decoding a step may give a request several, in order. index: which of its `n` branches.
-    stop_reason: the stop string, or the one of stop_token_ids, that ended it. logprobs: of the token, then of the
-    likeliest; None where they were not asked for. cumulative_logprob: of the branch so far, where it is known.
-    prompt_logprobs: with a branch's first token, of the prompt's tokens from the second on.
+    stop_reason: the stop string, or the one of stop_token_ids, that ended it; of an "abort" why its guide failed.
+    logprobs: of the token, then of the likeliest; None where they were not asked for. cumulative_logprob: of the branch
+    so far, where it is known. prompt_logprobs: with a branch's first token, of the prompt's tokens from the second on.
     """
 
     request_id: str

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, repeat
 from typing import NamedTuple
 
+from kvist.engine.guide import Bits
 from kvist.engine.params import SamplingParams, TokenLogprob
 from kvist.engine.sampling.alterations import Alterations
 from kvist.engine.sampling.draws import uniform
+from kvist.engine.sampling.masks import masked
 from kvist.kernels.choosing import Chooser, Draw, Rated, Rating
 from kvist.kernels.program import Floats
 
@@ -17,7 +19,8 @@ class Row(NamedTuple):
     """All that a token depends on: logits (vocab,) and the rest.
 
     likeliest: the index of the largest logit if it is known and all are finite (a kernel finds it sooner), else -1.
-    position: of the token. ahead: drafts that stand between the sequence's tokens and this row.
+    position: of the token. ahead: drafts that stand between the sequence's tokens and this row. mask: of the tokens
+    that may follow.
     """
 
     logits: Floats
@@ -27,6 +30,7 @@ class Row(NamedTuple):
     position: int
     alterations: Alterations | None = None
     ahead: Sequence[int] = ()
+    mask: Bits | None = None
 
 
 class Sampler:
@@ -56,12 +60,14 @@ class Sampler:
 
 
 def _draw(row: Row) -> Draw:
-    params = row.params
+    params, logits, likeliest = row.params, row.logits, row.likeliest
     changes = None if row.alterations is None else row.alterations.changes(row.ahead)
+    if row.mask is not None:
+        (logits, changes), likeliest = masked(logits, row.mask, changes), -1
     if params.greedy:
-        return Draw(row.logits, row.likeliest, 0.0, 0, 1.0, 0.0, 1.0, 0.0, changes)
+        return Draw(logits, likeliest, 0.0, 0, 1.0, 0.0, 1.0, 0.0, changes)
     return Draw(
-        row.logits, row.likeliest, params.temperature, max(params.top_k, 0), params.top_p, params.min_p,
+        logits, likeliest, params.temperature, max(params.top_k, 0), params.top_p, params.min_p,
         params.typical_p, uniform(row.seed, row.position), changes,
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kvist.cache.table import Kept, PageTable
+from kvist.engine.guide import Guide
 from kvist.engine.params import RequestMetrics, SamplingParams, TokenLogprob
 from kvist.engine.sampling.alterations import Alterations
 
@@ -26,7 +27,7 @@ class Sequence:
     where nobody asked. cumulative: log-probability of the answer, where it is known. draftable: whether tokens may be
     drafted for it. priority: lower runs first. turn: its request's place in the order of all, set by the scheduler.
     held: steps it waited for a prefix that another computed. served: the last step it had tokens in. kept: what is to
-    be left of its prompt, where a policy evicts entries.
+    be left of its prompt, where a policy evicts entries. guide: what may follow its answer so far; None: anything.
     """
 
     request_id: str
@@ -50,6 +51,7 @@ class Sequence:
     held: int = 0
     served: int = 0
     kept: Kept | None = None
+    guide: Guide | None = None
 
     @property
     def computed(self) -> int:
@@ -69,7 +71,7 @@ class Sequence:
     @property
     def takes_likeliest(self) -> bool:
         """Whether its next token is the one with the largest logit, as the model gave it."""
-        return self.alterations is None and self.params.greedy
+        return self.alterations is None and self.guide is None and self.params.greedy
 
     @property
     def reads_prompt(self) -> bool:

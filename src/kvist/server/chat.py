@@ -20,6 +20,7 @@ from kvist.server.schema import ChatRequest
 from kvist.server.service import Service, plain_message, tenant_of
 from kvist.server.sessions import Kept
 from kvist.server.stream import EventStream, unless_gone
+from kvist.server.wanted import ToolUse, structured, tool_use
 from kvist.server.worker import Order
 
 
@@ -28,13 +29,16 @@ async def chat(service: Service, request: Request, asked: ChatRequest) -> Respon
     _check(service, asked)
     most = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     rated = (asked.top_logprobs or 0) if asked.logprobs else None
-    params = parameters(asked, Wish(most, logprobs=rated), service.settings)
+    use = tool_use(service.llm.tokenizer, asked)
+    parsed = use is not None and use.made is not None
+    wish = Wish(most, logprobs=rated, structured=structured(asked, use), special_tokens=parsed)
+    params = parameters(asked, wish, service.settings)
     kept = None
     if asked.session is not None:
         kept = service.sessions.idle(tenant_of(request), asked.session)
         kept.begin()
     try:
-        return await _begin(service, request, asked, params, kept)
+        return await _begin(service, request, asked, params, use, kept)
     except BaseException:
         if kept is not None and kept.busy:
             kept.abandon()
@@ -42,13 +46,16 @@ async def chat(service: Service, request: Request, asked: ChatRequest) -> Respon
 
 
 async def _begin(
-    service: Service, request: Request, asked: ChatRequest, params: SamplingParams | BeamSearchParams, kept: Kept | None
-) -> Response:
+    service: Service, request: Request, asked: ChatRequest, params: SamplingParams | BeamSearchParams,
+    use: ToolUse | None, kept: Kept | None,
+) -> Response:  # fmt: skip
     if kept is None:
-        ids, salt = await service.chat_ids(asked.messages), service.salt(request, asked.cache_salt)
+        ids = await service.chat_ids(asked.messages, None if use is None else use.tools)
+        salt = service.salt(request, asked.cache_salt)
     else:
         ids, salt = await asyncio.to_thread(_continued, kept, asked), kept.cache_salt
-    order = Order(new_id("chatcmpl"), ids, params, None, salt, asked.priority)
+    guide = None if isinstance(params, BeamSearchParams) else await service.guide(params)
+    order = Order(new_id("chatcmpl"), ids, params, None, salt, asked.priority, guide)
     if isinstance(params, BeamSearchParams):
         return await beam_chat(service, request, asked, params, order)
     made = ChatChunks(
@@ -56,6 +63,7 @@ async def _begin(
         token_ids=bool(asked.return_token_ids),
         include_usage=asked.stream_options is not None and asked.stream_options.include_usage,
         top_logprobs=params.logprobs or 0,
+        tools=use,
     )  # fmt: skip
     answering = await Answering.begin(service.worker, [order], service.settings, eager=bool(asked.stream))
     answer = _Answer(made, answering, kept)

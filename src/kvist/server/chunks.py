@@ -10,7 +10,9 @@ from typing import Any
 from kvist.engine.params import RequestMetrics
 from kvist.outputs import Logprob, TextChunk
 from kvist.server.reports import extension, usage
+from kvist.server.wanted import ToolUse
 from kvist.text.tokenizer import Tokenizer
+from kvist.text.tool_calls import ToolCallParser
 
 Chunk = dict[str, Any]
 
@@ -26,6 +28,7 @@ class ChatChunks:
     def __init__(
         self, request_id: str, model: str, tokenizer: Tokenizer, n: int, *, include_usage: bool = False,
         token_ids: bool = False, top_logprobs: int = 0,
+        tools: ToolUse | None = None,
     ) -> None:  # fmt: skip
         self.id, self.created = request_id, int(time.time())
         self.model = model
@@ -33,6 +36,11 @@ class ChatChunks:
         self.metrics: RequestMetrics | None = None
         self._tokenizer, self._usage, self._token_ids = tokenizer, include_usage, token_ids
         self._n = self._open = n
+        self._tools = tools
+        self._parsers = [
+            None if tools is None or tools.made is None else ToolCallParser(tools.made, tools.names) for _ in range(n)
+        ]
+        self._called = [False] * n
 
     def first(self) -> list[Chunk]:
         """The chunks before any token: who speaks."""
@@ -54,10 +62,15 @@ class ChatChunks:
 
     def _of(self, item: TextChunk) -> list[Chunk]:
         made: list[Chunk] = []
-        text = item.text
+        text, calls = self._parse(item)
         logprobs = None if item.logprobs is None else {"content": [self._logprob(item.logprobs)], "refusal": None}
         delta: Chunk = {"content": text} if text or logprobs is not None else {}
-        reason = item.finish_reason
+        if calls:
+            self._called[item.index] = True
+            delta["tool_calls"] = calls
+        reason: str | None = item.finish_reason
+        if reason == "stop" and self._called[item.index]:
+            reason = "tool_calls"
         if delta or reason is not None or self._token_ids:
             chunk = self._chunk(item.index, delta, logprobs, reason, item)
             if reason is not None:
@@ -66,6 +79,26 @@ class ChatChunks:
                     chunk["kvist"] = extension([item.metrics])
             made.append(chunk)
         return made
+
+    def _parse(self, item: TextChunk) -> tuple[str, list[Chunk]]:
+        """What of a text is content, and the calls in it."""
+        parser = self._parsers[item.index]
+        if parser is None or self._tools is None:
+            return item.text, []
+        text, calls = parser.feed(item.text)
+        if item.finish_reason is not None:
+            rest, late = parser.end()
+            text, calls = text + rest, [*calls, *late]
+        return text, [
+            {
+                "index": call.index,
+                "id": new_id("call"),
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in calls
+            if not (self._tools.single and call.index)
+        ]
 
     def _chunk(
         self, index: int, delta: Chunk, logprobs: Chunk | None, reason: str | None, item: TextChunk | None = None

@@ -23,6 +23,7 @@ from kvist.server.sampling import Wish, parameters
 from kvist.server.schema import CompletionRequest
 from kvist.server.service import Service
 from kvist.server.stream import EventStream, unless_gone
+from kvist.server.wanted import from_fields
 from kvist.server.worker import Order
 
 DEFAULT_TOKENS = 16
@@ -37,15 +38,16 @@ async def completions(service: Service, request: Request, asked: CompletionReque
     most = DEFAULT_TOKENS if asked.max_tokens is None else asked.max_tokens
     echoed = asked.logprobs if asked.echo else None
     # no token at all is asked for where only the prompt is to be rated: one is made, and left out
-    wish = Wish(max(most, 1), asked.best_of, asked.logprobs, echoed)
+    wish = Wish(max(most, 1), asked.best_of, asked.logprobs, echoed, from_fields(asked.structured_outputs))
     params = parameters(asked, wish, service.settings)
     if asked.stream and asked.best_of is not None and asked.best_of > (asked.n or 1):
         raise ApiError(400, "best_of is decided when all answers have ended: leave stream out", "best_of")
     if asked.stream and asked.echo and asked.logprobs is not None:
         raise ApiError(400, "the echoed prompt's log-probabilities are not streamed: leave stream out", "stream")
+    guides = [None if isinstance(params, BeamSearchParams) else await service.guide(params) for _ in prompts]
     name, salt = new_id("cmpl"), service.salt(request, asked.cache_salt)
     orders = [
-        Order(f"{name}-{i}" if len(prompts) > 1 else name, ids, params, text, salt, asked.priority)
+        Order(f"{name}-{i}" if len(prompts) > 1 else name, ids, params, text, salt, asked.priority, guides[i])
         for i, (text, ids) in enumerate(prompts)
     ]
     width = 1 if isinstance(params, BeamSearchParams) else params.n

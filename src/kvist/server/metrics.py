@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from kvist.cache.ages import PageAges
 from kvist.cache.stats import CacheCounters, CacheStats
 from kvist.engine.params import RequestMetrics, TokenOutput
 from kvist.llm import LLM
@@ -24,6 +25,8 @@ from kvist.server.mailbox import Ended
 FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 BETWEEN = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 WHOLE = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
+
+LONG = (0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +97,18 @@ class ServerMetrics:
         self._between = self._histogram("inter_token_latency_seconds", "From a token to the next.", BETWEEN)
         self._whole = self._histogram("e2e_request_latency_seconds", "From arrival to the end.", WHOLE)
         self._queued = self._histogram("request_queue_time_seconds", "From arrival to the first step.", WHOLE)
+        self._lifetime = self._histogram("kv_page_lifetime_seconds", "From a page's sealing to its eviction.", LONG)
+        self._gap = self._histogram("kv_page_reuse_gap_seconds", "From a page's last owner to its next one.", LONG)
         self._prompt = self._counter("prompt_tokens", "Prompt tokens of requests that ended.")
         self._made = self._counter("generation_tokens", "Tokens generated.")
         self._source = self._counter("prompt_tokens_by_source", "Where prompt tokens came from.", "source")
         self._success = self._counter("request_success", "Requests that ended, by reason.", "finished_reason")
         self._last: dict[tuple[str, int], float] = {}
+
+    def watch(self, llm: LLM) -> None:
+        """Be told how long the pages of this engine live (engine's thread)."""
+        for ledger in llm.engine.manager.ledgers:
+            ledger.ages = PageAges(self._lifetime.observe, self._gap.observe)
 
     def token(self, token: TokenOutput) -> None:
         """A token went out (engine's thread)."""

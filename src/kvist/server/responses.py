@@ -19,8 +19,11 @@ from kvist.server.sampling import Wish, parameters
 from kvist.server.schema import Message, ResponsesRequest, Sampling
 from kvist.server.service import Service
 from kvist.server.stream import EventStream, unless_gone
+from kvist.server.wanted import from_response_format
 from kvist.server.worker import Order
+from kvist.structured import StructuredOutputs
 
+PLAIN = {"format": {"type": "text"}}
 TEXTS = ("input_text", "output_text", "text")
 
 
@@ -29,19 +32,23 @@ async def responses(service: Service, request: Request, asked: ResponsesRequest)
     service.check(asked)
     if asked.tools:
         raise ApiError(400, "tools are not supported here: use /v1/chat/completions", "tools", "unsupported_parameter")
-    kind = ((asked.text or {}).get("format") or {}).get("type", "text")
-    if kind != "text":
-        raise ApiError(400, f"text.format {kind!r} is not supported here: use /v1/chat/completions", "text")
     sampled = Sampling(temperature=asked.temperature, top_p=asked.top_p)
-    params = parameters(sampled, Wish(asked.max_output_tokens), service.settings)
+    params = parameters(sampled, Wish(asked.max_output_tokens, structured=_form(asked)), service.settings)
     assert not isinstance(params, BeamSearchParams)
-    ids = await service.chat_ids(_messages(asked))
-    order = Order(new_id("resp"), ids, params, None, service.salt(request, asked.cache_salt), asked.priority)
+    ids, guide = await service.chat_ids(_messages(asked)), await service.guide(params)
+    order = Order(new_id("resp"), ids, params, None, service.salt(request, asked.cache_salt), asked.priority, guide)
     answering = await Answering.begin(service.worker, [order], service.settings, eager=bool(asked.stream))
     made = _Response(order.request_id, service.settings.name, asked)
     if asked.stream:
         return EventStream(made.stream(answering), answering.close, done=False, name=lambda event: str(event["type"]))
     return await unless_gone(request.receive, made.whole(answering))
+
+
+def _form(asked: ResponsesRequest) -> StructuredOutputs | None:
+    form = (asked.text or {}).get("format")
+    if form is not None and not isinstance(form, dict):
+        raise ApiError(400, 'text is {"format": {"type": ...}}', "text")
+    return from_response_format(form)
 
 
 def _messages(asked: ResponsesRequest) -> list[Message]:
@@ -148,7 +155,7 @@ class _Response:
             "instructions": self._asked.instructions, "max_output_tokens": self._asked.max_output_tokens,
             "model": self._model, "output": [self._item(status, [self._content(self._text)])] if over else [],
             "parallel_tool_calls": True, "previous_response_id": None, "store": False,
-            "temperature": self._asked.temperature, "top_p": self._asked.top_p, "text": {"format": {"type": "text"}},
+            "temperature": self._asked.temperature, "top_p": self._asked.top_p, "text": self._asked.text or PLAIN,
             "tool_choice": "auto", "tools": [], "truncation": "disabled", "metadata": {}, "usage": usage,
             **({"kvist": extension([m])} if over and m is not None else {}),
         }  # fmt: skip

@@ -9,6 +9,7 @@ from kvist.engine.params import BeamSearchParams, SamplingParams
 from kvist.server.failures import ApiError
 from kvist.server.schema import Sampling
 from kvist.server.settings import ServerSettings
+from kvist.structured import StructuredOutputs
 
 PASSED = (
     "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "n",
@@ -19,12 +20,17 @@ PASSED = (
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a request asks for beside its prompt. most: of its answer (None: as far as the context goes)."""
+    """What a request asks for beside its prompt. most: of its answer (None: as far as the context goes).
+
+    structured: what the answer must look like. special_tokens: they are wanted in its text, whatever the request says.
+    """
 
     most: int | None
     best_of: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    structured: StructuredOutputs | None = None
+    special_tokens: bool = False
 
 
 def parameters(asked: Sampling, wish: Wish, settings: ServerSettings) -> SamplingParams | BeamSearchParams:
@@ -32,13 +38,22 @@ def parameters(asked: Sampling, wish: Wish, settings: ServerSettings) -> Samplin
     _check_limits(asked, wish, settings)
     most = wish.most
     if asked.use_beam_search:
+        if wish.structured is not None:
+            raise ApiError(400, "a beam search follows no grammar: leave one of them out", "use_beam_search")
         return _beams(asked, most)
     given: dict[str, Any] = {name: getattr(asked, name) for name in PASSED if getattr(asked, name) is not None}
     given["temperature"] = 1.0 if asked.temperature is None else asked.temperature
     if asked.logit_bias:
         given["logit_bias"] = {_token(key): value for key, value in asked.logit_bias.items()}
+    if wish.special_tokens:
+        given["skip_special_tokens"] = False
     return SamplingParams(
-        **given, max_tokens=most, best_of=wish.best_of, logprobs=wish.logprobs, prompt_logprobs=wish.prompt_logprobs
+        **given,
+        max_tokens=most,
+        best_of=wish.best_of,
+        logprobs=wish.logprobs,
+        prompt_logprobs=wish.prompt_logprobs,
+        structured_outputs=wish.structured,
     )
 
 

@@ -46,6 +46,13 @@ REFUSED: dict[str, tuple[object, ...]] = {
     "max_tool_calls": (),
     "continue_final_message": (False,),
     "documents": ([],),
+    "add_generation_prompt": (True,),
+    "chat_template_kwargs": ({},),
+    "guided_json": (),  # vLLM's older names of structured_outputs
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_decoding_backend": (),
     "prompt_logprobs": (),
     "kv_transfer_params": (),
 }
@@ -131,8 +138,6 @@ class ChatRequest(Sampling):
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] | None = None
     session: Name | None = None
 
 
@@ -163,7 +168,6 @@ class TokenizeRequest(Asked):
     messages: list[Message] | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
     add_special_tokens: bool = True
-    add_generation_prompt: bool = True
     return_token_strs: bool | None = None
 
 

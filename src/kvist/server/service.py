@@ -9,6 +9,8 @@ from typing import Any
 
 from starlette.requests import Request
 
+from kvist.engine.guide import Guide
+from kvist.engine.params import SamplingParams
 from kvist.llm import LLM
 from kvist.server.failures import ApiError
 from kvist.server.metrics import ServerMetrics
@@ -16,6 +18,7 @@ from kvist.server.schema import Asked, Message
 from kvist.server.sessions import SessionStore
 from kvist.server.settings import ServerSettings
 from kvist.server.worker import EngineWorker
+from kvist.text.tools import Tool
 
 
 class Service:
@@ -46,15 +49,18 @@ class Service:
         who = tenant_of(request)
         return f"{who}\0{cache_salt or ''}" if who else cache_salt
 
-    async def chat_ids(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-    ) -> list[int]:  # fmt: skip
+    async def guide(self, params: SamplingParams) -> Guide | None:
+        """What makes an answer keep to what is asked for. Grammars are compiled in threads, with limits."""
+        if params.structured_outputs is None:
+            return None
+        return await asyncio.to_thread(self.llm.guides.guide, params.structured_outputs)
+
+    async def chat_ids(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[int]:
         """The tokens of a conversation. In a thread of its own: templates come from anywhere, texts may be long."""
         plain, llm = [plain_message(message) for message in messages], self.llm
         if not plain:
             raise ApiError(400, "messages is empty: give at least one", "messages")
-        return await asyncio.to_thread(llm.chat_ids, plain)
+        return await asyncio.to_thread(llm.chat_ids, plain, tools)
 
 
 def tenant_of(request: Request) -> str:

@@ -27,7 +27,9 @@ def listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"cannot listen on {host} port {port} ({error}): give another --host or --port") from error
 
 
-def serve(load: Callable[[], LLM], settings: ServerSettings, sock: socket.socket, ready: Callable[[LLM], None]) -> None:
+def serve_on(
+    sock: socket.socket, load: Callable[[], LLM], settings: ServerSettings, ready: Callable[[LLM], None]
+) -> None:
     """Serve until a signal says otherwise. ready: called once the model is there. Raises what kept it from loading."""
     metrics = ServerMetrics()
     worker = EngineWorker(load, metrics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -35,18 +36,19 @@ async def gone(receive: Receive) -> None:
         pass
 
 
-async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
-    """The result of some work, which is cancelled when the client leaves (ClientGoneError)."""
-    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone(receive))
+async def unless_gone(receive: Receive, work: Awaitable[T], *ends: Awaitable[None]) -> T:
+    """The result of some work, which is cancelled when the client leaves, or one of `ends` comes (ClientGoneError)."""
+    task = asyncio.ensure_future(work)
+    others = [asyncio.ensure_future(end) for end in (gone(receive), *ends)]
     try:
-        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, *others), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         raise ClientGoneError
     finally:
-        for one in (task, leaving):
+        for one in (task, *others):
             one.cancel()
-        await asyncio.gather(task, leaving, return_exceptions=True)
+        await asyncio.gather(task, *others, return_exceptions=True)
 
 
 class EventStream(Response):
@@ -65,13 +67,14 @@ class EventStream(Response):
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._batches, self._close, self._done, self._name = batches, close, done, name
+        self._since: float | None = None  # when what is being written was begun
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write it."""
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             with suppress(ClientGoneError):
-                await unless_gone(receive, self._write(send))
+                await unless_gone(receive, self._write(send), self._stall())
         finally:
             self._close()
 
@@ -81,7 +84,7 @@ class EventStream(Response):
                 await self._send(send, "".join(self._event(one) for one in batch).encode())
             if self._done:
                 await self._send(send, DONE)
-        except (TimeoutError, OSError):
+        except OSError:
             return  # nobody reads
         except Exception as error:
             failure = told(error)
@@ -100,5 +103,11 @@ class EventStream(Response):
         return f"{named}data: {encoded(one)}\n\n"
 
     async def _send(self, send: Send, data: bytes, more: bool = True) -> None:
-        async with asyncio.timeout(STALLED):
-            await send({"type": "http.response.body", "body": data, "more_body": more})
+        self._since = time.monotonic()
+        await send({"type": "http.response.body", "body": data, "more_body": more})
+        self._since = None
+
+    async def _stall(self) -> None:
+        """Return once the client has taken nothing for so long. One timer a stream: one a token would cost more."""
+        while self._since is None or time.monotonic() - self._since < STALLED:
+            await asyncio.sleep(STALLED / 2)

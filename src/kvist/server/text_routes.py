@@ -23,7 +23,7 @@ def routes(service: Service) -> APIRouter:
         if (asked.prompt is None) == (asked.messages is None):
             raise ApiError(400, "give one of prompt and messages", "prompt")
         if asked.prompt is None:
-            ids = await service.chat_ids(asked.messages or [], asked.tools, asked.add_generation_prompt)
+            ids = await service.chat_ids(asked.messages or [], asked.tools)
         else:
             ids = await asyncio.to_thread(llm.tokenizer.encode, asked.prompt, asked.add_special_tokens)
         texts = [llm.tokenizer.token_text(token) for token in ids] if asked.return_token_strs else None

@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from kvist.engine.beams import BeamSearch
 from kvist.engine.checks import salt_bytes
+from kvist.engine.guide import Guide
 from kvist.engine.params import BeamSearchParams, RequestMetrics, SamplingParams, TokenOutput
 from kvist.errors import InternalError, KvistError
 from kvist.fold import Fold, beams
@@ -46,6 +47,7 @@ class Order:
     prompt: str | None = None
     cache_salt: str | None = None
     priority: int = 0
+    guide: Guide | None = None
 
 
 @dataclass(slots=True)
@@ -151,6 +153,7 @@ class EngineWorker:
         except BaseException as error:
             self.loaded.set_exception(error)
             return
+        self.metrics.watch(llm)
         self.loaded.set_result(llm)
         try:
             while not self._stopping:
@@ -193,7 +196,7 @@ class EngineWorker:
         fold = Fold(llm.tokenizer, order.params, order.prompt, order.prompt_ids)
         llm.engine.submit(
             order.prompt_ids, order.params, request_id=order.request_id, salt=salt, watching=fold.watching,
-            priority=order.priority,
+            priority=order.priority, guide=order.guide,
         )  # fmt: skip
         return _Running(order, number, mailbox, fold)
 

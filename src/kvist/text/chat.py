@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kvist.errors import UnsupportedModelError, UsageError
+from kvist.text.messages import Message, for_template
+from kvist.text.tools import takes_tools
 
 MAX_TEMPLATE = 1 << 20  # characters of a template
 MAX_RENDERED = 16 << 20  # characters of a rendered chat
-
-Message = Mapping[str, object]
 
 _RUNTIME_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -23,7 +23,7 @@ def render(
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, object]] | None = None,
 ) -> str:
-    """The prompt for `messages` (each with "role" and "content"), special tokens written out in it.
+    """The prompt for `messages` (each with "role" and "content"; see `messages`), special tokens written out in it.
 
     Encode it with ``add_special=False``. The template runs in a sandbox with limits on loops and lengths.
     Raises UnsupportedModelError where the model has no template, UsageError where the template is broken, goes over a
@@ -35,9 +35,9 @@ def render(
         )
     if len(template) > MAX_TEMPLATE:
         raise UsageError(f"the chat template has {len(template):,} characters, over {MAX_TEMPLATE:,}: use another one")
-    for message in messages:
-        if not isinstance(message, Mapping) or "role" not in message:
-            raise UsageError('each message must be an object with "role" and "content"')
+    plain = for_template(messages)
+    if tools and not takes_tools(template):
+        raise UsageError("this model's chat template takes no tools: leave them out, or use a model that calls them")
     from jinja2 import TemplateError  # 50 ms that only chats need
 
     from kvist.text.sandbox import ChatEnvironment
@@ -45,7 +45,7 @@ def render(
     try:
         compiled = ChatEnvironment().load(template)
         stream = compiled.generate(
-            messages=list(messages),
+            messages=plain,
             bos_token=bos_token,
             eos_token=eos_token,
             add_generation_prompt=add_generation_prompt,

@@ -1,0 +1,196 @@
+"""Forms of answers and calls of tools, through OpenAI's own client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+import serving
+
+pytestmark = pytest.mark.model
+
+MESSAGES = [{"role": "user", "content": "Describe a birch as data."}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 12}, "height": {"type": "integer"}, "green": {"type": "boolean"}},
+    "required": ["name", "height", "green"],
+    "additionalProperties": False,
+}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "enum": ["Oslo", "Umea"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+CLOCK = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}}
+
+
+def checked(text: str) -> None:
+    found = json.loads(text)
+    assert set(found) == {"name", "height", "green"}
+    assert isinstance(found["name"], str) and type(found["height"]) is int and isinstance(found["green"], bool)
+
+
+def test_a_json_schema_is_kept_to(client: openai.OpenAI) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "tree", "strict": True, "schema": SCHEMA}}
+    asked = {"model": "smollm2", "messages": MESSAGES, "max_tokens": 120, "response_format": wanted}
+    for sampling in ({"temperature": 0}, {"temperature": 1.2, "seed": 4}):
+        whole = client.chat.completions.create(**asked, **sampling)
+        assert whole.choices[0].finish_reason == "stop"
+        checked(whole.choices[0].message.content)
+        chunks = client.chat.completions.create(**asked, **sampling, stream=True)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
+    for choice in client.chat.completions.create(**asked, temperature=1.0, seed=1, n=3).choices:
+        checked(choice.message.content)
+
+
+def test_the_clients_own_parsing(client: openai.OpenAI) -> None:
+    from pydantic import BaseModel, Field
+
+    class Tree(BaseModel):
+        name: str = Field(max_length=12)
+        height: int
+
+    found = client.chat.completions.parse(
+        model="smollm2", messages=MESSAGES, max_tokens=120, temperature=0, response_format=Tree
+    )
+    assert isinstance(found.choices[0].message.parsed, Tree)
+
+
+def test_json_mode_choices_and_expressions(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(
+        model="smollm2", messages=MESSAGES, max_tokens=200, temperature=0, response_format={"type": "json_object"}
+    )
+    if whole.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(whole.choices[0].message.content), dict)
+    for form, allowed in [
+        ({"choice": ["birch", "oak"]}, lambda text: text in ("birch", "oak")),
+        ({"regex": "[0-9]{3}-[a-c]{1,3}!"}, lambda text: text[:3].isdigit() and text.endswith("!")),
+        ({"grammar": 'start: "yes" | "no"'}, lambda text: text in ("yes", "no")),
+    ]:
+        for create in (
+            lambda extra: client.completions.create(
+                model="smollm2", prompt="Say:", max_tokens=30, temperature=0, extra_body=extra
+            ).choices[0].text,
+            lambda extra: client.chat.completions.create(
+                model="smollm2", messages=MESSAGES, max_tokens=30, temperature=0, extra_body=extra
+            ).choices[0].message.content,
+        ):  # fmt: skip
+            assert allowed(create({"structured_outputs": form})), form
+    responded = client.responses.create(
+        model="smollm2", input="A birch as data.", max_output_tokens=120, temperature=0,
+        text={"format": {"type": "json_schema", "name": "tree", "schema": SCHEMA}},
+    )  # fmt: skip
+    checked(responded.output_text)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "xml"}},
+        {"response_format": {"type": "json_schema"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "no such type"}}}},
+        {"structured_outputs": {"yaml": "x"}},
+        {"structured_outputs": {}},
+        {"structured_outputs": {"regex": "("}},
+        {"structured_outputs": {"json_object": True}, "response_format": {"type": "json_object"}},
+        {"structured_outputs": {"grammar": "start: " + "x" * 10**6}},
+        {"response_format": {"type": "json_object"}, "use_beam_search": True, "max_tokens": 3},
+        {"tools": [{"type": "function"}]},
+        {"tools": [WEATHER]},  # this model's template takes none
+        {"tool_choice": "required"},
+    ],
+)
+def test_what_is_no_form(client: openai.OpenAI, fields: dict[str, object]) -> None:
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="smollm2", messages=MESSAGES, extra_body=fields)
+
+
+TEMPLATE = """{%- if tools %}<|im_start|>system
+You may call functions within <tools></tools>:
+<tools>{% for tool in tools %}
+{{ tool | tojson }}{% endfor %}
+</tools>
+For each call return JSON within <tool_call></tool_call>:
+<tool_call>
+{"name": <name>, "arguments": <arguments>}
+</tool_call><|im_end|>
+{% endif %}{% for message in messages %}<|im_start|>{{ message.role }}
+{% if message.content %}{{ message.content }}{% endif %}{% for call in message.tool_calls or [] %}
+<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+@pytest.fixture(scope="module")
+def tool_client(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    """The default model under a template that takes tools."""
+    with (
+        serving.serving("smollm2", "--chat-template", str(_template(tmp_path_factory))) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made,
+    ):
+        yield made
+
+
+def _template(factory: pytest.TempPathFactory) -> Path:
+    path = factory.mktemp("template") / "tools.jinja"
+    path.write_text(TEMPLATE)
+    return path
+
+
+def test_a_tool_that_must_be_called_is_called(tool_client: openai.OpenAI) -> None:
+    asked = {
+        "model": "smollm2", "messages": [{"role": "user", "content": "How is the weather in Oslo?"}], "max_tokens": 80,
+        "temperature": 0, "tools": [WEATHER, CLOCK],
+    }  # fmt: skip
+    for choice in ("required", {"type": "function", "function": {"name": "get_weather"}}):
+        whole = tool_client.chat.completions.create(**asked, tool_choice=choice)
+        message = whole.choices[0].message
+        assert whole.choices[0].finish_reason == "tool_calls" and message.content is None
+        assert message.tool_calls[0].type == "function" and message.tool_calls[0].id
+        assert message.tool_calls[0].function.name in ("get_weather", "get_time")
+        if message.tool_calls[0].function.name == "get_weather":
+            assert json.loads(message.tool_calls[0].function.arguments)["city"] in ("Oslo", "Umea")
+        calls: dict[int, list[str]] = {}
+        reasons = []
+        for chunk in tool_client.chat.completions.create(**asked, tool_choice=choice, stream=True):
+            reasons.append(chunk.choices[0].finish_reason)
+            for call in chunk.choices[0].delta.tool_calls or ():
+                found = calls.setdefault(call.index, ["", ""])
+                found[0] += call.function.name or ""
+                found[1] += call.function.arguments or ""
+        assert reasons[-1] == "tool_calls"
+        assert list(calls.values()) == [[call.function.name, call.function.arguments] for call in message.tool_calls]
+    one = tool_client.chat.completions.create(**asked, tool_choice="required", parallel_tool_calls=False)
+    assert len(one.choices[0].message.tool_calls) == 1
+
+
+def test_a_conversation_with_calls_in_it(tool_client: openai.OpenAI) -> None:
+    call = {"id": "call-1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}
+    whole = tool_client.chat.completions.create(
+        model="smollm2", max_tokens=8, temperature=0, tools=[WEATHER], tool_choice="auto",
+        messages=[
+            {"role": "user", "content": [{"type": "text", "text": "How is the weather in Oslo?"}]},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call-1", "content": "Rain, 7 degrees."},
+        ],
+    )  # fmt: skip
+    assert whole.choices[0].message.content
+    none = tool_client.chat.completions.create(
+        model="smollm2", max_tokens=4, temperature=0, tools=[WEATHER], tool_choice="none", messages=MESSAGES
+    )
+    plain = tool_client.chat.completions.create(model="smollm2", max_tokens=4, temperature=0, messages=MESSAGES)
+    assert none.choices[0].message.content == plain.choices[0].message.content
