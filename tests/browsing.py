@@ -10,6 +10,11 @@ from playwright.sync_api import Page
 
 from serving import Served
 
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+    "--disable-background-networking", "--no-first-run", "--disable-sync",
+]  # fmt: skip
 WIDTHS = (1280, 390)
 Open = Callable[..., Page]
 """Opens a view: `open_page("pages", width=390)`."""

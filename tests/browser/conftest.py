@@ -11,14 +11,9 @@ import pytest
 from playwright import sync_api
 
 import serving
-from browsing import Open, hear
+from browsing import FLAGS, PROGRAMS, Open, hear
 from serving import Served
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-    "--disable-background-networking", "--no-first-run", "--disable-sync",
-]  # fmt: skip
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[sync_api.Browser]:

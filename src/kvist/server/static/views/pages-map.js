@@ -170,12 +170,11 @@ export class PageMap {
     box(context, x, y, side, side, round);
     context.fillStyle = colours[kind];
     if (owners && byte < SEALED && fill !== undefined) { // filling: from below, in a frame
-      context.fillStyle = colours.surface;
-      context.fill();
-      context.fillStyle = colours[kind];
+      context.save();
+      context.clip();
       const height = Math.max(side * fill, side > 9 ? 1 : 0);
-      box(context, x, y + side - height, side, height, 0);
-      context.fill();
+      context.fillRect(x, y + side - height, side, height);
+      context.restore();
       box(context, x + 0.5, y + 0.5, side - 1, side - 1, round);
       context.strokeStyle = colours[kind];
       context.lineWidth = 1;
