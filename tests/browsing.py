@@ -20,6 +20,21 @@ Open = Callable[..., Page]
 """Opens a view: `open_page("pages", width=390)`."""
 
 
+DRIVER = "GPU stall due to ReadPixels"
+"""What a browser without a graphics card says of itself when it shows a picture drawn with WebGL."""
+
+
+def hear(page: Page, complaints: list[str]) -> None:
+    """Note all that a page complains of."""
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "console",
+        lambda told: (
+            complaints.append(told.text) if told.type in ("error", "warning") and DRIVER not in told.text else None
+        ),
+    )
+
+
 def state(page: Page, path: str) -> Any:
     """What the page knows: `state(page, "sequences.size")`."""
     return page.evaluate(f"import('/static/main.js').then(({{app}}) => app.state.{path})")

@@ -11,7 +11,7 @@ import pytest
 from playwright import sync_api
 
 import serving
-from browsing import FLAGS, PROGRAMS, Open
+from browsing import FLAGS, PROGRAMS, Open, hear
 from serving import Served
 
 
@@ -47,8 +47,7 @@ def open_page(browser: sync_api.Browser, server: Served) -> Iterator[Open]:
         context.set_default_timeout(15_000)
         contexts.append(context)
         page = context.new_page()
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda told: complaints.append(told.text) if told.type in ("error", "warning") else None)
+        hear(page, complaints)
         page.goto(f"{at.url}/#{view}")
         page.locator(f"#view-{view} > *").first.wait_for()
         page.locator('#status[data-kind="good"]').wait_for()

@@ -126,10 +126,9 @@ def test_regenerate_roll_back_and_fork(open_page: Open, server: Served) -> None:
     say(page, FIRST)
     one = texts(page)
     page.get_by_role("button", name="Regenerate").click()
-    page.locator(".said-assistant.x, .said-assistant").last.wait_for()
     answered(page)
     assert texts(page) == one  # greedily, from what is cached
-    assert number(page.locator(".said-assistant").last, "new") < 16
+    assert number(page.locator(".said-assistant").last, "new") <= 16
     say(page, SECOND)
     page.locator(".acts").nth(1).get_by_role("button", name="Fork from here").click()
     expect(page.get_by_role("tab", name="Chat 1 · fork")).to_have_attribute("aria-selected", "true")

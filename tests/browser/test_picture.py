@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from browsing import WIDTHS, Open, check_looks, until
+from browsing import WIDTHS, Open, check_looks, hear, until
 from serving import Served
 
 pytestmark = pytest.mark.model
@@ -31,8 +31,7 @@ def moving(browser: Browser, server: Served) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="no-preference")
     page = context.new_page()
     complaints: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda told: complaints.append(told.text) if told.type in ("error", "warning") else None)
+    hear(page, complaints)
     page.goto(f"{server.url}/#picture")
     yield page
     context.close()
@@ -147,13 +146,13 @@ def test_without_webgl_the_same_is_shown_flat(browser: Browser, server: Served) 
     """)
     page = context.new_page()
     complaints: list[str] = []
-    page.on("console", lambda told: complaints.append(told.text) if told.type in ("error", "warning") else None)
+    hear(page, complaints)
     page.goto(f"{server.url}/#picture")
     at(page, 8)
-    assert page.locator(".flat.uncached .lit").count() == 8
-    assert page.locator(".flat.cached .lit").count() == 1
-    assert page.locator(".flat.cached .rest small").all_inner_texts() == ["cached"] * 7
-    assert page.locator(".flat.uncached li span").first.inner_text() == "John"
+    assert page.locator(".blocks.uncached .lit").count() == 8
+    assert page.locator(".blocks.cached .lit").count() == 1
+    assert page.locator(".blocks.cached .rest small").all_inner_texts() == ["cached"] * 7
+    assert page.locator(".blocks.uncached li span").first.inner_text() == "John"
     check_looks(page)
     context.close()
     assert not complaints

@@ -44,7 +44,9 @@ class Side:
         self._read = 1 if singly and not cached else len(prompt)  # tokens of the prompt that are read now
         self._projected: list[int] = []
         self._spent = 0.0
+        self._before = 0
         try:
+            self._warm()
             self._submit()
         except BaseException:
             self._engine.close()
@@ -53,7 +55,7 @@ class Side:
     @property
     def projections(self) -> int:
         """Positions whose K and V were projected, as the engine counts them."""
-        return self._engine.runner.kv_projections
+        return self._engine.runner.kv_projections - self._before
 
     def advance(self) -> dict[str, Any] | None:
         """Run one step of the engine; what there is to tell, once a token is through."""
@@ -85,6 +87,13 @@ class Side:
             "tokens": self.tokens, "text": self.text, "steps": self.steps, "projections_total": self.projections,
             "seconds_total": self.seconds,
         }  # fmt: skip
+
+    def _warm(self) -> None:
+        """Run a step that nobody is told of: the first one waits for the system to provide the memory."""
+        self._engine.submit(self._prompt[:1], SamplingParams(temperature=0.0, max_tokens=1))
+        while self._engine.has_work:
+            self._engine.step()
+        self._before = self._engine.runner.kv_projections
 
     def _tell(self, token: int | None, text: str) -> dict[str, Any]:
         projected, seconds = self._projected, self._spent

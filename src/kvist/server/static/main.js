@@ -40,7 +40,7 @@ function build() {
 /** Arrow keys, Home and End move between the tabs. */
 function rove(event) {
   const names = VIEWS.map(([name]) => name);
-  const at = names.indexOf(current);
+  const at = names.indexOf(event.target.closest("[role=tab]").id.slice(4)); // the address follows a moment later
   const to = {
     ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: names.length - 1,
   }[event.key];

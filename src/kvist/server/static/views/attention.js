@@ -29,7 +29,7 @@ export function mount(root, app) {
 
   const look = el("button", { type: "submit", class: "button primary" }, "Look");
   const form = el("form", { class: "asked" }, el("div", { class: "asked-text" }, of, box, source), look);
-  const legend = el("div", { class: "legend" });
+  const legend = el("div", { class: "weight-scale" });
   root.append(
     el("div", { class: "head" }, el("h2", {}, "Attention"),
       choice("Colours by", [["root", "Square root"], ["linear", "Linear"]], "root", (value) => {
@@ -128,8 +128,8 @@ export function mount(root, app) {
     const colours = scale(isDark());
     const steps = Array.from({ length: 11 }, (_, i) => colours[Math.round((i / 10) * (colours.length - 1))]);
     legend.replaceChildren(
-      el("span", { class: "legend-bar", style: { background: `linear-gradient(90deg, ${steps.join(", ")})` } }),
-      el("span", { class: "legend-marks" }, SHARES.map((share) =>
+      el("span", { class: "scale-bar", style: { background: `linear-gradient(90deg, ${steps.join(", ")})` } }),
+      el("span", { class: "scale-marks" }, SHARES.map((share) =>
         el("span", { style: { left: `${100 * map.level(share)}%` } }, `${100 * share}%`))));
     legend.classList.toggle("tight", !map.root);
   }

@@ -50,7 +50,7 @@ export function mount(root, app) {
       const { Scene } = await import("./picture/scene.js");
       picture = new Scene(canvas, isCalm());
     } else {
-      const flat = el("div", { class: "flat-stage" });
+      const flat = el("div", { class: "plain-stage" });
       stage.replaceChildren(flat);
       picture = new Flat(flat);
     }

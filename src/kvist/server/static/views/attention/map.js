@@ -19,7 +19,7 @@ export class HeatMap {
   constructor(onPick) {
     this.onPick = onPick;
     this.canvas = el("canvas", { tabindex: "0", role: "application", "aria-roledescription": "heat map" });
-    this.node = el("div", { class: "scroll map" }, this.canvas);
+    this.node = el("div", { class: "scroll heat" }, this.canvas);
     this.canvas.addEventListener("pointermove", (event) => this.#point(event));
     this.canvas.addEventListener("pointerleave", () => this.#pick(null));
     this.canvas.addEventListener("keydown", (event) => this.#key(event));
@@ -70,7 +70,7 @@ export class HeatMap {
     const label = Math.min(Math.ceil(longest), LABEL);
     const left = label + 10;
     const bar = this.node.clientWidth < NARROW ? 0 : BAR;
-    const sums = bar + 56;
+    const sums = bar + 66;
     const room = this.node.clientWidth - left - sums;
     const cell = Math.min(Math.max(Math.floor(room / tokens.length), CELL[0]), CELL[1]);
     const size = cell * tokens.length;

@@ -31,7 +31,7 @@ export class Bars {
 
 function chart(side, name) {
   const bars = el("div", { class: "bars", role: "img" });
-  const total = el("strong", { class: "total", "data-total": `${side}-${name}` }, "0");
+  const total = el("strong", { class: "sum", "data-total": `${side}-${name}` }, "0");
   const node = el("div", { class: `bar-chart ${side}` },
     el("p", { class: "bar-head" }, el("span", {}, NAMES[side]), total), bars);
   const show = (values, most, step, say) => {

@@ -14,7 +14,7 @@ export class Flat {
   show(steps, step) {
     this.node.replaceChildren(...SIDES.map((side) => el("section", {},
       el("h3", {}, NAMES[side]),
-      el("ol", { class: `flat ${side}` }, Array.from({ length: steps.length(step) }, (_, position) => {
+      el("ol", { class: `blocks ${side}` }, Array.from({ length: steps.length(step) }, (_, position) => {
         const kind = steps.kind(side, step, position);
         return el("li", { class: kind === "cached" ? "rest" : "lit" },
           el("span", {}, visible(steps.tokens[position])), el("small", {}, SAID[kind]));
