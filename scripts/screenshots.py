@@ -53,8 +53,8 @@ def ask_all(server: Served, tokens: int) -> list[threading.Thread]:
 
 
 def pages(page: Page) -> None:
-    """The first page of the first sequence, which all share."""
-    page.locator(".map").focus()
+    """The third page of the first sequence, which all share."""
+    page.locator(".map canvas").hover(position={"x": 60, "y": 40})
     page.locator(".page-card .tokens").wait_for()
 
 

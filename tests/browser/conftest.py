@@ -15,7 +15,7 @@ from browsing import FLAGS, PROGRAMS, Open, hear
 from serving import Served
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: Playwright keeps an event loop, and tests elsewhere have their own
 def browser() -> Iterator[sync_api.Browser]:
     """Chromium. Where there is none its tests are skipped, but not in CI: there they fail."""
     program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)

@@ -2,8 +2,9 @@
 
 import { el, plural } from "../lib/dom.js";
 import { sequenceName } from "../lib/names.js";
-import { OWNERS, SEALED } from "../lib/state.js";
+import { OWNERS } from "../lib/state.js";
 import { colour, isCalm, theme } from "../lib/theme.js";
+import { COLOURS, box, drawCell, drawEffect } from "./pages-cell.js";
 
 const TALLEST = 460; // pixels that the cells should fit into, before they have their smallest size
 const SIZES = [26, 22, 18, 15, 12, 10, 8, 6, 5, 4, 3]; // of a cell with its gap
@@ -141,12 +142,9 @@ export class PageMap {
     const context = this.canvas.getContext("2d");
     const size = this.#size;
     const gap = size > 9 ? 3 : size > 4 ? 1 : 0.5;
-    const paint = {
-      side: size - gap, round: size > 9 ? 3 : 0,
-      colours: Object.fromEntries(["free", "cached", "live", "shared", "on-shared", "warm", "ink", "line", "surface"]
-        .map((each) => [each, colour(each)])),
-    };
+    const paint = { side: size - gap, round: size > 9 ? 3 : 0, colours: Object.fromEntries(COLOURS.map((one) => [one, colour(one)])) };
     const fills = this.#fills();
+    const { states } = this.#state.pages[this.group];
     const now = performance.now();
     context.setTransform(devicePixelRatio, 0, 0, devicePixelRatio, 0, 0);
     context.clearRect(0, 0, this.canvas.width, this.canvas.height);
@@ -157,51 +155,12 @@ export class PageMap {
       band.pages.forEach((page, i) => {
         const x = (i % this.#columns) * size;
         const y = band.top + Math.floor(i / this.#columns) * size;
-        this.#cell(context, paint, page, x, y, fills.get(page), now);
+        drawCell(context, paint, states[page], x, y, fills.get(page));
+        const effect = this.#effects.get(page);
+        if (effect) drawEffect(context, paint, effect.kind, Math.max(1 - (now - effect.start) / FADE[effect.kind], 0), x, y);
       });
     }
     this.#outline(context, paint);
-  }
-
-  #cell(context, { side, round, colours }, page, x, y, fill, now) {
-    const byte = this.#state.pages[this.group].states[page];
-    const owners = byte & OWNERS;
-    const kind = owners > 1 ? "shared" : owners ? "live" : byte ? "cached" : "free";
-    box(context, x, y, side, side, round);
-    context.fillStyle = colours[kind];
-    if (owners && byte < SEALED && fill !== undefined) { // filling: from below, in a frame
-      context.save();
-      context.clip();
-      const height = Math.max(side * fill, side > 9 ? 1 : 0);
-      context.fillRect(x, y + side - height, side, height);
-      context.restore();
-      box(context, x + 0.5, y + 0.5, side - 1, side - 1, round);
-      context.strokeStyle = colours[kind];
-      context.lineWidth = 1;
-      context.stroke();
-    } else context.fill();
-    if (owners > 1 && side >= 15) {
-      context.fillStyle = byte < SEALED ? colours.ink : colours["on-shared"];
-      context.fillText(owners > 99 ? "99" : owners, x + side / 2, y + side / 2 + 0.5);
-    }
-    const effect = this.#effects.get(page);
-    if (effect) this.#glow(context, effect, colours, side, x, y, round, now);
-  }
-
-  /** A hit is a warm frame that fades; what was evicted keeps the colour it had for a moment. */
-  #glow(context, { kind, start }, colours, side, x, y, round, now) {
-    context.globalAlpha = Math.max(1 - (now - start) / FADE[kind], 0);
-    if (kind === "evicted") {
-      box(context, x, y, side, side, round);
-      context.fillStyle = colours.cached;
-      context.fill();
-    }
-    const wide = side > 9 ? 3 : 2;
-    box(context, x + wide / 2 - 1, y + wide / 2 - 1, side - wide + 2, side - wide + 2, round);
-    context.lineWidth = wide;
-    context.strokeStyle = colours.warm;
-    context.stroke();
-    context.globalAlpha = 1;
   }
 
   /** The cell that is looked at, wherever it is drawn. */
@@ -212,7 +171,8 @@ export class PageMap {
       if (at < 0) continue;
       const x = (at % this.#columns) * this.#size;
       const y = band.top + Math.floor(at / this.#columns) * this.#size;
-      box(context, x - 1, y - 1, side + 2, side + 2, round + 1);
+      const left = Math.max(x - 1, 1); // not outside the canvas
+      box(context, left, y - 1, x + side + 1 - left, side + 2, round + 1);
       context.lineWidth = 2;
       context.strokeStyle = colours.ink;
       context.stroke();
@@ -287,12 +247,6 @@ export class PageMap {
     this.#picked = found === undefined ? null : { band: found, at: this.#bands[found].pages.indexOf(page), page };
     if (!this.#picked) this.onPick(null);
   }
-}
-
-function box(context, x, y, width, height, round) {
-  context.beginPath();
-  if (round && height > 2 * round) context.roundRect(x, y, width, height, round);
-  else context.rect(x, y, width, height);
 }
 
 function extent(sequence) {
