@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -95,6 +96,23 @@ def test_a_full_queue_says_when_to_come_again(tiny: Served) -> None:
     for connection in waiting:
         connection.close()
     assert tiny.settled()["pages"]["live"] == 0
+
+
+def test_many_that_ask_at_once_do_not_get_past_the_limit(tiny: Served) -> None:
+    tiny.settled()
+    with ThreadPoolExecutor(32) as pool, tiny.client() as client:
+        asked = {"prompt": [1, 2, 3], "max_tokens": 100}
+        found = list(pool.map(lambda _: client.post("/v1/completions", json=asked).status_code, range(32)))
+        assert set(found) == {200, 429} and found.count(200) >= 8
+        end = time.monotonic() + 10
+        while client.post("/v1/completions", json=asked).status_code != 200:
+            assert time.monotonic() < end, "every place is given back"
+    held = [raw(tiny, "/v1/completions", MANY) for _ in range(8)]
+    for connection in held:
+        connection.close()
+    tiny.settled()
+    with tiny.client() as client:
+        assert client.post("/v1/completions", json={"prompt": [[1, 2]] * 8, "max_tokens": 1}).status_code == 200
 
 
 def random_value(chance: random.Random, depth: int = 0) -> object:

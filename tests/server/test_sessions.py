@@ -117,6 +117,8 @@ def test_what_a_session_refuses_leaves_it_as_it_was(http: httpx.Client, name: st
 
 def test_a_session_of_plain_text(http: httpx.Client, llm: LLM, name: str) -> None:
     made = http.post("/v1/sessions", json={"name": "text", "prompt": "Once upon"}).json()
+    long = http.post("/v1/sessions", json={"name": "long", "prompt": "word " * 9000})
+    assert long.status_code == 400 and http.get("/v1/sessions/long").status_code == 404
     assert made["text"] == "Once upon" and made["tokens"] == len(llm.tokenizer.encode("Once upon"))
     assert http.post("/v1/chat/completions", json={"session": "text", "messages": MORE}).status_code == 400
 

@@ -16,7 +16,8 @@ class Answering:
 
     def __init__(self, worker: EngineWorker, orders: Sequence[Order], mailbox: Mailbox, timeout: float) -> None:
         self.orders = orders
-        self._worker, self._mailbox, self._timeout, self._late = worker, mailbox, timeout, False
+        self._worker, self._mailbox, self._timeout = worker, mailbox, timeout
+        self._late = self._closed = False
         self._clock = asyncio.get_running_loop().call_later(timeout, self._time_out)
 
     @classmethod
@@ -24,16 +25,17 @@ class Answering:
         cls, worker: EngineWorker, orders: Sequence[Order], settings: ServerSettings, *, eager: bool
     ) -> Answering:
         """Queue orders. eager: hand tokens out as they come. ApiError where the queue is full."""
-        if worker.orders + len(orders) > settings.max_queue:
-            raise ApiError(
-                429, f"{worker.orders} requests wait or run, and {settings.max_queue} may: try again later",
-                code="queue_full",
-            )  # fmt: skip
+        if worker.taken + len(orders) > settings.max_queue:
+            full = f"{worker.taken} requests wait or run, and {settings.max_queue} may: try again later"
+            raise ApiError(429, full, code="queue_full")
+        worker.taken += len(orders)  # now, not when the engine's thread comes to it: many may ask at once
         submitting = asyncio.ensure_future(worker.submit(orders, eager=eager))
         try:
             mailbox = await asyncio.shield(submitting)
-        except asyncio.CancelledError:  # the client has left meanwhile
-            worker.cancel([order.request_id for order in orders])
+        except BaseException as error:
+            worker.taken -= len(orders)
+            if isinstance(error, asyncio.CancelledError):  # the client has left meanwhile
+                worker.cancel([order.request_id for order in orders])
             raise
         return cls(worker, orders, mailbox, settings.request_timeout)
 
@@ -48,6 +50,9 @@ class Answering:
     def close(self) -> None:
         """Stop what still runs; idempotent."""
         self._clock.cancel()
+        if not self._closed:
+            self._closed = True
+            self._worker.taken -= len(self.orders)
         if self._mailbox.open:
             self._worker.cancel([order.request_id for order in self.orders])
 

@@ -39,6 +39,11 @@ def routes(service: Service) -> APIRouter:
             store.delete(who, kept.session.name)
             raise
         kept.end([])
+        most = llm.engine.limits.max_model_len
+        if len(kept.session) >= most:
+            tokens = len(kept.session)
+            store.delete(who, kept.session.name)
+            raise ApiError(400, f"{tokens} tokens leave no room for an answer within max_model_len {most}", "messages")
         return kept.as_json()
 
     @router.get("/{name}")

@@ -70,6 +70,7 @@ class EngineWorker:
         self.leaving = False  # the server stops: whoever streams something without end ends it
         self.loaded: Future[LLM] = Future()
         self.failure: BaseException | None = None
+        self.taken = 0  # orders that clients wait for, as `Answering` counts them in the event loop
         self._load = load
         self._commands: deque[Callable[[], None]] = deque()
         self._bell = threading.Condition()
