@@ -86,3 +86,25 @@ def test_a_server_that_stops_ends_the_feed_at_once_and_is_found_again(browser: B
     with serving.serving("smollm2", "--port", first.url.rsplit(":", 1)[1]):
         expect(page.locator("#status")).to_have_text("ready", timeout=30_000)
         page.close()
+
+
+@pytest.mark.model
+def test_with_a_key_the_page_asks_for_it(browser: Browser, smollm2_path: Path) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    with serving.serving("smollm2", key="the-key-7") as locked:
+        page.goto(locked.url)
+        expect(page.get_by_label("API key")).to_be_focused()
+        assert page.locator("nav").count() == 0
+        page.keyboard.type("another-key")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_have_text("That is not a key of this server.")
+        page.get_by_label("API key").fill("the-key-7")
+        page.keyboard.press("Enter")
+        expect(page.locator("#status")).to_have_text("ready", timeout=15_000)
+        page.goto(f"{locked.url}/#chat")
+        page.get_by_role("textbox", name="Message").fill("Name a tree.")
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("first token").first).to_be_visible(timeout=60_000)
+        assert "the-key-7" not in page.content()
+    context.close()

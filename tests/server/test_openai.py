@@ -53,6 +53,11 @@ def test_a_stream_is_the_whole(client: openai.OpenAI) -> None:
     assert reasons[-1] == whole.choices[0].finish_reason and not any(reasons[:-1])
     assert chunks[-1].choices == [] and all(chunk.usage is None for chunk in chunks[:-1])
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    so_far = client.chat.completions.create(
+        **asked, stream=True, stream_options={"include_usage": True, "continuous_usage_stats": True}
+    )
+    counts = [chunk.usage.completion_tokens for chunk in so_far if chunk.usage is not None]
+    assert counts == sorted(counts) and counts[0] == 1 and counts[-1] == whole.usage.completion_tokens
     without = list(client.chat.completions.create(**asked, stream=True))
     assert all(chunk.choices and chunk.usage is None for chunk in without)
 

@@ -61,7 +61,7 @@ async def _begin(
     made = ChatChunks(
         order.request_id, service.settings.name, service.llm.tokenizer, params.n,
         token_ids=bool(asked.return_token_ids),
-        include_usage=asked.stream_options is not None and asked.stream_options.include_usage,
+        told=asked.stream_options,
         top_logprobs=params.logprobs or 0,
         tools=use,
     )  # fmt: skip

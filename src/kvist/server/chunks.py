@@ -9,7 +9,8 @@ from typing import Any
 
 from kvist.engine.params import RequestMetrics
 from kvist.outputs import Logprob, TextChunk
-from kvist.server.reports import extension, usage
+from kvist.server.reports import extension, usage, usage_so_far
+from kvist.server.schema import StreamOptions
 from kvist.server.wanted import ToolUse
 from kvist.text.tokenizer import Tokenizer
 from kvist.text.tool_calls import ToolCallParser
@@ -26,7 +27,7 @@ class ChatChunks:
     """Makes the chunks of one answer. One id and model for the whole stream; the role comes first."""
 
     def __init__(
-        self, request_id: str, model: str, tokenizer: Tokenizer, n: int, *, include_usage: bool = False,
+        self, request_id: str, model: str, tokenizer: Tokenizer, n: int, *, told: StreamOptions | None = None,
         token_ids: bool = False, top_logprobs: int = 0,
         tools: ToolUse | None = None,
     ) -> None:  # fmt: skip
@@ -34,7 +35,8 @@ class ChatChunks:
         self.model = model
         self._top = top_logprobs
         self.metrics: RequestMetrics | None = None
-        self._tokenizer, self._usage, self._token_ids = tokenizer, include_usage, token_ids
+        self._tokenizer, self._token_ids = tokenizer, token_ids
+        self._told = told or StreamOptions()
         self._n = self._open = n
         self._tools = tools
         self._parsers = [
@@ -56,7 +58,7 @@ class ChatChunks:
 
     def last(self) -> list[Chunk]:
         """The usage chunk, where it is asked for."""
-        if not self._usage or self.metrics is None:
+        if not self._told.include_usage or self.metrics is None:
             return []
         return [{**self._head(), "choices": [], "usage": usage([self.metrics]), "kvist": extension([self.metrics])}]
 
@@ -108,7 +110,8 @@ class ChatChunks:
             choice["stop_reason"] = item.stop_reason
         if item is not None and self._token_ids:
             choice["token_ids"] = [] if item.token_id is None else [item.token_id]
-        return {**self._head(), "choices": [choice], **({"usage": None} if self._usage else {})}
+        so_far = usage_so_far(self._told, None if item is None else [item.metrics])
+        return {**self._head(), "choices": [choice], **so_far}
 
     def _head(self) -> Chunk:
         return {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model}

@@ -18,9 +18,9 @@ from kvist.server.chunks import Chunk, new_id
 from kvist.server.failures import ApiError
 from kvist.server.legacy import LegacyLogprobs
 from kvist.server.mailbox import Ended, Item
-from kvist.server.reports import extension, usage
+from kvist.server.reports import extension, usage, usage_so_far
 from kvist.server.sampling import Wish, parameters
-from kvist.server.schema import CompletionRequest
+from kvist.server.schema import CompletionRequest, StreamOptions
 from kvist.server.service import Service
 from kvist.server.stream import EventStream, unless_gone
 from kvist.server.wanted import from_fields
@@ -66,7 +66,7 @@ class _Completions:
     ) -> None:
         self._tokenizer = service.llm.tokenizer
         self._asked, self._orders, self._width, self._most = asked, orders, width, most
-        self._usage = asked.stream_options is not None and asked.stream_options.include_usage
+        self._told = asked.stream_options or StreamOptions()
         self._head = {
             "id": name, "object": "text_completion", "created": int(time.time()), "model": service.settings.name,
         }  # fmt: skip
@@ -79,7 +79,7 @@ class _Completions:
         async for items in answering.items():
             if chunks := [chunk for item in items for chunk in self._chunks(item)]:
                 yield chunks
-        if self._usage:
+        if self._told.include_usage:
             yield [{**self._head, "choices": [], **self._cost()}]
 
     async def whole(self, answering: Answering) -> JSONResponse:
@@ -124,7 +124,7 @@ class _Completions:
         if self._asked.return_token_ids:
             choice["token_ids"] = [] if came.token_id is None or not self._most else [came.token_id]
         chunk = {**self._head, "choices": [choice]}
-        return [{**chunk, "usage": None} if self._usage else chunk]
+        return [{**chunk, **usage_so_far(self._told, self._metrics.values())}]
 
     def _choices(self, number: int, ended: Ended) -> list[Chunk]:
         output = ended.output

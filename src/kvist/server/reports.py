@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from kvist.engine.params import RequestMetrics
+from kvist.server.schema import StreamOptions
 
 
 def usage(metrics: Iterable[RequestMetrics]) -> dict[str, Any]:
@@ -23,6 +24,13 @@ def usage(metrics: Iterable[RequestMetrics]) -> dict[str, Any]:
             "rejected_prediction_tokens": sum(m.drafted_tokens - m.accepted_tokens for m in every),
         },
     }
+
+
+def usage_so_far(told: StreamOptions, metrics: Iterable[RequestMetrics] | None) -> dict[str, Any]:
+    """What a chunk says of usage: nothing, null until the last one, or how much it is by now."""
+    if not told.include_usage:
+        return {}
+    return {"usage": usage(metrics) if told.continuous_usage_stats and metrics is not None else None}
 
 
 def extension(metrics: Iterable[RequestMetrics]) -> dict[str, Any]:

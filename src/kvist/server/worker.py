@@ -164,6 +164,8 @@ class EngineWorker:
             self._end_all(InternalError(f"the engine broke down ({type(error).__name__}: {error})"))
             self.metrics.broke(error)
         finally:
+            while self._commands:  # whoever asks now is told that nobody runs it
+                self._commands.popleft()()
             llm.close()
 
     def _work(self, llm: LLM) -> None:
@@ -251,8 +253,6 @@ class EngineWorker:
         for running in every:
             self._end(running, Ended(error=error))
         self._wake([running.mailbox for running in every])
-        while self._commands:
-            self._commands.popleft()()
 
     def _close(self) -> None:
         self._cancel(list(self._running))
