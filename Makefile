@@ -26,7 +26,7 @@ run: $(VENV)/run.done
 
 test: $(VENV)/test.done check
 	@$(BIN)/kvist pull smollm2
-	@$(BIN)/python -m pytest -m "not parity"
+	@$(BIN)/python -m pytest -m "not parity" -n 2 --dist loadfile
 
 check: $(VENV)/test.done
 	@$(BIN)/ruff check .
