@@ -7,13 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 import kvist
+import serving
 from tiny import MODELS, write_folder
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SERVER = "http://127.0.0.1:8000"
 
 
 def python(code: str, **options: object) -> str:
@@ -135,10 +138,15 @@ def test_the_wheel_runs_from_site_packages(tmp_path):
     assert list(site.glob("kvist-*.dist-info/licenses/LICENSE"))
 
 
+def lines() -> list[str]:
+    """The README's commands that are kvist's."""
+    return [line for block in blocks("sh") for line in block.replace("\\\n", "").splitlines() if "kvist " in line]
+
+
 @pytest.mark.model
 @pytest.mark.parametrize(
     "command",
-    [line for block in blocks("sh") for line in block.replace("\\\n", "").splitlines() if "kvist " in line],
+    [line for line in lines() if "kvist serve" not in line],
 )
 def test_the_readmes_commands_run(command, smollm2_path, tmp_path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -155,9 +163,27 @@ def test_the_readmes_commands_run(command, smollm2_path, tmp_path):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.parametrize("command", [line for line in lines() if "kvist serve" in line])
+def test_the_readmes_servers_serve(command, smollm2_path, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("a-key\n")
+    model, *flags = command.split("#")[0].split()[2:]
+    with serving.serving(model, *[str(keys) if flag == "keys" else flag for flag in flags]) as server:
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert httpx.get(server.url).status_code == (401 if "--api-key-file" in flags else 200)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("code", [code for code in blocks("python") if SERVER not in code])
 def test_the_readmes_programs_run(code, smollm2_path):
     assert python(code)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("code", [code for code in blocks("python") if SERVER in code])
+def test_the_readmes_clients_are_answered(code, smollm2_path):
+    with serving.serving("smollm2") as server:
+        assert python(code.replace(SERVER, server.url))
 
 
 def test_the_readme_names_targets_that_exist():
