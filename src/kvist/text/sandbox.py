@@ -22,6 +22,7 @@ from typing import Any
 
 from jinja2 import Template, nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import FILTERS
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -75,8 +76,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
         self._rounds_left, self._end = MAX_ROUNDS, time.monotonic() + MAX_SECONDS
-        self.filters = {name: _measured(function) for name, function in self.filters.items()}
-        self.filters |= {"tojson": _measured(to_json), "_rounds": self._rounds, "_short": short}
+        self.filters = {**_filters(), "_rounds": self._rounds, "_short": short}
         self.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -119,6 +119,12 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         if operator == "%" and isinstance(left, str) and _WIDE.search(left):
             raise TemplateRefusedError("the chat template formats with a width over 999: use another template")
         return short(super().call_binop(context, operator, left, right))
+
+
+@functools.cache
+def _filters() -> dict[str, Callable[..., Any]]:
+    """jinja2's filters, measured; made once, since an environment is made for each rendering."""
+    return {name: _measured(function) for name, function in (FILTERS | {"tojson": to_json}).items()}
 
 
 @functools.lru_cache(maxsize=16)
