@@ -120,7 +120,7 @@ def main() -> None:
     given = parser.parse_args()
     arguments = ["--weights", given.weights]
     short = [{"role": "user", "content": "What is a twig?"}]
-    long = [{"role": "user", "content": "one two three four five six seven eight " * 256}]
+    long = [{"role": "user", "content": "one two three four five six seven eight " * 256 + "What is a twig?"}]
     found: dict[str, tuple[list[float], list[float]]] = {}
     with (
         server(given.model, arguments) as (url, ready),

@@ -30,10 +30,8 @@ from kvist.models.load import load_model
 from kvist.outputs import BeamSearchOutput, RequestOutput, TextChunk
 from kvist.session import Session
 from kvist.text.chat import render
-from kvist.text.gguf_tokenizer import tokenizer_from_gguf
 from kvist.text.guided import Guides
-from kvist.text.hf_tokenizer import tokenizer_from_folder
-from kvist.text.tokenizer import Tokenizer
+from kvist.text.load import load_tokenizer
 from kvist.text.tools import Tool
 
 Prompt = str | Sequence[int]
@@ -72,7 +70,7 @@ class LLM:
             self.model = load_model(
                 path, self.backend, self.config.weights, lambda done, total: report("loading weights", done, total)
             )
-            self.tokenizer = _tokenizer(path, self.model.metadata)
+            self.tokenizer = load_tokenizer(path, self.model.metadata)
             self.instruction = self.tokenizer.encode(INSTRUCTION, add_special=False)
             self.engine = assemble(
                 self.model, self.config, self.backend, eos_ids=self.tokenizer.eos_ids, events=self.events,
@@ -194,9 +192,14 @@ class LLM:
         ids = self.chat_ids(messages, tools)
         return self.stream(ids, sampling_params, priority=priority, cache_salt=cache_salt, pin=pin)
 
-    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[int]:
-        """The token ids of a conversation, up to where the answer begins. UsageError for tools it cannot have."""
-        return self.tokenizer.encode(self._render(messages, tools), add_special=False)
+    def chat_ids(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None = None, *, seconds: float | None = None
+    ) -> list[int]:
+        """The token ids of a conversation, up to where the answer begins. UsageError for tools it cannot have.
+
+        seconds: that the chat template may take (see `text.chat.render`).
+        """
+        return self.tokenizer.encode(self._render(messages, tools, seconds), add_special=False)
 
     def session(self, name: str | None = None, *, cache_salt: str | None = None) -> Session:
         """Open a session: a conversation or a text to append to, answer, fork and roll back. See `kvist.session`.
@@ -250,12 +253,15 @@ class LLM:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> str:
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None = None, seconds: float | None = None
+    ) -> str:
         template = self.tokenizer.chat_template
         if template is None:
             raise UsageError("this model has no chat template: give it a plain prompt instead of messages")
         made = self.tokenizer
-        return render(template, messages, bos_token=made.bos_token, eos_token=made.eos_token, tools=tools or None)
+        words = {"bos_token": made.bos_token, "eos_token": made.eos_token}
+        return render(template, messages, tools=tools or None, seconds=seconds, **words)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
@@ -292,9 +298,3 @@ def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         return [prompts]
     listed: list[Any] = list(prompts)
     return [listed] if listed and all(isinstance(item, (int, np.integer)) for item in listed) else listed
-
-
-def _tokenizer(path: Path, metadata: Mapping[str, object] | None) -> Tokenizer:
-    """The tokenizer that comes with a model file."""
-    folder = path if path.is_dir() else path.parent
-    return tokenizer_from_folder(folder) if metadata is None else tokenizer_from_gguf(dict(metadata))

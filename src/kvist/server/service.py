@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -18,7 +19,11 @@ from kvist.server.schema import Asked, Message
 from kvist.server.sessions import SessionStore
 from kvist.server.settings import ServerSettings
 from kvist.server.worker import EngineWorker
+from kvist.text.sandbox import TemplateSlowError
 from kvist.text.tools import Tool
+
+SHORT = 4096  # characters of a conversation whose tokens are found where everybody waits: a millisecond
+QUICK = 0.002  # seconds that its template may take there
 
 
 class Service:
@@ -56,10 +61,17 @@ class Service:
         return await asyncio.to_thread(self.llm.guides.guide, params.structured_outputs)
 
     async def chat_ids(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[int]:
-        """The tokens of a conversation. In a thread of its own: templates come from anywhere, texts may be long."""
+        """The tokens of a conversation: a short one here, if its template is quick.
+
+        Else in a thread of its own: templates come from anywhere, texts may be long, and others wait for this thread.
+        """
         plain, llm = [plain_message(message) for message in messages], self.llm
         if not plain:
             raise ApiError(400, "messages is empty: give at least one", "messages")
+        texts = [message.content for message in messages if isinstance(message.content, str)]
+        if not tools and len(texts) == len(messages) and sum(map(len, texts)) < SHORT:
+            with suppress(TemplateSlowError):
+                return llm.chat_ids(plain, seconds=QUICK)
         return await asyncio.to_thread(llm.chat_ids, plain, tools)
 
 

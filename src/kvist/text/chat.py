@@ -22,10 +22,12 @@ def render(
     eos_token: str,
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, object]] | None = None,
+    seconds: float | None = None,
 ) -> str:
     """The prompt for `messages` (each with "role" and "content"; see `messages`), special tokens written out in it.
 
-    Encode it with ``add_special=False``. The template runs in a sandbox with limits on loops and lengths.
+    Encode it with ``add_special=False``. The template runs in a sandbox with limits on loops, lengths and time:
+    `seconds` (None: what any template may take), after which it is a TemplateSlowError.
     Raises UnsupportedModelError where the model has no template, UsageError where the template is broken, goes over a
     limit or refuses the messages.
     """
@@ -43,7 +45,7 @@ def render(
     from kvist.text.sandbox import ChatEnvironment
 
     try:
-        compiled = ChatEnvironment().load(template)
+        compiled = ChatEnvironment(seconds).load(template)
         stream = compiled.generate(
             messages=plain,
             bos_token=bos_token,

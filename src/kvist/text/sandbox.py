@@ -42,6 +42,10 @@ class TemplateRefusedError(UsageError):
     """A template went over a limit, or refused the messages itself."""
 
 
+class TemplateSlowError(TemplateRefusedError):
+    """A rendering had used up its time."""
+
+
 class _Limits(NodeTransformer):
     """Puts a counting filter around what is looped over, and a measuring one around joined strings."""
 
@@ -73,9 +77,10 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(["*", "**", "+", "%"])
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float | None = None) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
-        self._rounds_left, self._end = MAX_ROUNDS, time.monotonic() + MAX_SECONDS
+        self._seconds = MAX_SECONDS if seconds is None else seconds
+        self._rounds_left, self._end = MAX_ROUNDS, time.monotonic() + self._seconds
         self.filters = {**_filters(), "_rounds": self._rounds, "_short": short}
         self.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
 
@@ -88,7 +93,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         if self._rounds_left < 0:
             raise TemplateRefusedError(f"the chat template loops more than {MAX_ROUNDS:,} times: use another template")
         if not self._rounds_left & 63 and time.monotonic() > self._end:
-            raise TemplateRefusedError(f"the chat template runs for {MAX_SECONDS:g} seconds: use another template")
+            raise TemplateSlowError(f"the chat template runs for {self._seconds:g} seconds: use another template")
 
     def load(self, source: str) -> Template:
         """The template of a source text, which is compiled once."""
