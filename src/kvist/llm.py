@@ -259,9 +259,8 @@ class LLM:
         template = self.tokenizer.chat_template
         if template is None:
             raise UsageError("this model has no chat template: give it a plain prompt instead of messages")
-        made = self.tokenizer
-        words = {"bos_token": made.bos_token, "eos_token": made.eos_token}
-        return render(template, messages, tools=tools or None, seconds=seconds, **words)
+        bos, eos = self.tokenizer.bos_token, self.tokenizer.eos_token
+        return render(template, messages, bos_token=bos, eos_token=eos, tools=tools or None, seconds=seconds)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
