@@ -154,10 +154,13 @@ def test_n_best_of_and_beams(client: openai.OpenAI, llm: LLM) -> None:
 
     expected = llm.beam_search("Once upon a time", BeamSearchParams(4, 6))[0].sequences
     assert [choice.text for choice in beams.choices] == [one.answer_text for one in expected]
+    searched = {"use_beam_search": True, "length_penalty": 2.0, "early_stopping": True}
     chat = client.chat.completions.create(
-        model="smollm2", messages=MESSAGES, max_tokens=4, n=2, extra_body={"use_beam_search": True}
+        model="smollm2", messages=MESSAGES, max_tokens=4, n=2, extra_body=searched
     )
-    assert len(chat.choices) == 2
+    params = BeamSearchParams(2, 4, length_penalty=2.0, early_stopping=True)
+    expected = llm.beam_search(llm.chat_ids(MESSAGES), params)[0].sequences
+    assert [choice.message.content for choice in chat.choices] == [one.answer_text for one in expected]
 
 
 def test_stops_biases_and_what_vllm_has(client: openai.OpenAI, llm: LLM) -> None:
@@ -241,6 +244,83 @@ def test_what_cannot_be_meant_is_refused_by_name(
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error" and error["param"] == param
     assert error["message"]
+
+
+BEAMS = {"use_beam_search": True, "max_tokens": 3, "n": 2}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("responses", {"top_logprobs": 2}, "top_logprobs"),
+        ("responses", {"tools": [{"type": "web_search"}]}, "tools"),
+        ("responses", {"tool_choice": "required"}, "tool_choice"),
+        ("responses", {"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ("responses", {"text": {"verbosity": "low"}}, "text.verbosity"),
+        ("responses", {"reasoning": {"effort": "high"}}, "reasoning"),
+        ("responses", {"max_tokens": 3}, "max_tokens"),
+        ("responses", {"seed": 0}, "seed"),
+        ("chat/completions", {"best_of": 2}, "best_of"),
+        ("chat/completions", {"echo": True}, "echo"),
+        ("chat/completions", {"length_penalty": 2}, "length_penalty"),
+        ("chat/completions", {"early_stopping": "never"}, "early_stopping"),
+        ("chat/completions", {**BEAMS, "logprobs": True}, "logprobs"),
+        ("chat/completions", {**BEAMS, "stream": True}, "stream"),
+        ("chat/completions", {**BEAMS, "response_format": {"type": "json_object"}}, "response_format"),
+        ("completions", {"tools": [{"type": "function"}]}, "tools"),
+        ("completions", {"length_penalty": 0}, "length_penalty"),
+        ("completions", {"early_stopping": True}, "early_stopping"),
+        ("completions", {**BEAMS, "temperature": 0.5}, "temperature"),
+        ("completions", {**BEAMS, "top_p": 0.5}, "top_p"),
+        ("completions", {**BEAMS, "top_k": 5}, "top_k"),
+        ("completions", {**BEAMS, "min_p": 0.1}, "min_p"),
+        ("completions", {**BEAMS, "typical_p": 0.5}, "typical_p"),
+        ("completions", {**BEAMS, "repetition_penalty": 1.1}, "repetition_penalty"),
+        ("completions", {**BEAMS, "presence_penalty": 1}, "presence_penalty"),
+        ("completions", {**BEAMS, "frequency_penalty": 1}, "frequency_penalty"),
+        ("completions", {**BEAMS, "logit_bias": {"5": 1}}, "logit_bias"),
+        ("completions", {**BEAMS, "seed": 0}, "seed"),
+        ("completions", {**BEAMS, "best_of": 2}, "best_of"),
+        ("completions", {**BEAMS, "min_tokens": 2}, "min_tokens"),
+        ("completions", {**BEAMS, "stop": "a"}, "stop"),
+        ("completions", {**BEAMS, "stop_token_ids": [5]}, "stop_token_ids"),
+        ("completions", {**BEAMS, "logprobs": 0}, "logprobs"),
+        ("completions", {**BEAMS, "return_token_ids": True}, "return_token_ids"),
+        ("completions", {**BEAMS, "structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
+    ],
+)
+def test_what_would_be_ignored_is_refused_by_name(
+    served: Served, path: str, fields: dict[str, object], param: str
+) -> None:
+    asked = {"completions": {"prompt": "Hi"}, "responses": {"input": "Hi"}, "chat/completions": {"messages": MESSAGES}}
+    with served.client() as http:
+        found = http.post(f"/v1/{path}", json={**asked[path], **fields})
+    assert found.status_code == 400, found.text
+    error = found.json()["error"]
+    assert error["type"] == "invalid_request_error" and error["param"] == param and param in error["message"]
+
+
+def test_values_that_ask_for_nothing_are_taken(client: openai.OpenAI) -> None:
+    neutral = {
+        "top_k": -1, "min_p": 0, "typical_p": 1, "repetition_penalty": 1, "min_tokens": 0, "stop_token_ids": [],
+        "return_token_ids": False, "length_penalty": 1, "early_stopping": False,
+    }  # fmt: skip
+    asked = {"model": "smollm2", "prompt": "One, two,", "max_tokens": 4, "n": 2}
+    plain = client.completions.create(**asked, extra_body={"use_beam_search": True})
+    for temperature in (0, 1):
+        given = client.completions.create(
+            **asked, temperature=temperature, top_p=1, presence_penalty=0, frequency_penalty=0, logit_bias={}, stop=[],
+            logprobs=None, seed=None, stream=False, extra_body={"use_beam_search": True, **neutral},
+        )  # fmt: skip
+        assert given.choices == plain.choices
+    client.chat.completions.create(
+        model="smollm2", messages=MESSAGES, max_tokens=2, n=2, temperature=0, logprobs=False, tools=[],
+        response_format={"type": "text"}, extra_body={"use_beam_search": True},
+    )  # fmt: skip
+    client.responses.create(
+        model="smollm2", input="Hi", max_output_tokens=2, tools=[], tool_choice="auto", parallel_tool_calls=True,
+        top_logprobs=0, reasoning={}, text={"verbosity": "medium"}, store=False, truncation="disabled",
+    )  # fmt: skip
 
 
 def test_unknown_fields_are_tolerated_and_labels_too(client: openai.OpenAI) -> None:

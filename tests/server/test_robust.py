@@ -136,7 +136,7 @@ def random_value(chance: random.Random, depth: int = 0) -> object:
             return {str(random_value(chance, 3))[:20]: random_value(chance, depth + 1) for _ in range(chance.randrange(4))}
 
 
-FIELDS = ["model", "messages", "prompt", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "typical_p", "n", "best_of", "stop", "seed", "stream", "stream_options", "logit_bias", "logprobs", "top_logprobs", "echo", "presence_penalty", "frequency_penalty", "repetition_penalty", "priority", "cache_salt", "session", "tools", "tool_choice", "response_format", "structured_outputs", "use_beam_search", "length_penalty", "input", "instructions", "max_output_tokens", "tokens", "name", "suffix", "user", "min_tokens", "ignore_eos", "skip_special_tokens", "text"]
+FIELDS = ["model", "messages", "prompt", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "typical_p", "n", "best_of", "stop", "seed", "stream", "stream_options", "logit_bias", "logprobs", "top_logprobs", "echo", "presence_penalty", "frequency_penalty", "repetition_penalty", "priority", "cache_salt", "session", "tools", "tool_choice", "response_format", "structured_outputs", "use_beam_search", "length_penalty", "early_stopping", "input", "instructions", "max_output_tokens", "tokens", "name", "suffix", "user", "min_tokens", "ignore_eos", "skip_special_tokens", "text"]
 PATHS = [
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize", "/v1/sessions",
     "/v1/sessions/x/fork", "/v1/sessions/x/rollback",
@@ -145,9 +145,12 @@ PATHS = [
 
 def random_request(chance: random.Random) -> tuple[str, bytes]:
     path = chance.choice(PATHS)
-    body: dict[str, object] = {"max_tokens": 2, "max_output_tokens": 2}
+    body: dict[str, object] = {}
+    if "complet" in path or "responses" in path:
+        body["max_output_tokens" if "responses" in path else "max_tokens"] = 2
     if chance.random() < 0.8:
-        body |= {"messages": [{"role": "user", "content": "hi"}]} if "chat" in path else {"prompt": "hi", "input": "hi"}
+        said = {"messages": [{"role": "user", "content": "hi"}]} if "chat" in path else {"prompt": "hi"}
+        body |= {"input": "hi"} if "responses" in path else said
     for name in chance.sample(FIELDS, chance.randrange(5)):
         body[name] = random_value(chance)
     data = json.dumps(body).encode("utf-8", "surrogatepass")

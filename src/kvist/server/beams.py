@@ -8,25 +8,17 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from kvist.engine.params import BeamSearchParams
 from kvist.outputs import BeamSearchOutput
 from kvist.server.answering import Answering
-from kvist.server.failures import ApiError
 from kvist.server.mailbox import Ended
 from kvist.server.reports import extension, usage
-from kvist.server.schema import ChatRequest
 from kvist.server.service import Service
 from kvist.server.stream import unless_gone
 from kvist.server.worker import Order
 
 
-async def beam_chat(
-    service: Service, request: Request, asked: ChatRequest, params: BeamSearchParams, order: Order
-) -> JSONResponse:
+async def beam_chat(service: Service, request: Request, order: Order) -> JSONResponse:
     """The answers of a beam search as choices of a chat completion."""
-    for name in ("logprobs", "tools", "session", "structured_outputs", "response_format"):
-        if getattr(asked, name):
-            raise ApiError(400, f"{name} and a beam search do not go together: leave one of them out", name)
     answering = await Answering.begin(service.worker, [order], service.settings, eager=False)
 
     async def whole() -> BeamSearchOutput:

@@ -57,7 +57,7 @@ async def _begin(
     guide = None if isinstance(params, BeamSearchParams) else await service.guide(params)
     order = Order(new_id("chatcmpl"), ids, params, None, salt, asked.priority, guide)
     if isinstance(params, BeamSearchParams):
-        return await beam_chat(service, request, asked, params, order)
+        return await beam_chat(service, request, order)
     made = ChatChunks(
         order.request_id, service.settings.name, service.llm.tokenizer, params.n,
         token_ids=bool(asked.return_token_ids),

@@ -30,8 +30,6 @@ TEXTS = ("input_text", "output_text", "text")
 async def responses(service: Service, request: Request, asked: ResponsesRequest) -> Response:
     """Answer, streaming or not."""
     service.check(asked)
-    if asked.tools:
-        raise ApiError(400, "tools are not supported here: use /v1/chat/completions", "tools", "unsupported_parameter")
     sampled = Sampling(temperature=asked.temperature, top_p=asked.top_p)
     params = parameters(sampled, Wish(asked.max_output_tokens, structured=_form(asked)), service.settings)
     assert not isinstance(params, BeamSearchParams)
@@ -45,7 +43,12 @@ async def responses(service: Service, request: Request, asked: ResponsesRequest)
 
 
 def _form(asked: ResponsesRequest) -> StructuredOutputs | None:
-    form = (asked.text or {}).get("format")
+    text = asked.text or {}
+    if text.get("verbosity") not in (None, "medium"):
+        raise ApiError(
+            400, "text.verbosity is not supported here: leave it out", "text.verbosity", "unsupported_parameter"
+        )
+    form = text.get("format")
     if form is not None and not isinstance(form, dict):
         raise ApiError(400, 'text is {"format": {"type": ...}}', "text")
     return from_response_format(form)

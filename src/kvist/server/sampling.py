@@ -7,7 +7,7 @@ from typing import Any
 
 from kvist.engine.params import BeamSearchParams, SamplingParams
 from kvist.server.failures import ApiError
-from kvist.server.schema import Sampling
+from kvist.server.schema import BEAMS, CHOOSING, Sampling, asked_for
 from kvist.server.settings import ServerSettings
 from kvist.structured import StructuredOutputs
 
@@ -38,9 +38,10 @@ def parameters(asked: Sampling, wish: Wish, settings: ServerSettings) -> Samplin
     _check_limits(asked, wish, settings)
     most = wish.most
     if asked.use_beam_search:
-        if wish.structured is not None:
-            raise ApiError(400, "a beam search follows no grammar: leave one of them out", "use_beam_search")
         return _beams(asked, most)
+    name = asked_for(vars(asked), BEAMS)
+    if name is not None:
+        raise ApiError(400, f"{name} is for beam searches: set use_beam_search to true as well", name)
     given: dict[str, Any] = {name: getattr(asked, name) for name in PASSED if getattr(asked, name) is not None}
     given["temperature"] = 1.0 if asked.temperature is None else asked.temperature
     if asked.logit_bias:
@@ -58,11 +59,14 @@ def parameters(asked: Sampling, wish: Wish, settings: ServerSettings) -> Samplin
 
 
 def _beams(asked: Sampling, most: int | None) -> BeamSearchParams:
+    name = asked_for(vars(asked), CHOOSING)
+    if name is not None:
+        raise ApiError(400, f"{name} and a beam search do not go together: leave one of them out", name)
     if asked.stream:
         raise ApiError(400, "a beam search has its answers at the end only: leave stream out", "stream")
     if most is None:
         raise ApiError(400, "a beam search needs max_tokens: say how long an answer may be", "max_tokens")
-    return BeamSearchParams(asked.n or 1, most, asked.ignore_eos, asked.length_penalty)
+    return BeamSearchParams(asked.n or 1, most, asked.ignore_eos, asked.length_penalty, asked.early_stopping)
 
 
 def _check_limits(asked: Sampling, wish: Wish, settings: ServerSettings) -> None:

@@ -1,12 +1,13 @@
 """Requests as clients send them: OpenAI's fields, and vLLM's beyond them.
 
-Fields nobody knows are tolerated. A field of OpenAI's that kvist knows and cannot do is in `REFUSED`, with the one
-value that means "not asked for", if there is one: any other gets a 400 that names it. Nothing is ignored silently, but
-labels that no answer depends on: `user`, `safety_identifier`, `metadata`, `service_tier` and `prompt_cache_key`.
+Fields nobody knows are tolerated. A field that kvist knows and cannot do on this route is in `REFUSED`, with the values
+that ask for nothing, if there are any: any other gets a 400 that names it. Nothing is ignored silently, but labels that
+no answer depends on: `user`, `safety_identifier`, `metadata`, `service_tier` and `prompt_cache_key`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,7 +19,54 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 Salt = Annotated[str, Field(min_length=1, max_length=4096)]
 Stop = str | Annotated[list[str], Field(max_length=64)]
 
-REFUSED: dict[str, tuple[object, ...]] = {
+Fields = Mapping[str, tuple[object, ...]]
+"""Names, each with the values that ask for nothing, beside null."""
+
+CHOOSING: Fields = {  # how the tokens of an answer are chosen one by one, and what is told of each
+    "temperature": (0, 1),
+    "top_p": (1,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "typical_p": (1,),
+    "repetition_penalty": (1,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "seed": (),
+    "best_of": (),
+    "min_tokens": (0,),
+    "stop": ([],),
+    "stop_token_ids": ([],),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "return_token_ids": (False,),
+    "structured_outputs": (),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+}
+BEAMS: Fields = {"length_penalty": (1,), "early_stopping": (False,)}  # how beams are searched
+REFUSED: Fields = {
+    **CHOOSING,  # where a route has no such field
+    **BEAMS,
+    "use_beam_search": (False,),
+    "n": (1,),
+    "echo": (False,),
+    "ignore_eos": (False,),
+    "max_tokens": (),
+    "max_completion_tokens": (),
+    "max_output_tokens": (),
+    "messages": (),
+    "prompt": (),
+    "input": (),
+    "instructions": (),
+    "session": (),
+    "text": ({},),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True,),
+    "stream_options": ({}, {"include_usage": True}, {"include_obfuscation": False}),
+    "reasoning": ({},),
     "audio": (),
     "functions": (),
     "function_call": ("none",),
@@ -65,10 +113,20 @@ class Asked(BaseModel):
 
     def refuse_unsupported(self) -> None:
         """Raise ApiError for a known field that cannot be honoured."""
-        for name, value in (self.model_extra or {}).items():
-            harmless = REFUSED.get(name)
-            if harmless is not None and value is not None and value not in harmless:
-                raise ApiError(400, f"{name} is not supported here: leave it out", name, "unsupported_parameter")
+        name = asked_for(self.model_extra or {}, REFUSED)
+        if name is not None:
+            raise ApiError(400, f"{name} is not supported here: leave it out", name, "unsupported_parameter")
+
+
+def asked_for(given: Mapping[str, object], fields: Fields) -> str | None:
+    """The first of the given fields that is one of these, and asks for something."""
+    for name, value in given.items():
+        harmless = fields.get(name)
+        if harmless is None or value is None:
+            continue
+        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in harmless):
+            return name
+    return None
 
 
 class StreamOptions(Asked):
@@ -95,6 +153,7 @@ class Sampling(Asked):
     n: Annotated[int, Field(ge=1)] | None = None
     use_beam_search: bool = False
     length_penalty: Annotated[float, Field(ge=-10, le=10)] = 1.0
+    early_stopping: bool | Literal["never"] = False
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] = 0
     stop: Stop | None = None
@@ -150,12 +209,8 @@ class ResponsesRequest(Asked):
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: bool | None = None
     text: dict[str, Any] | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     cache_salt: Salt | None = None
 
