@@ -115,6 +115,17 @@ def test_many_that_ask_at_once_do_not_get_past_the_limit(tiny: Served) -> None:
         assert client.post("/v1/completions", json={"prompt": [[1, 2]] * 8, "max_tokens": 1}).status_code == 200
 
 
+def test_limits_that_flags_set(tiny_path: Path) -> None:
+    with serving.serving(str(tiny_path), "--max-prompts", "2", "--max-sessions", "1") as server, server.client() as client:
+        for prompts, status in (([[1, 2]] * 2, 200), ([[1, 2]] * 3, 400)):
+            found = client.post("/v1/completions", json={"prompt": prompts, "max_tokens": 1})
+            assert found.status_code == status
+        assert found.json()["error"]["param"] == "prompt" and "1 to 2" in found.json()["error"]["message"]
+        assert client.post("/v1/sessions", json={}).status_code == 200
+        found = client.post("/v1/sessions", json={})
+        assert found.status_code == 429 and found.json()["error"]["code"] == "too_many_sessions"
+
+
 def random_value(chance: random.Random, depth: int = 0) -> object:
     kinds = ["none", "bool", "int", "float", "text", "huge"] + (["list", "object"] if depth < 3 else [])
     match chance.choice(kinds):

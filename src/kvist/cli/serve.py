@@ -46,6 +46,8 @@ def serve(
     max_n: Annotated[int, _server("--max-n", "Answers to one prompt.", LIMITS)] = 16,
     max_beam_width: Annotated[int, _server("--max-beam-width", "Beams of one prompt.", LIMITS)] = 16,
     max_stops: Annotated[int, _server("--max-stops", "Stop strings of a request.", LIMITS)] = 4,
+    max_prompts: Annotated[int, _server("--max-prompts", "Prompts of one completions request.", LIMITS)] = 64,
+    max_sessions: Annotated[int, _server("--max-sessions", "Sessions of one key; more get 429.", LIMITS)] = 256,
     max_body_bytes: Annotated[str, _server("--max-body-bytes", "Size of a request: 8MiB.", LIMITS)] = "8MiB",
     request_timeout: Annotated[float, _server("--request-timeout", "Seconds that an answer may take.", LIMITS)] = 600.0,
     shutdown_timeout: Annotated[
@@ -77,8 +79,9 @@ def serve(
     keys = read_keys(api_key or [], api_key_file)
     settings = ServerSettings(
         served_model_name or model, keys, max_n=max_n, max_beam_width=max_beam_width, max_stops=max_stops,
-        max_body_bytes=flags.memory_bytes(max_body_bytes), max_queue=max_queue, request_timeout=request_timeout,
-        shutdown_timeout=shutdown_timeout, cors_origins=tuple(allowed_origins or ()),
+        max_prompts=max_prompts, max_sessions=max_sessions, max_body_bytes=flags.memory_bytes(max_body_bytes),
+        max_queue=max_queue, request_timeout=request_timeout, shutdown_timeout=shutdown_timeout,
+        cors_origins=tuple(allowed_origins or ()),
     )  # fmt: skip
     _run(model, options, chat_template, settings, host, port, log_level)
 
