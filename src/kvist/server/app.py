@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -62,10 +62,22 @@ ANSWERS: dict[int | str, dict[str, Any]] = {  # of what may be streamed
         "description": "The answer; a stream of events where `stream` is true",
         "content": {
             "application/json": {"schema": {"type": "object"}},
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {},  # events have no schema in OpenAPI 3.1
         },
     }
 }
+
+
+class _App(FastAPI):
+    """FastAPI, which here describes no status 422: 400 is used instead."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The description of the interface."""
+        described = super().openapi()
+        for path in described["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        return described
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -77,7 +89,7 @@ def create_app(service: Service) -> ASGIApp:
         yield
         service.worker.stop()
 
-    app = FastAPI(
+    app = _App(
         title="kvist", version=__version__, lifespan=lifespan, responses=ERRORS, docs_url=None, redoc_url=None,
         description="An LLM inference engine built around its KV cache.",
     )  # fmt: skip
@@ -91,7 +103,6 @@ def create_app(service: Service) -> ASGIApp:
         attention,
     ):  # fmt: skip
         app.include_router(module.routes(service))
-    app.openapi = _without_422(app.openapi)  # type: ignore[method-assign]
     front: ASGIApp = Front(app, service.settings)
     if service.settings.cors_origins:
         front = CORSMiddleware(front, service.settings.cors_origins, allow_methods=["*"], allow_headers=["*"])
@@ -163,16 +174,3 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     place = ".".join(str(part) for part in first["loc"][1:])
     message = f"{place}: {first['msg']}" if place else str(first["msg"])
     return response(ApiError(400, f"{message}: correct the request", place.split(".")[0] or None, "invalid_value"))
-
-
-def _without_422(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """The description of the interface, without the status that is not used here (400 is)."""
-
-    def made() -> dict[str, Any]:
-        described = openapi()
-        for path in described["paths"].values():
-            for operation in path.values():
-                operation["responses"].pop("422", None)
-        return described
-
-    return made

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
@@ -106,7 +107,7 @@ class _Comparisons:
         while any(not side.done for side in sides):
             for side in sides:
                 while not side.done:
-                    told = await call(lambda llm, side=side: side.advance())  # type: ignore[misc]
+                    told = await call(partial(_advance, side))
                     if told is not None:
                         yield [told]
                         break
@@ -132,6 +133,10 @@ class _Comparisons:
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
         return task
+
+
+def _advance(side: Side, _: LLM) -> dict[str, Any] | None:
+    return side.advance()
 
 
 def _check_length(ids: Sequence[int], max_tokens: int) -> None:

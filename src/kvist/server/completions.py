@@ -89,8 +89,9 @@ class _Completions:
             async for items in answering.items():
                 for number, item in items:
                     if isinstance(item, Ended):
-                        choices += self._choices(number, item)
-                        self._metrics[number] = item.output.metrics  # type: ignore[union-attr]  # checked by `items`
+                        assert item.output is not None  # else `items` has raised
+                        choices += self._choices(number, item.output)
+                        self._metrics[number] = item.output.metrics
         finally:
             answering.close()
         choices.sort(key=lambda choice: choice["index"])
@@ -126,11 +127,9 @@ class _Completions:
         chunk = {**self._head, "choices": [choice]}
         return [{**chunk, **usage_so_far(self._told, self._metrics.values())}]
 
-    def _choices(self, number: int, ended: Ended) -> list[Chunk]:
-        output = ended.output
+    def _choices(self, number: int, output: RequestOutput | BeamSearchOutput) -> list[Chunk]:
         if isinstance(output, BeamSearchOutput):
             return [self._beam(number, place, output) for place in range(len(output.sequences))]
-        assert isinstance(output, RequestOutput)
         return [self._choice(number, output, place) for place in range(len(output.outputs))]
 
     def _choice(self, number: int, output: RequestOutput, place: int) -> Chunk:
