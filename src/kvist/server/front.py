@@ -1,6 +1,6 @@
 """The door: who may come in, how large a request may be, what it is called, and a line of log when it leaves.
 
-Plain ASGI, so that a token on its way out passes nothing but one function.
+Plain ASGI: to the layers of the framework it adds one function that a token passes on its way out, and no task.
 """
 
 from __future__ import annotations

@@ -33,8 +33,7 @@ class Record:
     most: tokens that each of its `branches` might have become, prompt included. pages: of the group that sees most,
     those it held when it was longest, shared ones counted once; found: those of them that were cached already. held,
     own, used: bytes in all groups: of its pages, of those that were not cached already, and what tokens fill of these.
-    broke: its prompt up to the end
-    of the page that was not found.
+    broke: its prompt up to the end of the page that was not found.
     """
 
     request: str

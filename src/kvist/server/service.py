@@ -36,7 +36,7 @@ class Service:
 
     @property
     def llm(self) -> LLM:
-        """The model; ApiError 503 while it loads."""
+        """The model; UnavailableError, which clients see as 503, where it is not ready."""
         return self.worker.llm
 
     def check(self, asked: Asked) -> None:
