@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from kvist.engine.checks import salt_bytes
 from kvist.llm import LLM
@@ -27,7 +27,7 @@ from kvist.server.failures import ApiError
 from kvist.server.live_tracker import Telling, Tracker
 from kvist.server.logs import log
 from kvist.server.service import Service
-from kvist.server.stream import STALLED, ClientGoneError, encoded, unless_gone
+from kvist.server.stream import PieceStream, encoded
 from kvist.server.worker import UnavailableError
 
 EVERY = 0.1  # seconds between two tellings
@@ -44,7 +44,8 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/live/feed")
     async def feed(request: Request) -> Response:
-        return FeedStream(broadcaster, broadcaster.join(salt_bytes(service.salt(request, None))))
+        viewer = broadcaster.join(salt_bytes(service.salt(request, None)))
+        return PieceStream(viewer.pieces(), partial(broadcaster.leave, viewer))
 
     return router
 
@@ -67,6 +68,11 @@ class Viewer:
         data = b"".join(self.queue)
         self.queue.clear()
         return data or (b"" if self.ended else ALIVE)
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """What it is told, as it comes, with a sign of life where nothing does."""
+        while data := await self.take():
+            yield data
 
     def put(self, data: bytes) -> None:
         """Add a telling; one too many, and all are replaced by a snapshot the next time."""
@@ -139,32 +145,6 @@ class Broadcaster:
             if key not in written:
                 written[key] = _written(told, viewer.salt)
             viewer.put(written[key])
-
-
-class FeedStream(Response):
-    """What a viewer is told, as it comes, with a sign of life where nothing does."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, broadcaster: Broadcaster, viewer: Viewer) -> None:
-        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        del self.headers["content-length"]
-        self._broadcaster, self._viewer = broadcaster, viewer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Write it, until the viewer leaves or there is nothing more to come."""
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            with suppress(ClientGoneError, TimeoutError, OSError):  # nobody reads
-                await unless_gone(receive, self._write(send))
-        finally:
-            self._broadcaster.leave(self._viewer)
-
-    async def _write(self, send: Send) -> None:
-        while data := await self._viewer.take():
-            async with asyncio.timeout(STALLED):
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _tell(tracker: Tracker, whole: bool, _: LLM) -> tuple[Telling | None, Telling | None]:

@@ -50,41 +50,59 @@ async def unless_gone(receive: Receive, work: Awaitable[T], *ends: Awaitable[Non
         await asyncio.gather(task, *others, return_exceptions=True)
 
 
-class EventStream(Response):
-    """A stream of JSON objects, each batch of them written together. Errors on the way become an event.
+class PieceStream(Response):
+    """A stream of events, already written, each piece sent as it comes until nobody reads any more.
 
-    batches: gives lists of objects. close: called when the client has all, or has left. done: whether `[DONE]` ends it.
-    name: of an object's event, where the events have names.
+    close: called when the client has all, has left, or has taken nothing for `STALLED` seconds.
     """
 
     media_type = "text/event-stream"
+
+    def __init__(self, pieces: AsyncIterator[bytes], close: Callable[[], None]) -> None:
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._pieces, self._close = pieces, close
+        self._since: float | None = None  # when what is being sent was begun
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            with suppress(ClientGoneError, OSError):  # nobody reads
+                await unless_gone(receive, self._send(send), self._stall())
+        finally:
+            self._close()
+
+    async def _send(self, send: Send) -> None:
+        async for piece in self._pieces:
+            self._since = time.monotonic()
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            self._since = None
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _stall(self) -> None:
+        """Return once the client has taken nothing for so long. One timer a stream: one a token would cost more."""
+        while self._since is None or time.monotonic() - self._since < STALLED:
+            await asyncio.sleep(STALLED / 2)
+
+
+class EventStream(PieceStream):
+    """A stream of JSON objects, each batch of them a piece. Errors on the way become an event.
+
+    done: whether `[DONE]` ends it. name: of an object's event, where the events have names.
+    """
 
     def __init__(
         self, batches: AsyncIterator[list[dict[str, Any]]], close: Callable[[], None], *, done: bool = True,
         name: Callable[[dict[str, Any]], str] | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        del self.headers["content-length"]
-        self._batches, self._close, self._done, self._name = batches, close, done, name
-        self._since: float | None = None  # when what is being written was begun
+        super().__init__(self._written(batches), close)
+        self._done, self._name = DONE if done else b"", name
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Write it."""
+    async def _written(self, batches: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[bytes]:
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            with suppress(ClientGoneError):
-                await unless_gone(receive, self._write(send), self._stall())
-        finally:
-            self._close()
-
-    async def _write(self, send: Send) -> None:
-        try:
-            async for batch in self._batches:
-                await self._send(send, "".join(self._event(one) for one in batch).encode())
-            if self._done:
-                await self._send(send, DONE)
-        except OSError:
-            return  # nobody reads
+            async for batch in batches:
+                yield "".join(self._event(one) for one in batch).encode()
         except Exception as error:
             failure = told(error)
             log(
@@ -94,19 +112,10 @@ class EventStream(Response):
                 exc_info=error,
             )
             event = body(failure.status, failure.message, failure.param, failure.code)
-            await self._send(send, f"data: {encoded(event)}\n\n".encode() + (DONE if self._done else b""))
-        await self._send(send, b"", more=False)
+            yield f"data: {encoded(event)}\n\n".encode()
+        if self._done:
+            yield self._done
 
     def _event(self, one: dict[str, Any]) -> str:
         named = "" if self._name is None else f"event: {self._name(one)}\n"
         return f"{named}data: {encoded(one)}\n\n"
-
-    async def _send(self, send: Send, data: bytes, more: bool = True) -> None:
-        self._since = time.monotonic()
-        await send({"type": "http.response.body", "body": data, "more_body": more})
-        self._since = None
-
-    async def _stall(self) -> None:
-        """Return once the client has taken nothing for so long. One timer a stream: one a token would cost more."""
-        while self._since is None or time.monotonic() - self._since < STALLED:
-            await asyncio.sleep(STALLED / 2)
