@@ -28,6 +28,7 @@ from pathlib import Path
 from kvist import LLM, SamplingParams
 from kvist.bench.serve.answer import Answer, read
 from kvist.bench.serve.http import Client
+from kvist.cli.serve import STEP_TOKENS
 
 STREAMS, TOKENS = 16, 128
 
@@ -124,7 +125,7 @@ def main() -> None:
     found: dict[str, tuple[list[float], list[float]]] = {}
     with (
         server(given.model, arguments) as (url, ready),
-        LLM(given.model, weights=given.weights) as llm,
+        LLM(given.model, weights=given.weights, max_num_batched_tokens=STEP_TOKENS) as llm,
         asyncio.Runner() as loop,
     ):
         client = Client(url)

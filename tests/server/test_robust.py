@@ -45,6 +45,11 @@ def raw(server: Served, path: str, body: dict[str, object]) -> socket.socket:
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("tokens", [0, 1, 30])
 def test_a_client_that_vanishes_leaves_no_page_behind(served: Served, stream: bool, tokens: int) -> None:
+    """Its pages are back when the step that runs has ended.
+
+    Measured, ten tries of each case on two busy cores: 3 to 27 ms while it is answered; up to 0.64 s, the length of a
+    step of 256 tokens, while its prompt is read. The answer itself would take half a minute.
+    """
     prompt = "The wind went over the hills and the fields. " * 60  # so that it may vanish while it is read
     connection = raw(served, "/v1/completions", {**LONG, "prompt": prompt, "stream": stream})
     if tokens and stream:
@@ -54,7 +59,7 @@ def test_a_client_that_vanishes_leaves_no_page_behind(served: Served, stream: bo
     else:
         time.sleep(0.02 * tokens)
     connection.close()
-    assert served.settled(5)["pages"]["live"] == 0
+    assert served.settled(2.5)["pages"]["live"] == 0
 
 
 def test_a_request_cut_in_the_middle(served: Served) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from kvist.llm import LLM
 
 SERVER, LIMITS = "Server", "Limits"
+STEP_TOKENS = 256
+"""Tokens of a step: half of what a library's are by default, since who comes or leaves waits for the step that runs."""
 
 
 def _server(flag: str, help_: str, panel: str = SERVER) -> typer.models.OptionInfo:
@@ -60,7 +62,7 @@ def serve(
     page_size: flags.PageSize = None,
     kv_cache_memory_bytes: flags.KvCacheMemory = None,
     max_num_seqs: flags.MaxNumSeqs = None,
-    max_num_batched_tokens: flags.MaxBatchedTokens = None,
+    max_num_batched_tokens: flags.MaxBatchedTokens = STEP_TOKENS,
     enable_prefix_caching: flags.PrefixCaching = None,
     max_pinned_share: flags.MaxPinnedShare = None,
     weights: flags.Weights = None,
