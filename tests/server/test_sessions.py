@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+from tokenizers import Tokenizer, processors
 
+import serving
 from kvist import LLM, SamplingParams
 from kvist.session import Session
 from serving import Served
+from tiny import MODELS, write_folder
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0)
 FIRST = [{"role": "system", "content": "You know trees."}, {"role": "user", "content": "Name one."}]
@@ -189,3 +193,24 @@ def test_tokenize_and_back(http: httpx.Client, llm: LLM) -> None:
     for body in ({}, {"prompt": "a", "messages": FIRST}, {"messages": []}):
         assert http.post("/tokenize", json=body).status_code == 400
     assert http.post("/detokenize", json={"tokens": [10**6]}).status_code == 400
+
+
+def test_special_tokens_are_those_of_the_text_or_of_the_template(tmp_path: Path) -> None:
+    folder = write_folder(MODELS["llama"], tmp_path / "llama")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    first = ("<|start|>", tokenizer.token_to_id("<|start|>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<|start|> $A", special_tokens=[first])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with LLM(folder) as llm, serving.serving(str(folder)) as server, server.client() as http:
+        for asked in ({}, {"add_special_tokens": True}, {"add_special_tokens": False}):
+            found = http.post("/tokenize", json={"prompt": "ab", **asked}).json()["tokens"]
+            assert found == llm.tokenizer.encode("ab", asked.get("add_special_tokens", True))
+        assert llm.tokenizer.encode("ab", True) != llm.tokenizer.encode("ab", False), "else this shows nothing"
+        same = http.post("/tokenize", json={"messages": FIRST, "add_special_tokens": False, "tools": []})
+        assert same.json()["tokens"] == llm.chat_ids(FIRST)
+        for body, name in (
+            ({"messages": FIRST, "add_special_tokens": True}, "add_special_tokens"),
+            ({"prompt": "ab", "tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ):
+            refused = http.post("/tokenize", json=body)
+            assert refused.status_code == 400 and refused.json()["error"]["param"] == name

@@ -1,14 +1,15 @@
 """Requests as clients send them: OpenAI's fields, and vLLM's beyond them.
 
-Fields nobody knows are tolerated. A field that kvist knows and cannot do on this route is in `REFUSED`, with the values
-that ask for nothing, if there are any: any other gets a 400 that names it. Nothing is ignored silently, but labels that
-no answer depends on: `user`, `safety_identifier`, `metadata`, `service_tier` and `prompt_cache_key`.
+Fields nobody knows are tolerated. A field that kvist knows and cannot do is in `REFUSED`, or in `ELSEWHERE` where only
+some routes have it, with the values that ask for nothing: any other gets a 400 that names it. Nothing is ignored
+silently, but labels that no answer depends on: `user`, `safety_identifier`, `metadata`, `service_tier` and
+`prompt_cache_key`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -47,8 +48,8 @@ CHOOSING: Fields = {  # how the tokens of an answer are chosen one by one, and w
     "tools": ([],),
 }
 BEAMS: Fields = {"length_penalty": (1,), "early_stopping": (False,)}  # how beams are searched
-REFUSED: Fields = {
-    **CHOOSING,  # where a route has no such field
+ELSEWHERE: Fields = {  # of answers, but not on each of the routes that give them
+    **CHOOSING,
     **BEAMS,
     "use_beam_search": (False,),
     "n": (1,),
@@ -66,6 +67,8 @@ REFUSED: Fields = {
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True,),
     "stream_options": ({}, {"include_usage": True}, {"include_obfuscation": False}),
+}
+REFUSED: Fields = {
     "reasoning": ({},),
     "audio": (),
     "functions": (),
@@ -110,10 +113,11 @@ class Asked(BaseModel):
     """Any request body. Numbers are numbers: `"3"` is not taken for 3."""
 
     model_config = ConfigDict(extra="allow", strict=True)
+    refused: ClassVar[Fields] = REFUSED
 
     def refuse_unsupported(self) -> None:
         """Raise ApiError for a known field that cannot be honoured."""
-        name = asked_for(self.model_extra or {}, REFUSED)
+        name = asked_for(self.model_extra or {}, self.refused)
         if name is not None:
             raise ApiError(400, f"{name} is not supported here: leave it out", name, "unsupported_parameter")
 
@@ -136,7 +140,13 @@ class StreamOptions(Asked):
     continuous_usage_stats: bool = False
 
 
-class Sampling(Asked):
+class Answered(Asked):
+    """Any request that gets an answer."""
+
+    refused: ClassVar[Fields] = {**REFUSED, **ELSEWHERE}
+
+
+class Sampling(Answered):
     """How tokens are chosen, and when to stop: the fields of `SamplingParams` and OpenAI's."""
 
     model: Name | None = None
@@ -200,7 +210,7 @@ class ChatRequest(Sampling):
     session: Name | None = None
 
 
-class ResponsesRequest(Asked):
+class ResponsesRequest(Answered):
     """`POST /v1/responses`, for text: without a store, every request brings its whole input."""
 
     model: Name | None = None
@@ -216,13 +226,13 @@ class ResponsesRequest(Asked):
 
 
 class TokenizeRequest(Asked):
-    """`POST /tokenize`: a prompt, or messages."""
+    """`POST /tokenize`: a prompt, by default with special tokens, or messages, with those of the template."""
 
     model: Name | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
 

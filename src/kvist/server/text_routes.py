@@ -23,9 +23,15 @@ def routes(service: Service) -> APIRouter:
         if (asked.prompt is None) == (asked.messages is None):
             raise ApiError(400, "give one of prompt and messages", "prompt")
         if asked.prompt is None:
+            if asked.add_special_tokens:
+                wrong = "messages get the special tokens that their template writes: leave add_special_tokens out"
+                raise ApiError(400, wrong, "add_special_tokens")
             ids = await service.chat_ids(asked.messages or [], asked.tools)
         else:
-            ids = await asyncio.to_thread(llm.tokenizer.encode, asked.prompt, asked.add_special_tokens)
+            if asked.tools:
+                raise ApiError(400, "tools are for messages: leave them out", "tools")
+            special = asked.add_special_tokens is not False
+            ids = await asyncio.to_thread(llm.tokenizer.encode, asked.prompt, special)
         texts = [llm.tokenizer.token_text(token) for token in ids] if asked.return_token_strs else None
         return {
             "count": len(ids), "max_model_len": llm.engine.limits.max_model_len, "tokens": ids, "token_strs": texts,
