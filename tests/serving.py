@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,14 +50,17 @@ class Served:
 
 
 @contextmanager
-def serving(model: str, *arguments: str, key: str | None = None, env: dict[str, str] | None = None) -> Iterator[Served]:
-    """A server on a free port, ready to answer; it is stopped in the end, whatever happened."""
+def serving(
+    model: str, *arguments: str, key: str | None = None, env: dict[str, str] | None = None,
+    program: Sequence[str] = (KVIST,),
+) -> Iterator[Served]:  # fmt: skip
+    """A server on a free port, ready to answer; it is stopped in the end, whatever happened. program: runs kvist."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         keys = ["--api-key", key] if key else []
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [KVIST, "serve", str(model), "--port", "0", *keys, *arguments],
+                [*program, "serve", str(model), "--port", "0", *keys, *arguments],
                 stdout=subprocess.DEVNULL, stderr=file, stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})},
             )  # fmt: skip
         try:

@@ -19,7 +19,7 @@ class Ended:
     """The last thing that an order gets: its whole output (None where it was stopped), or what went wrong."""
 
     output: RequestOutput | BeamSearchOutput | None = None
-    error: BaseException | None = None
+    error: KvistError | None = None
 
 
 Item = tuple[int, TextChunk | Ended]
@@ -68,4 +68,4 @@ class Mailbox:
 def raise_error(ended: Ended) -> None:
     """Raise what went wrong with an order, if something did."""
     if ended.error is not None:
-        raise ended.error if isinstance(ended.error, KvistError) else RuntimeError(str(ended.error)) from ended.error
+        raise ended.error

@@ -19,7 +19,6 @@ from kvist.cache.stats import CacheCounters, CacheStats
 from kvist.engine.params import RequestMetrics, TokenOutput
 from kvist.llm import LLM
 from kvist.outputs import RequestOutput
-from kvist.server.logs import log
 from kvist.server.mailbox import Ended
 
 FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -138,10 +137,6 @@ class ServerMetrics:
             self._source.labels("computed").inc(metrics.reuse.computed)
             for tier, count in metrics.reuse.cached.items():
                 self._source.labels(tier).inc(count)
-
-    def broke(self, error: BaseException) -> None:
-        """The engine broke down (engine's thread)."""
-        log("engine broke down", level="error", error=f"{type(error).__name__}: {error}", exc_info=error)
 
     def text(self, numbers: EngineNumbers | None) -> bytes:
         """All of it, in Prometheus's text format."""

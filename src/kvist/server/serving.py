@@ -30,7 +30,11 @@ def listen(host: str, port: int) -> socket.socket:
 def serve_on(
     sock: socket.socket, load: Callable[[], LLM], settings: ServerSettings, ready: Callable[[LLM], None]
 ) -> None:
-    """Serve until a signal says otherwise. ready: called once the model is there. Raises what kept it from loading."""
+    """Serve until a signal says otherwise. ready: called once the model is there.
+
+    Raises what kept it from loading, and InternalError when the engine has broken down: requests have their answers by
+    then, and whoever supervises the process starts a new one.
+    """
     metrics = ServerMetrics()
     worker = EngineWorker(load, metrics)
     app = create_app(Service(worker, settings, metrics))
@@ -39,29 +43,30 @@ def serve_on(
         timeout_graceful_shutdown=int(settings.shutdown_timeout) or None, ws="none",
     )  # fmt: skip
     server = _Server(config, worker, settings.shutdown_timeout)
-    failed: list[BaseException] = []
 
     def loaded(_: object) -> None:
-        error = worker.loaded.exception()
-        if error is None:
+        if worker.failure is None:
             ready(worker.loaded.result())
             log("ready", model=settings.name)
-        else:
-            failed.append(error)
-            server.should_exit = True
 
     worker.loaded.add_done_callback(loaded)
     server.run([sock])
-    if failed:
-        raise failed[0] if isinstance(failed[0], KvistError) else RuntimeError(f"{failed[0]}") from failed[0]
+    if isinstance(worker.failure, KvistError):
+        raise worker.failure
+    if worker.failure is not None:
+        raise RuntimeError(f"{worker.failure}") from worker.failure
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which on its way out lets answers end and then stops those that still run."""
+    """uvicorn, which leaves when there is no engine. It lets answers end, then stops those that still run."""
 
     def __init__(self, config: uvicorn.Config, worker: EngineWorker, patience: float) -> None:
         super().__init__(config)
         self._worker, self._patience = worker, patience
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to leave; asked ten times a second."""
+        return await super().on_tick(counter) or self._worker.failure is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """No new connections, then the last answers, then the engine."""

@@ -27,6 +27,7 @@ from kvist.errors import InternalError, KvistError
 from kvist.fold import Fold, beams
 from kvist.llm import LLM
 from kvist.server.history import RequestHistory
+from kvist.server.logs import log
 from kvist.server.mailbox import Ended, Mailbox
 from kvist.server.metrics import ServerMetrics
 
@@ -69,7 +70,7 @@ class EngineWorker:
         self.metrics, self.history = metrics, RequestHistory()
         self.leaving = False  # the server stops: whoever streams something without end ends it
         self.loaded: Future[LLM] = Future()
-        self.failure: BaseException | None = None
+        self.failure: BaseException | None = None  # why there is no engine, or no more
         self.taken = 0  # orders that clients wait for, as `Answering` counts them in the event loop
         self._load = load
         self._commands: deque[Callable[[], None]] = deque()
@@ -82,7 +83,7 @@ class EngineWorker:
     @property
     def ready(self) -> bool:
         """Whether requests are taken."""
-        return self.loaded.done() and self.loaded.exception() is None and not self._stopping and self.failure is None
+        return self.loaded.done() and not self._stopping and self.failure is None
 
     @property
     def llm(self) -> LLM:
@@ -94,10 +95,10 @@ class EngineWorker:
         """Raise UnavailableError where nothing would be run."""
         if not self.loaded.done():
             raise UnavailableError("the model is loading: try again in a moment")
-        if self._stopping or self.failure is not None:
-            raise UnavailableError(
-                "the server is shutting down" if self._stopping else f"the engine has stopped ({self.failure})"
-            )
+        if self.failure is not None:
+            raise UnavailableError("there is no engine, and the server is shutting down: its log says why")
+        if self._stopping:
+            raise UnavailableError("the server is shutting down")
 
     @property
     def orders(self) -> int:
@@ -152,6 +153,7 @@ class EngineWorker:
         try:
             llm = self._load()
         except BaseException as error:
+            self.failure = error
             self.loaded.set_exception(error)
             return
         self.metrics.watch(llm)
@@ -159,10 +161,11 @@ class EngineWorker:
         try:
             while not self._stopping:
                 self._work(llm)
-        except BaseException as error:  # a defect: whoever waits is told, and /health says so from now on
-            self.failure = error
-            self._end_all(InternalError(f"the engine broke down ({type(error).__name__}: {error})"))
-            self.metrics.broke(error)
+        except BaseException as error:  # a defect: whoever waits is told, /health says so, and the server leaves
+            log("engine broke down", level="error", error=f"{type(error).__name__}: {error}", exc_info=error)
+            self.failure = InternalError(f"the engine broke down ({type(error).__name__}): the log says more")
+            self.failure.__cause__ = error
+            self._end_all(self.failure)
         finally:
             while self._commands:  # whoever asks now is told that nobody runs it
                 self._commands.popleft()()
