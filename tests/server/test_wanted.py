@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import openai
 import pytest
-
-import serving
 
 pytestmark = pytest.mark.model
 
@@ -118,40 +114,6 @@ def test_json_mode_choices_and_expressions(client: openai.OpenAI) -> None:
 def test_what_is_no_form(client: openai.OpenAI, fields: dict[str, object]) -> None:
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(model="smollm2", messages=MESSAGES, extra_body=fields)
-
-
-TEMPLATE = """{%- if tools %}<|im_start|>system
-You may call functions within <tools></tools>:
-<tools>{% for tool in tools %}
-{{ tool | tojson }}{% endfor %}
-</tools>
-For each call return JSON within <tool_call></tool_call>:
-<tool_call>
-{"name": <name>, "arguments": <arguments>}
-</tool_call><|im_end|>
-{% endif %}{% for message in messages %}<|im_start|>{{ message.role }}
-{% if message.content %}{{ message.content }}{% endif %}{% for call in message.tool_calls or [] %}
-<tool_call>
-{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
-</tool_call>{% endfor %}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
-
-
-@pytest.fixture(scope="module")
-def tool_client(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    """The default model under a template that takes tools."""
-    with (
-        serving.serving("smollm2", "--chat-template", str(_template(tmp_path_factory))) as server,
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made,
-    ):
-        yield made
-
-
-def _template(factory: pytest.TempPathFactory) -> Path:
-    path = factory.mktemp("template") / "tools.jinja"
-    path.write_text(TEMPLATE)
-    return path
 
 
 def test_a_tool_that_must_be_called_is_called(tool_client: openai.OpenAI) -> None:

@@ -20,7 +20,7 @@ from kvist.server.schema import ChatRequest
 from kvist.server.service import Service, plain_message, tenant_of
 from kvist.server.sessions import Kept
 from kvist.server.stream import EventStream, unless_gone
-from kvist.server.wanted import ToolUse, structured, tool_use
+from kvist.server.wanted import ToolUse, from_fields, from_response_format, the_one, tool_use
 from kvist.server.worker import Order
 
 
@@ -29,9 +29,13 @@ async def chat(service: Service, request: Request, asked: ChatRequest) -> Respon
     _check(service, asked)
     most = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     rated = (asked.top_logprobs or 0) if asked.logprobs else None
-    use = tool_use(service.llm.tokenizer, asked)
-    parsed = use is not None and use.made is not None
-    wish = Wish(most, logprobs=rated, structured=structured(asked, use), special_tokens=parsed)
+    use = tool_use(service.llm.tokenizer, asked.tools, asked.tool_choice, asked.parallel_tool_calls)
+    form = the_one({
+        "tool_choice": None if use is None else use.grammar,
+        "response_format": from_response_format(asked.response_format),
+        "structured_outputs": from_fields(asked.structured_outputs),
+    })  # fmt: skip
+    wish = Wish(most, logprobs=rated, structured=form, special_tokens=use is not None and use.made is not None)
     params = parameters(asked, wish, service.settings)
     kept = None
     if asked.session is not None:

@@ -11,9 +11,9 @@ from kvist.engine.params import RequestMetrics
 from kvist.outputs import Logprob, TextChunk
 from kvist.server.reports import extension, usage, usage_so_far
 from kvist.server.schema import StreamOptions
-from kvist.server.wanted import ToolUse
+from kvist.server.wanted import Reader, ToolUse
 from kvist.text.tokenizer import Tokenizer
-from kvist.text.tool_calls import ToolCallParser
+from kvist.text.tool_calls import ToolCall
 
 Chunk = dict[str, Any]
 
@@ -38,10 +38,7 @@ class ChatChunks:
         self._tokenizer, self._token_ids = tokenizer, token_ids
         self._told = told or StreamOptions()
         self._n = self._open = n
-        self._tools = tools
-        self._parsers = [
-            None if tools is None or tools.made is None else ToolCallParser(tools.made, tools.names) for _ in range(n)
-        ]
+        self._readers = [Reader(tools) for _ in range(n)]
         self._called = [False] * n
 
     def first(self) -> list[Chunk]:
@@ -64,12 +61,12 @@ class ChatChunks:
 
     def _of(self, item: TextChunk) -> list[Chunk]:
         made: list[Chunk] = []
-        text, calls = self._parse(item)
+        text, calls = self._readers[item.index].feed(item)
         logprobs = None if item.logprobs is None else {"content": [self._logprob(item.logprobs)], "refusal": None}
         delta: Chunk = {"content": text} if text or logprobs is not None else {}
         if calls:
             self._called[item.index] = True
-            delta["tool_calls"] = calls
+            delta["tool_calls"] = [self._call(call) for call in calls]
         reason: str | None = item.finish_reason
         if reason == "stop" and self._called[item.index]:
             reason = "tool_calls"
@@ -82,25 +79,9 @@ class ChatChunks:
             made.append(chunk)
         return made
 
-    def _parse(self, item: TextChunk) -> tuple[str, list[Chunk]]:
-        """What of a text is content, and the calls in it."""
-        parser = self._parsers[item.index]
-        if parser is None or self._tools is None:
-            return item.text, []
-        text, calls = parser.feed(item.text)
-        if item.finish_reason is not None:
-            rest, late = parser.end()
-            text, calls = text + rest, [*calls, *late]
-        return text, [
-            {
-                "index": call.index,
-                "id": new_id("call"),
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for call in calls
-            if not (self._tools.single and call.index)
-        ]
+    def _call(self, call: ToolCall) -> Chunk:
+        function = {"name": call.name, "arguments": call.arguments}
+        return {"index": call.index, "id": new_id("call"), "type": "function", "function": function}
 
     def _chunk(
         self, index: int, delta: Chunk, logprobs: Chunk | None, reason: str | None, item: TextChunk | None = None

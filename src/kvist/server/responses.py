@@ -1,45 +1,73 @@
-"""`POST /v1/responses`: OpenAI's newer interface, for text. Nothing is stored: a request brings its whole input."""
+"""`POST /v1/responses`: OpenAI's newer interface, for text and functions. Nothing is stored: requests bring all input.
+
+::
+
+    input items ── conversation ──► messages ──► tokens ──► chunks ──► ResponseEvents ──► output items
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from kvist.engine.params import BeamSearchParams, RequestMetrics
-from kvist.outputs import TextChunk
+from kvist.engine.params import BeamSearchParams
 from kvist.server.answering import Answering
 from kvist.server.chunks import new_id
 from kvist.server.failures import ApiError
-from kvist.server.reports import extension
+from kvist.server.response_events import ResponseEvents
 from kvist.server.sampling import Wish, parameters
 from kvist.server.schema import Message, ResponsesRequest, Sampling
 from kvist.server.service import Service
 from kvist.server.stream import EventStream, unless_gone
-from kvist.server.wanted import from_response_format
+from kvist.server.wanted import from_response_format, the_one, tool_use
 from kvist.server.worker import Order
 from kvist.structured import StructuredOutputs
+from kvist.text.tools import Tool
 
-PLAIN = {"format": {"type": "text"}}
 TEXTS = ("input_text", "output_text", "text")
 
 
 async def responses(service: Service, request: Request, asked: ResponsesRequest) -> Response:
     """Answer, streaming or not."""
     service.check(asked)
-    sampled = Sampling(temperature=asked.temperature, top_p=asked.top_p)
-    params = parameters(sampled, Wish(asked.max_output_tokens, structured=_form(asked)), service.settings)
+    use = tool_use(service.llm.tokenizer, _tools(asked), _choice(asked), asked.parallel_tool_calls)
+    form = the_one({"tool_choice": None if use is None else use.grammar, "text": _form(asked)})
+    wish = Wish(asked.max_output_tokens, structured=form, special_tokens=use is not None and use.made is not None)
+    params = parameters(Sampling(temperature=asked.temperature, top_p=asked.top_p), wish, service.settings)
     assert not isinstance(params, BeamSearchParams)
-    ids, guide = await service.chat_ids(_messages(asked)), await service.guide(params)
-    order = Order(new_id("resp"), ids, params, None, service.salt(request, asked.cache_salt), asked.priority, guide)
+    ids = await service.chat_ids(conversation(asked.instructions, asked.input), None if use is None else use.tools)
+    guide, salt = await service.guide(params), service.salt(request, asked.cache_salt)
+    order = Order(new_id("resp"), ids, params, None, salt, asked.priority, guide)
     answering = await Answering.begin(service.worker, [order], service.settings, eager=bool(asked.stream))
-    made = _Response(order.request_id, service.settings.name, asked)
+    made = ResponseEvents(order.request_id, service.settings.name, asked, use)
     if asked.stream:
         return EventStream(made.stream(answering), answering.close, done=False, name=lambda event: str(event["type"]))
     return await unless_gone(request.receive, made.whole(answering))
+
+
+def _tools(asked: ResponsesRequest) -> list[Tool]:
+    """The functions as chat completions have them: what stands beside the type is in an object of its own."""
+    for tool in asked.tools or ():
+        if tool.get("type") != "function" or not isinstance(tool.get("name"), str):
+            wrong = 'each of the tools must be {"type": "function", "name": ..., "parameters": ...}: no others are here'
+            raise ApiError(400, wrong, "tools")
+    return [
+        {"type": "function", "function": {name: tool[name] for name in tool if name != "type"}}
+        for tool in asked.tools or ()
+    ]
+
+
+def _choice(asked: ResponsesRequest) -> dict[str, Any] | str | None:
+    choice = asked.tool_choice
+    if not isinstance(choice, dict):
+        return choice
+    if choice.get("type") != "function":
+        wrong = 'tool_choice is "none", "auto", "required" or {"type": "function", "name": ...}'
+        raise ApiError(400, wrong, "tool_choice")
+    return {"type": "function", "function": {"name": choice.get("name")}}
 
 
 def _form(asked: ResponsesRequest) -> StructuredOutputs | None:
@@ -54,111 +82,46 @@ def _form(asked: ResponsesRequest) -> StructuredOutputs | None:
     return from_response_format(form)
 
 
-def _messages(asked: ResponsesRequest) -> list[Message]:
-    """The input as a conversation."""
-    given = asked.input
-    items: list[dict[str, Any]] = [{"role": "user", "content": given}] if isinstance(given, str) else given
-    found = [Message(role="system", content=asked.instructions)] if asked.instructions else []
+def conversation(instructions: str | None, given: str | Sequence[dict[str, Any]]) -> list[Message]:
+    """The input as messages of a chat. Calls belong to what the assistant said before them; outputs follow by their id.
+
+    ApiError for an item that is none of these, and for the output of a call that is not there.
+    """
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    found: list[dict[str, Any]] = [{"role": "system", "content": instructions}] if instructions else []
+    calls: list[str] = []
     for item in items:
-        kind, role, content = item.get("type", "message"), item.get("role"), item.get("content")
-        if kind != "message" or not isinstance(role, str) or not isinstance(content, str | list):
-            raise ApiError(
-                400, f"input has an item that is no message ({str(kind)[:40]}): give role and content", "input"
-            )
-        if isinstance(content, list):
-            content = "".join(_part(part) for part in content)
-        found.append(Message(role="system" if role == "developer" else role, content=content))
-    return found
+        kind, role, name = item.get("type", "message"), item.get("role"), item.get("call_id")
+        if kind == "function_call":
+            if not found or found[-1]["role"] != "assistant":
+                found.append({"role": "assistant", "content": None})
+            found[-1].setdefault("tool_calls", []).append(_call(item))
+            calls.append(item["call_id"])
+        elif kind == "function_call_output":
+            if name not in calls:
+                raise ApiError(400, f"input has the output of a call that is not before it ({name!r:.80})", "input")
+            found.append({"role": "tool", "content": _text(item.get("output")), "tool_call_id": name})
+        elif kind == "message" and isinstance(role, str) and 0 < len(role) <= 64:
+            found.append({"role": "system" if role == "developer" else role, "content": _text(item.get("content"))})
+        else:
+            known = "a message with role and content, a function_call or its function_call_output"
+            raise ApiError(400, f"input has an item of type {str(kind)[:40]}: give {known}", "input")
+    return [Message.model_validate(message) for message in found]
 
 
-def _part(part: Any) -> str:
-    if not isinstance(part, dict) or part.get("type") not in TEXTS or not isinstance(part.get("text"), str):
+def _call(item: dict[str, Any]) -> dict[str, Any]:
+    """A call as messages have it."""
+    name, call_id, arguments = (item.get(field) for field in ("name", "call_id", "arguments"))
+    if not (isinstance(name, str) and isinstance(call_id, str) and isinstance(arguments, str)):
+        raise ApiError(400, "input has a function_call without call_id, name and arguments, each a text", "input")
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _text(content: object) -> str:
+    """A text, or the texts of parts."""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not all(
+        isinstance(part, dict) and part.get("type") in TEXTS and isinstance(part.get("text"), str) for part in parts
+    ):
         raise ApiError(400, "input has content that is no text: this model reads text only", "input")
-    return str(part["text"])
-
-
-class _Response:
-    """One response as events, and the object that they build up."""
-
-    def __init__(self, name: str, model: str, asked: ResponsesRequest) -> None:
-        self._name, self._model, self._asked = name, model, asked
-        self._created, self._message = int(time.time()), new_id("msg")
-        self._number = 0
-        self._text = ""
-        self._reason: str | None = None
-        self._metrics: RequestMetrics | None = None
-
-    async def stream(self, answering: Answering) -> AsyncIterator[list[dict[str, Any]]]:
-        """The events, a batch at a time, in OpenAI's order."""
-        place = {"item_id": self._message, "output_index": 0, "content_index": 0}
-        yield [
-            self._event("response.created", response=self._object("in_progress")),
-            self._event("response.in_progress", response=self._object("in_progress")),
-            self._event("response.output_item.added", output_index=0, item=self._item("in_progress", [])),
-            self._event("response.content_part.added", **place, part=self._content("")),
-        ]
-        async for items in answering.items():
-            came = [item for _, item in items if isinstance(item, TextChunk)]
-            deltas = [text for item in came if (text := self._take(item))]
-            if deltas:
-                yield [self._event("response.output_text.delta", **place, delta=text, logprobs=[]) for text in deltas]
-        status = self._status()
-        yield [
-            self._event("response.output_text.done", **place, text=self._text, logprobs=[]),
-            self._event("response.content_part.done", **place, part=self._content(self._text)),
-            self._event(
-                "response.output_item.done", output_index=0, item=self._item(status, [self._content(self._text)])
-            ),
-            self._event(f"response.{status}", response=self._object(status)),
-        ]
-
-    async def whole(self, answering: Answering) -> JSONResponse:
-        """The object, once all has come."""
-        try:
-            async for items in answering.items():
-                for _, item in items:
-                    if isinstance(item, TextChunk):
-                        self._take(item)
-        finally:
-            answering.close()
-        return JSONResponse(self._object(self._status()))
-
-    def _take(self, item: TextChunk) -> str:
-        self._text += item.text
-        self._metrics, self._reason = item.metrics, item.finish_reason
-        return item.text
-
-    def _status(self) -> str:
-        return "incomplete" if self._reason == "length" else "completed"
-
-    def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
-        self._number += 1
-        return {"type": kind, "sequence_number": self._number - 1, **fields}
-
-    def _content(self, text: str) -> dict[str, Any]:
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-    def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self._message, "type": "message", "role": "assistant", "status": status, "content": content}
-
-    def _object(self, status: str) -> dict[str, Any]:
-        m, over = self._metrics, status != "in_progress"
-        usage = None
-        if over and m is not None:
-            usage = {
-                "input_tokens": m.prompt_tokens,
-                "input_tokens_details": {"cached_tokens": m.cached_tokens, "cache_write_tokens": 0},
-                "output_tokens": m.generated_tokens,
-                "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": m.prompt_tokens + m.generated_tokens,
-            }
-        return {
-            "id": self._name, "object": "response", "created_at": self._created, "status": status, "error": None,
-            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-            "instructions": self._asked.instructions, "max_output_tokens": self._asked.max_output_tokens,
-            "model": self._model, "output": [self._item(status, [self._content(self._text)])] if over else [],
-            "parallel_tool_calls": True, "previous_response_id": None, "store": False,
-            "temperature": self._asked.temperature, "top_p": self._asked.top_p, "text": self._asked.text or PLAIN,
-            "tool_choice": "auto", "tools": [], "truncation": "disabled", "metadata": {}, "usage": usage,
-            **({"kvist": extension([m])} if over and m is not None else {}),
-        }  # fmt: skip
+    return "".join(part["text"] for part in parts)

@@ -221,6 +221,9 @@ class ResponsesRequest(Answered):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     stream: bool | None = None
     text: dict[str, Any] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     cache_salt: Salt | None = None
 
