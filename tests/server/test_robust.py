@@ -47,7 +47,7 @@ def raw(server: Served, path: str, body: dict[str, object]) -> socket.socket:
 def test_a_client_that_vanishes_leaves_no_page_behind(served: Served, stream: bool, tokens: int) -> None:
     """Its pages are back when the step that runs has ended.
 
-    Measured, ten tries of each case on two busy cores: 3 to 27 ms while it is answered; up to 0.64 s, the length of a
+    Measured, ten tries of each case on two busy cores: 10 to 27 ms while it is answered; up to 0.64 s, the length of a
     step of 256 tokens, while its prompt is read. The answer itself would take half a minute.
     """
     prompt = "The wind went over the hills and the fields. " * 60  # so that it may vanish while it is read
