@@ -16,7 +16,6 @@ from kvist.kernels.program import (
     Attend,
     Backend,
     BatchMetadata,
-    Bound,
     Buffer,
     Executable,
     Floats,
@@ -25,6 +24,7 @@ from kvist.kernels.program import (
     Rotary,
     RotaryStore,
     SequenceRows,
+    Sketch,
 )
 from ops import fill, numbers, tiny_pool
 
@@ -118,12 +118,12 @@ def build(
         fill(k, numbers(2, total, k.width, scale=1.5)),
         fill(v, numbers(3, total, v.width)),
         RotaryStore(q, k, v, layer, turn),
-        *([Bound(layer)] if choice else []),
+        *([Sketch(layer)] if choice else []),
         Attend(q, out, layer, shape.dims**-0.5, window, softcap, sinks, first, back if first else None, None, choice),
     )
     program = Program(ops, len(ops), heads, shape.kv_heads, shape.dims, layers, shape.width)
     each = -(-length // page_size)
-    pool = tiny_pool(page_size, shape.kv_heads, shape.dims, kv, each * sequences + 3, layers, bounds=choice is not None)
+    pool = tiny_pool(page_size, shape.kv_heads, shape.dims, kv, each * sequences + 3, layers, sketch=choice is not None)
     if fill_byte:
         pool.data[:] = fill_byte
     ids = np.random.RandomState(9).permutation(pool.num_pages).astype(np.int32)

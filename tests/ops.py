@@ -44,9 +44,9 @@ def tiny_pool(
     kv: str = "f32",
     pages: int = 1,
     layers: int = 1,
-    bounds: bool = False,
+    sketch: bool = False,
 ) -> PagePool:
-    return PagePool(PageLayout((LayerSpec(kv_heads, dims, bounds=bounds),) * layers, page_size, codec(kv)), pages)
+    return PagePool(PageLayout((LayerSpec(kv_heads, dims, sketch=sketch),) * layers, page_size, codec(kv)), pages)
 
 
 def row_batch(tokens: Sequence[int] | npt.NDArray[np.int32], sampled: Sequence[int] | None = None) -> BatchMetadata:

@@ -117,7 +117,7 @@ def test_hits_forks_and_threads_have_the_bits_of_a_miss(make_engine: MakeEngine,
     assert run(make_engine(enable_prefix_caching=False), ids)[0] == expected
     longer = [*ids[:150], *prompt(80, 5)]
     fresh, _ = run(make_engine(), longer)
-    assert run(engine, longer) == (fresh, 150), "a page is copied and filled again, with bounds of its own"
+    assert run(engine, longer) == (fresh, 150), "a page is copied and filled again, with a sketch of its own"
     engine.manager.check_integrity()
 
 
@@ -164,9 +164,11 @@ def test_pages_of_another_policy_are_not_found(make_engine: MakeEngine) -> None:
     assert make_engine(rule="topk:.3000").manager.root(b"") in roots
 
 
-def test_bounds_are_counted(make_engine: MakeEngine) -> None:
+def test_sketches_are_counted(make_engine: MakeEngine) -> None:
     full, chosen = (make_engine(rule=rule).manager.groups[0].layout for rule in ("full", RULE))
-    assert chosen.page_bytes - full.page_bytes == 2 * 2 * 2 * 16 * 4, "layers, KV heads, both bounds, dims, float32"
+    assert chosen.page_bytes - full.page_bytes == 2 * 2 * (64 + 32 + 16 * 16 // 8 + 32), (
+        "layers, KV heads: mean, step, signs, lengths"
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ K is dim-major: the 16 slots are the 16 lanes of a SIMD register, so the scores 
 V is slot-major: a position's weight multiplies whole vectors of dims. A larger page is a run of such blocks, which is
 why its size changes no arithmetic. Every block starts on a multiple of 32 bytes, of floats on one of 64.
 
-Behind the heads of a layer whose tokens choose what they read (see `policy.topk`) lie each KV head's *bounds*, the
-smallest and the largest number of every dim of K in the page, in the type of the page, so exactly::
+Behind the heads of a layer whose tokens choose what they read (see `policy.topk`) lies a sketch of each KV head's keys
+(see `cache.sketch`)::
 
-    layer   | KV head 0 | KV head 1 | ... | bounds of head 0 | ... |         bounds [smallest, largest][dim]
-            0                             bounds_offset(layer)
+    layer   | KV head 0 | KV head 1 | ... | sketch of head 0 | sketch of head 1 | ... |
+            0                             sketch_offset(layer)
 
 A layer's K and V may each be packed instead (see `codec.packed`): a block then holds codes and scales, and some codecs
 have a header in front of a head's blocks. Packed pages are read by later tokens only; their exact numbers are in the
@@ -40,6 +40,7 @@ from functools import cached_property
 from itertools import accumulate
 
 from kvist.cache.codec.base import AnyCodec, Codec, Packed
+from kvist.cache.sketch import sketch_bytes
 from kvist.errors import UsageError
 
 BLOCK = 16
@@ -54,14 +55,14 @@ class LayerSpec:
     """What one layer keeps of a position: K and V of `kv_heads` heads of `head_dim` numbers.
 
     `head_dim` is the stored one, a multiple of 16: the loader pads a model's heads with zeros, which change no score.
-    k, v: codecs of its own (None: the layout's). bounds: whether what its keys lie between is kept of each page.
+    k, v: codecs of its own (None: the layout's). sketch: whether its pages hold sketches of their keys.
     """
 
     kv_heads: int
     head_dim: int
     k: AnyCodec | None = None
     v: AnyCodec | None = None
-    bounds: bool = False
+    sketch: bool = False
 
     def __post_init__(self) -> None:
         if self.kv_heads < 1:
@@ -135,15 +136,15 @@ class PageLayout:
     def layer_bytes(self, layer: int) -> int:
         """Size of one layer's part of a page."""
         spec = self.layers[layer]
-        return spec.kv_heads * (self.head_bytes(layer) + self.bounds_bytes(layer)) if spec else 0
+        return spec.kv_heads * (self.head_bytes(layer) + self.sketch_bytes(layer)) if spec else 0
 
-    def bounds_bytes(self, layer: int) -> int:
-        """Size of what one head's keys in a page lie between; 0 where that is not kept."""
+    def sketch_bytes(self, layer: int) -> int:
+        """Size of the sketch of one head in a page; 0 where there is none."""
         spec = self.spec(layer)
-        return 2 * spec.head_dim * self.codec.itemsize if spec.bounds else 0
+        return sketch_bytes(spec.head_dim, self.page_size) if spec.sketch else 0
 
-    def bounds_offset(self, layer: int) -> int:
-        """Where the bounds of a layer's heads begin, from its own beginning."""
+    def sketch_offset(self, layer: int) -> int:
+        """Where the sketches of a layer's heads begin, from its own beginning."""
         return self.spec(layer).kv_heads * self.head_bytes(layer)
 
     def layer_offset(self, layer: int) -> int:
@@ -154,7 +155,7 @@ class PageLayout:
     def page_bytes(self) -> int:
         """Size of a page, without any padding.
 
-        Of floats: 2 x (sum over layers of kv_heads x head_dim) x page_size x itemsize, and the bounds.
+        Of floats: 2 x (sum over layers of kv_heads x head_dim) x page_size x itemsize, and the sketches.
         """
         return self._offsets[-1]
 
@@ -195,4 +196,4 @@ def _bytes(codec: AnyCodec, dims: int, *, keys: bool) -> int:
 
 def _name(spec: LayerSpec) -> str:
     codecs = "".join(f"{side}{codec.name}" for side, codec in (("k", spec.k), ("v", spec.v)) if codec)
-    return f"{spec.kv_heads}x{spec.head_dim}{codecs}{'bounds' if spec.bounds else ''}"
+    return f"{spec.kv_heads}x{spec.head_dim}{codecs}{'sketch' if spec.sketch else ''}"

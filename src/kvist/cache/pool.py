@@ -90,11 +90,11 @@ class PagePool:
                 stored = codec.encode(np.ascontiguousarray(shaped.transpose(0, 2, 1) if keys else shaped))
                 part[...] = stored.reshape(len(blocks), -1).view(np.uint8)
 
-    def bounds(self, page: int, layer: int, head: int) -> NDArray[Any]:
-        """View what one KV head's keys lie between, as they are stored: [smallest, largest][head_dim]."""
-        layout, size = self.layout, self.layout.bounds_bytes(layer)
-        start = layout.layer_offset(layer) + layout.bounds_offset(layer) + head * size
-        return self.data[page, start : start + size].view(layout.codec.dtype).reshape(2, -1)
+    def sketch(self, page: int, layer: int, head: int) -> NDArray[np.uint8]:
+        """View the sketch of one KV head (see `cache.sketch`)."""
+        layout, size = self.layout, self.layout.sketch_bytes(layer)
+        start = layout.layer_offset(layer) + layout.sketch_offset(layer) + head * size
+        return self.data[page, start : start + size]
 
     def close(self) -> None:
         """Give the memory back, as soon as no array of another owner looks into it. Closing twice does nothing."""

@@ -114,8 +114,8 @@ class Seal:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Bound:
-    """Keep what a layer's keys lie between, in each page that this step has filled: each dim's smallest and largest."""
+class Sketch:
+    """Keep a sketch of a layer's keys (see `cache.sketch`) in each page that this step has filled."""
 
     layer: int
 
@@ -133,8 +133,8 @@ class Attend:
     Of a packed layer a row reads its own page and page 0 exactly, others as they were packed. mix: as it was stored.
 
     choice: a row reads so many of the pages up to its own: the first, its own, the one before, and for each KV head
-    of the highest score by their bounds: the sum over its query heads and dims of q (low + high) / 2 + |q| (high - low)
-    / 4; of equals the earlier, and what is no number counts for nothing. It goes with neither windows nor packed pages.
+    those that weigh most to its query heads by their sketches (see `cache.sketch`); of equals the earlier. It goes with
+    neither windows nor packed pages.
     """
 
     q: Buffer
@@ -227,7 +227,7 @@ class Experts:
     clamp: float | None = None
 
 
-Op = Embed | Norm | Matmul | RotaryStore | Seal | Bound | Attend | Gate | Cap | Experts | Observe | Copy
+Op = Embed | Norm | Matmul | RotaryStore | Seal | Sketch | Attend | Gate | Cap | Experts | Observe | Copy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -246,7 +246,7 @@ class Program:
     def logits(self) -> Buffer:
         """The buffer the last operation writes."""
         last = self.ops[-1]
-        assert not isinstance(last, RotaryStore | Seal | Bound | Observe | Copy)
+        assert not isinstance(last, RotaryStore | Seal | Sketch | Observe | Copy)
         return last.out
 
 

@@ -19,7 +19,6 @@ from kvist.kernels.program import (
     Activation,
     Attend,
     BatchMetadata,
-    Bound,
     Cap,
     Copy,
     Embed,
@@ -33,10 +32,11 @@ from kvist.kernels.program import (
     Program,
     RotaryStore,
     Seal,
+    Sketch,
     Weight,
     WeightType,
 )
-from kvist.kernels.reference_choice import keep_bounds
+from kvist.kernels.reference_choice import keep_sketches
 from kvist.kernels.reference_choosing import ReferenceChooser
 from kvist.kernels.reference_pages import ReferencePages
 
@@ -101,8 +101,8 @@ class ReferenceExecutable:
                     self._pages.rotary_store(op, buffers, batch)
                 case Seal():
                     self._pages.seal(op.layer, batch)
-                case Bound():
-                    keep_bounds(self._pools, op.layer, batch)
+                case Sketch():
+                    keep_sketches(self._pools, op.layer, batch)
                 case Attend():
                     q = buffers[op.q.name]
                     buffers[op.out.name] = np.concatenate(

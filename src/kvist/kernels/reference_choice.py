@@ -1,4 +1,4 @@
-"""Which pages a token chooses to read, in plain NumPy: the definition (after Quest, Tang et al. 2024)."""
+"""Which pages a token chooses to read, in plain NumPy: the definition."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from kvist.cache.policy.base import ALWAYS, Choice
+from kvist.cache.policy.base import ALWAYS
 from kvist.cache.pool import PagePool, floats_of
-from kvist.kernels.program import BatchMetadata
+from kvist.cache.sketch import page_weights, sketch
+from kvist.kernels.program import Attend, BatchMetadata
 
 Array = npt.NDArray[np.float64]
 
 
-def keep_bounds(pools: Sequence[PagePool], layer: int, batch: BatchMetadata) -> None:
-    """Keep the smallest and the largest number of each dim of the keys in the pages that a step has filled."""
+def keep_sketches(pools: Sequence[PagePool], layer: int, batch: BatchMetadata) -> None:
+    """Sketch the keys in the pages that a step has filled."""
     group, pool = floats_of(pools, layer)
     for page in batch.full_pages[group]:
         for head in range(pool.layout.spec(layer).kv_heads):
             k, _ = pool.read(int(page), layer, head)
-            pool.bounds(int(page), layer, head)[:] = pool.layout.codec.encode(np.stack([k.min(0), k.max(0)]))
+            pool.sketch(int(page), layer, head)[:] = sketch(k)
 
 
 def best_pages(
-    choice: Choice, queries: Array, pool: PagePool, layer: int, head: int, pages: npt.NDArray[np.int32]
+    op: Attend, queries: Array, pool: PagePool, head: int, pages: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.intp]:
     """Indices of the pages that a token reads of one KV head, of `pages`, those up to its own.
 
-    queries: of the query heads that share it, (heads, head size). A query's score of a page is q (low + high) / 2 +
-    |q| (high - low) / 4 (see `policy.topk`); four times those of all heads is what the bounds are multiplied with here.
+    queries: of the query heads that share it, (heads, head size).
     """
-    own = len(pages) - 1
-    kept = [pool.layout.codec.decode(pool.bounds(int(page), layer, head)) for page in pages[1 : own - 1]]
-    both, size = 2 * queries.sum(0), np.abs(queries).sum(0)
-    found = (np.array(kept, np.float64).reshape(-1, 2, queries.shape[1]) * [both - size, both + size]).sum((1, 2))
-    scores = np.where(np.isnan(found), -np.inf, found)
-    best = np.argsort(-scores, kind="stable")[: max(0, choice.count(own + 1) - ALWAYS)]
+    assert op.choice is not None
+    own, most = len(pages) - 1, op.choice.count(len(pages))
+    weights = np.empty(0)
+    if own > ALWAYS - 1:
+        sketches = np.stack([pool.sketch(int(page), op.layer, head) for page in pages[1 : own - 1]])
+        weights = page_weights(queries.astype(np.float32), sketches, op.scale)
+    best = np.argsort(-weights, kind="stable")[: max(0, most - ALWAYS)]
     return np.unique([0, *(1 + best), max(0, own - 1), own])

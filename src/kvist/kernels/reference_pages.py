@@ -74,7 +74,7 @@ class ReferencePages:
                 if op.choice is not None:
                     (place, pool), heads = self._pools_of(op.layer)[0], slice(kv_head * group, (kv_head + 1) * group)
                     table = sequence.pages[place][: pages[-1] + 1]
-                    chosen = best_pages(op.choice, rows[r, heads], pool, op.layer, kv_head, table)
+                    chosen = best_pages(op, rows[r, heads], pool, kv_head, table)
                     seen = seen[np.isin(pages, chosen)]
                 own = (pages == 0) | (pages == (end - 1) // page_size)
                 K, V = (np.where(own[:, None], a[:end], b[:end]) for a, b in zip(exact, sealed, strict=True))

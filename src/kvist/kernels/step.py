@@ -31,8 +31,8 @@ class BatchMetadata:
     Int32 arrays: one entry a row, but `sampled_rows`: the rows whose logits are asked for. positions: what a row's
     angles or learned positions go by; slots: where in its sequence's pages K and V go. row_pages: (groups, rows), the
     page of the slot.
-    full_pages: (groups, n), pages that this step fills: what packed layers seal, and whose bounds are kept. Not of page
-    0 of a sequence, which is never read as it was packed and always by who chooses.
+    full_pages: (groups, n), pages that this step fills: what packed layers seal, and what is sketched. Not page 0 of a
+    sequence, which is never read as it was packed and always by who chooses.
     """
 
     tokens: npt.NDArray[np.int32]

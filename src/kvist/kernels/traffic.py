@@ -15,7 +15,6 @@ from kvist.cache.policy.base import ALWAYS, Choice
 from kvist.kernels.program import (
     Attend,
     BatchMetadata,
-    Bound,
     Buffer,
     Cap,
     Copy,
@@ -29,6 +28,7 @@ from kvist.kernels.program import (
     Program,
     RotaryStore,
     Seal,
+    Sketch,
 )
 
 ACTIVATION_OPS = {"silu": 4, "gelu_tanh": 9, "gelu": 5}
@@ -116,7 +116,7 @@ class StepSize:
         return positions, seen
 
     def chosen(self, choice: Choice, page_size: int) -> tuple[int, int, int]:
-        """positions and seen where rows choose pages, and the pages whose bounds they look at.
+        """positions and seen where rows choose pages, and the pages whose sketches they look at.
 
         Rows of one sequence may choose the same: the pages of its newest row count.
         """
@@ -153,7 +153,7 @@ def traffic_of(ops: Sequence[Op], size: StepSize, program: Program, layouts: Seq
 
 def rows_of(op: Op, size: StepSize) -> int:
     """Rows an op computes in a step."""
-    sampled = not isinstance(op, RotaryStore | Seal | Bound | Observe | Copy) and op.out.sampled
+    sampled = not isinstance(op, RotaryStore | Seal | Sketch | Observe | Copy) and op.out.sampled
     return size.sampled if sampled else size.rows
 
 
@@ -168,7 +168,7 @@ def buffers_of(op: Op) -> tuple[list[Buffer], list[Buffer]]:
             return [op.x] + ([op.residual] if op.residual else []), [op.out]
         case RotaryStore():
             return [op.q, op.k, op.v], [op.q, op.k] if op.rotary else []
-        case Seal() | Bound():
+        case Seal() | Sketch():
             return [], []
         case Attend():
             return [op.q], [op.out]
@@ -206,7 +206,7 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layouts: S
                 weights=rows * 2 * half * 4, pages_written=rows * _slot_bytes(layouts, op.layer, packed=False),
                 operations=rows * heads * half * 6,
             )  # fmt: skip
-        case Bound():  # once a page, not once a step
+        case Sketch():  # once a page, not once a step
             return Traffic()
         case Attend():
             return _attention_traffic(op, size, program, layouts)
@@ -231,28 +231,28 @@ def _own_traffic(op: Op, rows: int, size: StepSize, program: Program, layouts: S
 
 
 def _attention_traffic(op: Attend, size: StepSize, program: Program, layouts: Sequence[PageLayout]) -> Traffic:
-    """K and V that are seen, and the bounds of the pages that are chosen from."""
+    """K and V that are seen, and the sketches of the pages that are chosen from."""
     each = 4 * program.head_dim + (3 if op.softcap else 0)
     if op.choice is None:
         positions, seen = size.within(op.window, op.first)
-        bounds = looked = 0
+        sketches = looked = 0
     else:
         positions, seen, looked = size.chosen(op.choice, layouts[0].page_size)
-        bounds = sum(_bounds_bytes(layout, op.layer) for layout in layouts)
+        sketches = sum(_sketch_bytes(layout, op.layer) for layout in layouts)
     return Traffic(
-        pages_read=positions * _slot_bytes(layouts, op.layer, packed=True) + looked * bounds,
-        operations=program.num_heads * (seen * each + looked * 4 * program.head_dim),
+        pages_read=positions * _slot_bytes(layouts, op.layer, packed=True) + looked * sketches,
+        operations=program.num_heads * (seen * each + looked * 2 * (layouts[0].page_size + 1) * program.head_dim),
     )
 
 
-def _bounds_bytes(layout: PageLayout, layer: int) -> int:
-    """Bounds of one page in one layer."""
+def _sketch_bytes(layout: PageLayout, layer: int) -> int:
+    """Sketches of one page in one layer."""
     spec = layout.layers[layer]
-    return spec.kv_heads * layout.bounds_bytes(layer) if spec else 0
+    return spec.kv_heads * layout.sketch_bytes(layer) if spec else 0
 
 
 def _slot_bytes(layouts: Sequence[PageLayout], layer: int, *, packed: bool) -> int:
     """K and V of one position in one layer; of a packed layer as it is packed, or as floats."""
     held = [layout for layout in layouts if layout.layers[layer] is not None]
     chosen = [layout for layout in held if layout.spec(layer).packed == packed] or held
-    return sum((layout.layer_bytes(layer) - _bounds_bytes(layout, layer)) // layout.page_size for layout in chosen)
+    return sum((layout.layer_bytes(layer) - _sketch_bytes(layout, layer)) // layout.page_size for layout in chosen)

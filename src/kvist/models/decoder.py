@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from kvist.cache.policy import Choice, Span
 from kvist.kernels.program import (
     Attend,
-    Bound,
     Buffer,
     Cap,
     Embed,
@@ -23,6 +22,7 @@ from kvist.kernels.program import (
     Rotary,
     RotaryStore,
     Seal,
+    Sketch,
     Weight,
 )
 from kvist.models.config import ModelConfig, padded
@@ -117,7 +117,7 @@ class _Writer:
         ops += [
             RotaryStore(q, k, v, layer, self._local if local else self._rotary, self._packed.get(layer)),
             *([Seal(layer)] if layer in self._packed else []),
-            *([Bound(layer)] if self._choices[layer] else []),
+            *([Sketch(layer)] if self._choices[layer] else []),
             Attend(
                 q,
                 a,

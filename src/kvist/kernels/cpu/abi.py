@@ -17,7 +17,7 @@ PLAN, EMBED, RMS_NORM, LAYER_NORM, MATMUL, ROTARY_STORE, ATTEND, MERGE, GATE, LI
 CHOOSE, PLACE, GATHER, EXPERTS, COMBINE = range(12, 17)  # of a mixture of experts
 COPY, NORMALISE, OBSERVE = range(17, 20)  # what a policy wants to see of a step
 SEAL = 26
-BOUND, BEST = 27, 28  # of tokens that choose the pages they read
+SKETCH, BEST = 27, 28  # of tokens that choose the pages they read
 READ, FMA_PEAK, CONVERT, FIND_NONFINITE = range(20, 24)
 DRAW, RATE = range(24, 26)  # tokens from rows of logits; log-probabilities
 

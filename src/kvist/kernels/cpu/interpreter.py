@@ -45,7 +45,7 @@ def pieces_of(code: int, ctx: int, op: int) -> int:
         return slot(ctx, abi.MERGES + arg(op, 20)) * slot(ctx, abi.KV_HEADS)
     if code == abi.BEST:
         return slot(ctx, abi.ROWS) * slot(ctx, abi.KV_HEADS)
-    if code == abi.SEAL or code == abi.BOUND:
+    if code == abi.SEAL or code == abi.SKETCH:
         return slot(ctx, abi.FULL) * slot(ctx, abi.KV_HEADS)
     if code == abi.PLAN or code == abi.PLACE:
         return 1

@@ -15,14 +15,13 @@ import numpy.typing as npt
 
 from kvist.cache.pool import PagePool
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.lower_choice import Tables, bound_row, plan_rows
+from kvist.kernels.cpu.lower_choice import Tables, plan_rows, sketch_row
 from kvist.kernels.cpu.lower_experts import ExpertMemory, lower_experts
 from kvist.kernels.cpu.lower_pages import PagedRows
 from kvist.kernels.cpu.profile import Origins
 from kvist.kernels.cpu.row import Row, bits
 from kvist.kernels.program import (
     Attend,
-    Bound,
     Buffer,
     Cap,
     Copy,
@@ -37,6 +36,7 @@ from kvist.kernels.program import (
     Program,
     RotaryStore,
     Seal,
+    Sketch,
     Weight,
 )
 from kvist.kernels.traffic import buffers_of
@@ -120,8 +120,8 @@ class Lowering:
                 return [self._paged.rotary_store(op)]
             case Seal():
                 return [self._paged.seal(op)]
-            case Bound():
-                return [bound_row(op, self.program, self.pools)]
+            case Sketch():
+                return [sketch_row(op, self.program, self.pools, self._address)]
             case Attend():
                 return self._paged.attend(op)
             case Gate():

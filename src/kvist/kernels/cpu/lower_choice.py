@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kvist.cache.codec.packed import signs
 from kvist.cache.policy import Choice
 from kvist.cache.pool import PagePool, floats_of
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.row import Row
-from kvist.kernels.program import Attend, Bound, Limits, Op, Program
+from kvist.kernels.cpu.row import Row, bits
+from kvist.kernels.program import Attend, Limits, Op, Program, Sketch
 
 Tables = npt.NDArray[np.int32]
 """The pages that each row reads, of each KV head: [row][KV head][most]."""
@@ -46,27 +48,29 @@ def plan_rows(ops: Sequence[Op], tables: Tables) -> list[Row]:
     return rows
 
 
-def bound_row(op: Bound, program: Program, pools: Sequence[PagePool]) -> Row:
-    """Keeping the bounds of full pages."""
+def sketch_row(op: Sketch, program: Program, pools: Sequence[PagePool], address: Callable[[Any], int]) -> Row:
+    """Sketching full pages. address: of an array, which is kept."""
     group, pool = floats_of(pools, op.layer)
     layout, name = pool.layout, f"pages {op.layer}"
     start = pool.address + layout.layer_offset(op.layer)
     arguments = [
-        start, layout.page_bytes, group, program.num_kv_heads, program.head_dim, layout.bounds_offset(op.layer)
+        start, layout.page_bytes, group, program.num_kv_heads, program.head_dim, layout.sketch_offset(op.layer),
+        address(signs(program.head_dim)),
     ]  # fmt: skip
-    return Row(abi.BOUND, arguments, {name}, {name}, f"best_{layout.codec.name}")
+    return Row(abi.SKETCH, arguments, {name}, {name}, f"best_{layout.codec.name}")
 
 
 def best_row(
-    op: Attend, choice: Choice, q: tuple[int, int], program: Program, pools: Sequence[PagePool], tables: Tables
-) -> Row:
+    op: Attend, choice: Choice, q: tuple[int, int], program: Program, pools: Sequence[PagePool], tables: Tables,
+    address: Callable[[Any], int],
+) -> Row:  # fmt: skip
     """Choosing, before the attention that reads what was chosen. q: its address and stride."""
     group, pool = floats_of(pools, op.layer)
     layout = pool.layout
-    bounds = pool.address + layout.layer_offset(op.layer) + layout.bounds_offset(op.layer)
+    sketches = pool.address + layout.layer_offset(op.layer) + layout.sketch_offset(op.layer)
     arguments = [
-        *q, program.head_dim, bounds, layout.page_bytes, group, choice.share, choice.least, tables.ctypes.data,
-        tables.shape[2],
+        *q, program.head_dim, sketches, layout.page_bytes, group, choice.share, choice.least, tables.ctypes.data,
+        tables.shape[2], address(signs(program.head_dim)), bits(op.scale),
     ]  # fmt: skip
     reads = {op.q.name, f"pages {op.layer}"}
     return Row(abi.BEST, arguments, reads, {"chosen pages"}, f"best_{layout.codec.name}")

@@ -75,7 +75,10 @@ class PagedRows:
         if op.choice is not None:
             assert op.window is None and sealed is None
             q = self.at(op.q), self.stride(op.q)
-            items, best = "chosen items", [best_row(op, op.choice, q, self.program, self.pools, self.chosen)]
+            items, best = (
+                "chosen items",
+                [best_row(op, op.choice, q, self.program, self.pools, self.chosen, self.address)],
+            )
         read, written = {op.q.name, f"pages {op.layer}", items, "chosen pages"}, {op.out.name, "partials"}
         return [
             *best,

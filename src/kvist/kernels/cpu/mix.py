@@ -32,11 +32,10 @@ def mix_lanes(typingctx: Any, a: Any) -> Any:
 
 
 @jit
-def transform(x: int, dims: int) -> None:
-    """Walsh-Hadamard over `dims` numbers, a power of two from 16 on, times 1 / sqrt(dims)."""
-    scale = splat(1.0 / dims**0.5)
+def transform(x: int, dims: int, factor: float) -> None:
+    """Walsh-Hadamard over `dims` numbers, a power of two from 16 on, times the factor."""
     for d in range(0, dims, 16):
-        store_f32(x + d * 4, mul(mix_lanes(load_f32(x + d * 4)), scale))
+        store_f32(x + d * 4, mul(mix_lanes(load_f32(x + d * 4)), splat(factor)))
     step = 16
     while step < dims:
         for base in range(0, dims, 2 * step):
@@ -52,12 +51,12 @@ def mix(x: int, signs: int, dims: int) -> None:
     """x becomes H (signs * x) / sqrt(dims)."""
     for d in range(0, dims, 16):
         store_f32(x + d * 4, mul(load_f32(x + d * 4), load_f32(signs + d * 4)))
-    transform(x, dims)
+    transform(x, dims, 1.0 / dims**0.5)
 
 
 @jit
 def unmix(x: int, signs: int, dims: int) -> None:
     """Undo `mix`."""
-    transform(x, dims)
+    transform(x, dims, 1.0 / dims**0.5)
     for d in range(0, dims, 16):
         store_f32(x + d * 4, mul(load_f32(x + d * 4), load_f32(signs + d * 4)))

@@ -17,7 +17,6 @@ from kvist.kernels.cpu import abi
 from kvist.kernels.program import (
     Attend,
     BatchMetadata,
-    Bound,
     Cap,
     Copy,
     Embed,
@@ -30,6 +29,7 @@ from kvist.kernels.program import (
     Program,
     RotaryStore,
     Seal,
+    Sketch,
     Weight,
 )
 from kvist.kernels.traffic import StepSize, Traffic, traffic_of
@@ -43,7 +43,7 @@ KINDS = {
     abi.LIKELIEST: "likeliest", abi.CAP: "cap", abi.CHOOSE: "choose",
     abi.PLACE: "place", abi.GATHER: "gather", abi.EXPERTS: "experts", abi.COMBINE: "combine", abi.COPY: "copy",
     abi.NORMALISE: "normalise", abi.OBSERVE: "observe",
-    abi.SEAL: "seal", abi.BOUND: "bound", abi.BEST: "best pages",
+    abi.SEAL: "seal", abi.SKETCH: "sketch", abi.BEST: "best pages",
 }  # fmt: skip
 
 
@@ -121,5 +121,5 @@ def _name(op: Op, role: Callable[[Weight], str | None]) -> str:
             return op.kind
         case Gate():
             return op.activation
-        case RotaryStore() | Seal() | Bound() | Attend() | Cap() | Experts() | Observe() | Copy():
+        case RotaryStore() | Seal() | Sketch() | Attend() | Cap() | Experts() | Observe() | Copy():
             return ""

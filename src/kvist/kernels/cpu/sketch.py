@@ -1,0 +1,177 @@
+"""Sketching the keys of pages that a step has filled, as `cache.sketch` defines it.
+
+One piece is one KV head of one page. K's vectors are dims and their lanes are slots, so sixteen keys are turned at
+once, whole vectors meeting each other.
+
+Scratch of a thread, float32: a block's keys [dims][16], the mean [dims].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from kvist.cache.sketch import CHUNK, LARGEST, LONGEST, STEP_BYTES
+from kvist.kernels.cpu import abi
+from kvist.kernels.cpu.math import jit
+from kvist.kernels.cpu.mix import transform
+from kvist.kernels.cpu.packed_lanes import V16B, words
+from kvist.kernels.cpu.scalar import arg, get_f32, get_i32, put_f32, put_i64, slot
+from kvist.kernels.cpu.vector import (
+    I32,
+    I64,
+    V16F,
+    V16I,
+    absolute,
+    add,
+    div,
+    f32x16,
+    maximum,
+    minimum,
+    mul,
+    pointer,
+    reduce_add,
+    reduce_max,
+    round_even,
+    splat,
+    sub,
+    where_less,
+)
+from kvist.kernels.cpu.vector_memory import ITEMSIZE, load, load_f32, store, store_f32
+
+SMALLEST, INFINITY = 1e-30, float("inf")
+
+
+@intrinsic
+def quad_bits(typingctx: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Bit 4 lane + i of a word: whether that lane of the i-th vector is at least 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        zero = ir.Constant(V16F, [0.0] * 16)
+        marks = [builder.fcmp_ordered(">=", vector, zero) for vector in args]
+        pairs = [_side_by_side(builder, marks[i], marks[i + 1], 16) for i in (0, 2)]
+        every = _side_by_side(builder, pairs[0], pairs[1], 32)
+        lanes = ir.Constant(ir.VectorType(I32, 64), [16 * (bit % 4) + bit // 4 for bit in range(64)])
+        return builder.bitcast(builder.shuffle_vector(every, every, lanes), I64)
+
+    return types.int64(*[f32x16] * 4), codegen
+
+
+@intrinsic
+def put_codes(typingctx: Any, address: Any, codes: Any) -> Any:
+    """Sixteen whole numbers from -128 to 127, and 128, as bytes."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        whole = builder.add(builder.fptosi(args[1], V16I), words(128))
+        builder.store(builder.trunc(whole, V16B), pointer(builder, args[0], V16B), align=1)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, f32x16), codegen
+
+
+def _side_by_side(builder: Any, a: Any, b: Any, lanes: int) -> Any:
+    order = ir.Constant(ir.VectorType(I32, 2 * lanes), list(range(2 * lanes)))
+    return builder.shuffle_vector(a, b, order)
+
+
+@jit
+def kept_bytes(dims: int) -> int:
+    """Size of a sketch's mean and step."""
+    return (dims + CHUNK - 1) // CHUNK * CHUNK + STEP_BYTES
+
+
+@jit
+def turn(x: int, signs: int, dims: int) -> None:
+    """A head's numbers in place, as `cache.sketch.turned` has it."""
+    width = dims & -dims
+    for d in range(0, dims, 16):
+        store_f32(x + d * 4, mul(load_f32(x + d * 4), load_f32(signs + d * 4)))
+    for first in range(0, dims, width):
+        transform(x + first * 4, width, 1.0)
+
+
+@jit
+def turn_slots(x: int, signs: int, dims: int) -> None:
+    """Sixteen keys in place, dims being vectors."""
+    for d in range(dims):
+        store_f32(x + d * 64, mul(load_f32(x + d * 64), splat(get_f32(signs + d * 4))))
+    step, width = 1, dims & -dims
+    while step < width:
+        for base in range(0, dims, 2 * step):
+            for d in range(base, base + step):
+                a, b = load_f32(x + d * 64), load_f32(x + (d + step) * 64)
+                store_f32(x + d * 64, add(a, b))
+                store_f32(x + (d + step) * 64, sub(a, b))
+        step *= 2
+
+
+@jit
+def round_bytes(x: int, dims: int) -> float:
+    """Round numbers in place to whole ones from -127 to 127; the step between them, 0 where all became 0."""
+    top = total = splat(0.0)
+    for d in range(0, dims, 16):
+        size = absolute(load_f32(x + d * 4))
+        top, total = maximum(size, top), add(total, size)
+    largest = reduce_max(top)
+    fits = largest > SMALLEST and reduce_add(total) < INFINITY  # not where there is no number
+    inverse = splat(LARGEST / largest if fits else 0.0)
+    for d in range(0, dims, 16):
+        code = round_even(mul(load_f32(x + d * 4), inverse))
+        store_f32(x + d * 4, code if fits else splat(0.0))
+    return largest / LARGEST if fits else 0.0
+
+
+def make_sketch(dtype: str) -> Any:
+    """One KV head of a page that this step has filled.
+
+    Arguments: where the layer lies in page 0, bytes of a page, the layer's group, KV heads, head size, where sketches
+    begin in the layer, signs.
+    """
+    get, put_half, itemsize = load[dtype], store["f16"], ITEMSIZE[dtype]
+
+    @jit
+    def sketch_block(keys: int, x: int, mean: int, step: float, signs: int, dims: int, out: int) -> None:
+        for d in range(dims):
+            store_f32(x + d * 64, get(keys + d * 16 * itemsize))
+        turn_slots(x, signs, dims)
+        squares = sizes = splat(0.0)
+        for d in range(dims):
+            away = sub(load_f32(x + d * 64), mul(splat(get_f32(mean + d * 4)), splat(step)))
+            squares, sizes = add(squares, mul(away, away)), add(sizes, absolute(away))
+            store_f32(x + d * 64, away)
+        for d in range(0, dims, 4):
+            a, b = load_f32(x + d * 64), load_f32(x + (d + 1) * 64)
+            put_i64(out + d * 2, quad_bits(a, b, load_f32(x + (d + 2) * 64), load_f32(x + (d + 3) * 64)))
+        length = minimum(div(squares, sizes), splat(LONGEST))
+        put_half(out + dims * 2, where_less(splat(0.0), sizes, length, splat(0.0)))
+
+    @jit
+    def sketch(ctx: int, op: int, piece: int, tid: int) -> None:
+        kv_heads, dims, page_size = arg(op, 3), arg(op, 4), slot(ctx, abi.PAGE_SIZE)
+        number, head, signs = piece // kv_heads, piece % kv_heads, arg(op, 6)
+        page = get_i32(slot(ctx, abi.FULL_PAGES) + (arg(op, 2) * slot(ctx, abi.FULL) + number) * 4)
+        layer, apart = arg(op, 0) + page * arg(op, 1), 2 * 16 * dims * itemsize
+        keys = layer + head * (page_size // 16) * apart
+        top, size = kept_bytes(dims), dims * 2 + 32
+        out = layer + arg(op, 5) + head * (top + page_size // 16 * size)
+        x = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
+        mean = x + dims * 64
+        for d in range(dims):
+            total = get(keys + d * 16 * itemsize)
+            for b in range(1, page_size // 16):
+                total = add(total, get(keys + b * apart + d * 16 * itemsize))
+            put_f32(mean + d * 4, reduce_add(total) * (1.0 / page_size))
+        turn(mean, signs, dims)
+        step = round_bytes(mean, dims)
+        for i in range(0, top, 8):
+            put_i64(out + i, 0)
+        for d in range(0, dims, 16):
+            put_codes(out + d, load_f32(mean + d * 4))
+        put_f32(out + top - STEP_BYTES, step)
+        for b in range(page_size // 16):
+            sketch_block(keys + b * apart, x, mean, step, signs, dims, out + top + b * size)
+
+    return sketch
