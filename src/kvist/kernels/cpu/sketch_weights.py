@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 from kvist.cache.sketch import CHUNK, HIGHEST, STEEPEST, STEP_BYTES
 from kvist.kernels.cpu.attention_tile import begin_loop, end_loop
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.packed_lanes import V16B, emit_dot, emit_splat_at, emit_splat_word
+from kvist.kernels.cpu.packed_lanes import V16B, emit_dot, emit_splat_at, emit_splat_word, words
 from kvist.kernels.cpu.scalar import get_f32, get_i32, prefetch, put_f32, put_i32
 from kvist.kernels.cpu.sketch import round_bytes, turn
 from kvist.kernels.cpu.tile import fold_eight
@@ -125,8 +125,8 @@ def make_slots(rows: int) -> Any:
             tails = [builder.add(own, codes) for own in owns]
             begun = [emit_splat_word(builder, tail, I64(MINUS)) for tail in tails]
             before, loop, after, cell = begin_loop(builder)
-            sums = [builder.phi(V16I) for _ in owns]
-            new, at = list[Any](sums), builder.mul(cell, I64(16))
+            sums = [[builder.phi(V16I), builder.phi(V16I)] for _ in owns]  # two chains: one would be waited for
+            new, at = [list[Any](pair) for pair in sums], builder.mul(cell, I64(16))
             for i in range(4):
                 place = pointer(builder, block, I64, builder.add(builder.mul(at, I64(2)), I64(8 * i)))
                 marks = builder.bitcast(builder.load(place, align=8), ir.VectorType(ir.IntType(1), 64))
@@ -134,15 +134,17 @@ def make_slots(rows: int) -> Any:
                 quads = builder.bitcast(builder.select(marks, two, none), V16I)
                 for r, own in enumerate(owns):
                     factors = emit_splat_word(builder, own, builder.add(at, I64(4 * i)))
-                    new[r] = emit_dot(builder, new[r], quads, factors)
-            for total, start, made in zip(sums, begun, new, strict=True):
-                total.add_incoming(start, before)
-                total.add_incoming(made, builder.block)
+                    new[r][i % 2] = emit_dot(builder, new[r][i % 2], quads, factors)
+            for pair, start, made in zip(sums, begun, new, strict=True):
+                for total, first, following in zip(pair, (start, words(0)), made, strict=True):
+                    total.add_incoming(first, before)
+                    total.add_incoming(following, builder.block)
             end_loop(builder, before, loop, after, cell, builder.lshr(dims, I64(4)))
             length = emit_load(builder, builder.add(block, builder.mul(dims, I64(2))), "f16")
             low, high, bias = (_floats((127 + by) * ONE) for by in (-STEEPEST, STEEPEST, 0))
             others = builder.icmp_signed("!=", more, I64(0))
-            for r, (tail, total) in enumerate(zip(tails, new, strict=True)):
+            for r, (tail, made) in enumerate(zip(tails, new, strict=True)):
+                total = builder.add(made[0], made[1])
                 steep = builder.fmul(length, emit_splat_at(builder, tail, STEEP))
                 power = emit_fma(builder, builder.sitofp(total, V16F), steep, bias)
                 power = builder.select(builder.fcmp_ordered(">", power, low), power, low)
