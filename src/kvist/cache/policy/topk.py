@@ -1,13 +1,16 @@
-"""The pages that matter most to a token (after Quest, Tang et al. 2024): it saves reading, not memory.
+"""The pages that matter most to a token: it saves reading, not memory.
 
 ``topk:0.25``: of the pages up to its own a token reads a quarter, in each layer and KV head those it chooses;
 ``topk:64p``: 64 pages, however many there are; ``topk:0.25+64p``: a quarter, but at least 64, for a quarter of a short
-text is little. When a page is full, the smallest and the largest number of each dim of its keys are kept, m and M. A
-key in their middle scores sum_i q_i (m_i + M_i) / 2 with a query, and none more than sum_i |q_i| (M_i - m_i) / 2 above
-that. Few keys come near this bound, since they would have to be the best in every dim: a page's score is the middle and
-half of the way to the bound, summed over the query heads that share a KV head. (Quest takes the bound, and the largest
-of the heads.) The pages of the highest score are read, the earlier one of equals. Page 0 (the sinks), the token's own
-page and the one before are always read, and in the first two layers, where attention is spread widely, all pages.
+text is little. When a page is full, a sketch of its keys is kept, about two bits a number (see `cache.sketch`): their
+mean, and a sign for each dim of what they are away from it. From it a query guesses what attention each page would get,
+and those with the largest sum over the query heads that share a KV head are read, the earlier one of equals. Page 0 (the
+sinks), the token's own page and the one before are always read, and in the first two layers, where attention is spread
+widely, all pages.
+
+Quest (Tang et al. 2024) keeps the smallest and the largest number of each dim instead, as many bytes. But no key is
+near all of its page's bounds, and many a page seems to matter that does not. Sketches come close to the choice by true
+attention, and bounds do not (measured on SmolLM2-135M).
 
 What a token reads depends on the tokens before it and its position alone, so hit = miss and batch = alone as ever.
 """
