@@ -4,9 +4,9 @@
 ``topk:64p``: 64 pages, however many there are; ``topk:0.25+64p``: a quarter, but at least 64, for a quarter of a short
 text is little. When a page is full, a sketch of its keys is kept, about two bits a number (see `cache.sketch`): their
 mean, and a sign for each dim of what they are away from it. From it a query guesses what attention each page would get,
-and those with the largest sum over the query heads that share a KV head are read, the earlier one of equals. Page 0 (the
-sinks), the token's own page and the one before are always read, and in the first two layers, where attention is spread
-widely, all pages.
+and those with the largest sum over the query heads that share a KV head are read, the earlier one of equals. Page 0
+(the sinks), the token's own page and the one before are always read, and in the first two layers, where attention is
+spread widely, all pages.
 
 Quest (Tang et al. 2024) keeps the smallest and the largest number of each dim instead, as many bytes. But no key is
 near all of its page's bounds, and many a page seems to matter that does not. Sketches come close to the choice by true
