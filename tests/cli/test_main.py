@@ -137,13 +137,13 @@ def test_debug_shows_the_traceback():
     ],
 )
 def test_sizes(text, size):
-    assert memory_bytes(text) == size
+    assert memory_bytes(text, "kv_cache_memory_bytes") == size
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "1e9", "4 Gib ytes", "0x10", "1" * 100, "inf"])
 def test_sizes_that_are_none(text):
     with pytest.raises(UsageError, match="512MiB"):
-        memory_bytes(text)
+        memory_bytes(text, "kv_cache_memory_bytes")
 
 
 def test_only_given_flags_become_options():

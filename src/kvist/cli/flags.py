@@ -103,7 +103,9 @@ def engine_options(
         "kv_cache_skip_layers": None if kv_cache_skip_layers is None else layer_numbers(kv_cache_skip_layers),
         "policy": policy,
         "page_size": page_size,
-        "kv_cache_memory_bytes": None if kv_cache_memory_bytes is None else memory_bytes(kv_cache_memory_bytes),
+        "kv_cache_memory_bytes": None
+        if kv_cache_memory_bytes is None
+        else memory_bytes(kv_cache_memory_bytes, "kv_cache_memory_bytes"),
         "max_num_seqs": max_num_seqs,
         "max_num_batched_tokens": max_num_batched_tokens,
         "enable_prefix_caching": enable_prefix_caching,
@@ -131,11 +133,14 @@ _UNITS = {
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE | re.ASCII)
 
 
-def memory_bytes(text: str) -> int:
-    """Bytes of a size as people write it: 4GiB, 512 MiB, 1.5GB, 1048576. Raises UsageError for anything else."""
+def memory_bytes(text: str, name: str) -> int:
+    """Bytes of a size as people write it: 4GiB, 512 MiB, 1.5GB, 1048576. Raises UsageError for anything else.
+
+    name: what the error calls it.
+    """
     match = _SIZE.fullmatch(text.strip())
     if match is None or len(text) > 32:
-        raise UsageError(f"kv_cache_memory_bytes {text[:32]!r} is no size: give bytes, 512MiB or 4GiB")
+        raise UsageError(f"{name} {text[:32]!r} is no size: give bytes, 512MiB or 4GiB")
     return int(float(match[1]) * _UNITS[(match[2] or "").lower()]) if match[2] else int(float(match[1]))
 
 
@@ -171,7 +176,7 @@ def layer_numbers(text: str) -> tuple[int, ...]:
 
 _SPELLED = re.compile(
     r"(?<![\w/.\"-])(max_model_len|kv_cache_dtype|kv_cache_skip_layers|page_size|kv_cache_memory_bytes|max_num_seqs|"
-    r"max_num_batched_tokens|enable_prefix_caching|max_pinned_share|cache_salt|speculative_config|max_tokens|min_tokens|"
+    r"max_num_batched_tokens|max_body_bytes|enable_prefix_caching|max_pinned_share|cache_salt|speculative_config|max_tokens|min_tokens|"
     r"top_k|top_p|min_p|typical_p|repetition_penalty|presence_penalty|frequency_penalty|ignore_eos)(?![\w/.])"
 )
 

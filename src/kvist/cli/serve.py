@@ -81,8 +81,8 @@ def serve(
     keys = read_keys(api_key or [], api_key_file)
     settings = ServerSettings(
         served_model_name or model, keys, max_n=max_n, max_beam_width=max_beam_width, max_stops=max_stops,
-        max_prompts=max_prompts, max_sessions=max_sessions, max_body_bytes=flags.memory_bytes(max_body_bytes),
-        max_queue=max_queue, request_timeout=request_timeout, shutdown_timeout=shutdown_timeout,
+        max_prompts=max_prompts, max_sessions=max_sessions, max_queue=max_queue, request_timeout=request_timeout,
+        max_body_bytes=flags.memory_bytes(max_body_bytes, "max_body_bytes"), shutdown_timeout=shutdown_timeout,
         cors_origins=tuple(allowed_origins or ()),
     )  # fmt: skip
     _run(model, options, chat_template, settings, host, port, log_level)
