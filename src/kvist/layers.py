@@ -57,7 +57,7 @@ def layer_specs(model: ModelConfig, config: EngineConfig, floats: Codec) -> tupl
 def layer_choices(model: ModelConfig, config: EngineConfig) -> list[Choice | None]:
     """How many pages a token chooses to read in each layer."""
     rule = policy(config.policy)
-    return [rule.choice(layer) for layer in range(model.num_layers)]
+    return [rule.choice(layer, config.page_size) for layer in range(model.num_layers)]
 
 
 def layer_spans(model: ModelConfig, config: EngineConfig) -> list[Span]:

@@ -24,7 +24,7 @@ from kvist.kernels.reference import ReferenceBackend
 from kvist.models.load import Model, load_model
 
 MakeEngine = Callable[..., Engine]
-RULE = "topk:0.3"
+RULE = "topk:0.3+3p"
 LENGTH = 230
 
 
@@ -97,7 +97,7 @@ def test_chunks_of_any_size_have_the_bits_of_one(make_engine: MakeEngine, page_s
         assert forced(make_engine(page_size=page_size), ids, chunk).tobytes() == whole.tobytes()
 
 
-@pytest.mark.parametrize("rule", ["topk:1", "topk:15p"])
+@pytest.mark.parametrize("rule", ["topk:1", "topk:15p", "topk:0.3"])
 def test_all_pages_have_the_bits_of_full(make_engine: MakeEngine, rule: str) -> None:
     ids = prompt(LENGTH)
     for chunk in (1, LENGTH):
@@ -159,9 +159,9 @@ def test_what_pages_held_before_is_never_chosen_by(make_engine: MakeEngine) -> N
 
 
 def test_pages_of_another_policy_are_not_found(make_engine: MakeEngine) -> None:
-    roots = {make_engine(rule=rule).manager.root(b"") for rule in ("full", "topk:0.3", "topk:0.31", "topk:5p")}
+    roots = {make_engine(rule=rule).manager.root(b"") for rule in ("full", RULE, "topk:0.31+3p", "topk:5p")}
     assert len(roots) == 4
-    assert make_engine(rule="topk:.3000").manager.root(b"") in roots
+    assert make_engine(rule="topk:.3000+3p").manager.root(b"") in roots
 
 
 def test_sketches_are_counted(make_engine: MakeEngine) -> None:
@@ -175,10 +175,12 @@ def test_sketches_are_counted(make_engine: MakeEngine) -> None:
     ("share", "pages", "read"),
     [
         ("0.25", 1, 1),
-        ("0.25", 3, 3),
-        ("0.25", 4, 3),
-        ("0.25", 13, 4),
+        ("0.25+3p", 3, 3),
+        ("0.25+3p", 4, 3),
+        ("0.25+3p", 13, 4),
         ("0.25", 500, 125),
+        ("0.25", 200, 64),
+        ("0.25", 50, 50),
         ("1", 500, 500),
         ("64p", 500, 64),
         ("0.25+64p", 500, 125),
@@ -188,10 +190,15 @@ def test_sketches_are_counted(make_engine: MakeEngine) -> None:
 )
 def test_how_many_pages_are_read(share: str, pages: int, read: int) -> None:
     rule = policy(f"topk:{share}")
-    assert rule.choice(0) is rule.choice(1) is None, "the first two layers read all"
-    choice = rule.choice(2)
+    assert rule.choice(0, 16) is rule.choice(1, 16) is None, "the first two layers read all"
+    choice = rule.choice(2, 16)
     assert isinstance(choice, Choice)
     assert choice.count(pages) == read
+
+
+def test_the_least_is_counted_in_positions() -> None:
+    least = {size: policy("topk:0.1").choice(2, size) for size in (16, 32, 128)}
+    assert least == {16: Choice(1000, 64), 32: Choice(1000, 32), 128: Choice(1000, 8)}
 
 
 @pytest.mark.parametrize(
@@ -218,7 +225,7 @@ def test_what_cannot_be_meant(rule: str, message: str) -> None:
         ("1.0", "1"),
         ("0.0001", "0.0001"),
         ("064p", "64p"),
-        (".25+3p", "0.25"),
+        (".25+3p", "0.25+3p"),
         (".25+20p", "0.25+20p"),
     ],
 )

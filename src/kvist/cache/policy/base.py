@@ -62,8 +62,8 @@ class Policy(ABC):
         """What a token sees in a layer whose own window, as the model has it, is `window`."""
         return Span(window)
 
-    def choice(self, layer: int) -> Choice | None:
-        """How many pages a token chooses to read in a layer; None: all it sees."""
+    def choice(self, layer: int, page_size: int) -> Choice | None:
+        """How many pages of a size a token chooses to read in a layer; None: all it sees."""
         return None
 
     def takes(self, page_size: int) -> bool:

@@ -1,9 +1,11 @@
 """The pages that matter most to a token: it saves reading, not memory.
 
-``topk:0.25``: of the pages up to its own a token reads a quarter, in each layer and KV head those it chooses;
-``topk:64p``: 64 pages, however many there are; ``topk:0.25+64p``: a quarter, but at least 64, for a quarter of a short
-text is little. When a page is full, a sketch of its keys is kept, about two bits a number (see `cache.sketch`): their
-mean, and a sign for each dim of what they are away from it. From it a query guesses what attention each page would get,
+``topk:0.25``: of the pages up to its own a token reads a quarter, in each layer and KV head those it chooses, but at
+least 1,024 positions, for a quarter of a short text is little and saves little; ``topk:0.25+3p``: at least 3 pages;
+``topk:64p``: 64 pages, however many there are.
+
+When a page is full, a sketch of its keys is kept, about two bits a number (see `cache.sketch`): their mean, and a sign
+for each dim of what they are away from it. From it a query guesses what attention each page would get,
 and those with the largest sum over the query heads that share a KV head are read, the earlier one of equals. Page 0
 (the sinks), the token's own page and the one before are always read, and in the first two layers, where attention is
 spread widely, all pages.
@@ -26,16 +28,19 @@ from kvist.errors import UsageError
 
 MOST = 1 << 20
 DIGITS = 4
+LEAST = 1024
+"""Positions that a token reads at least, where nothing else is asked for."""
+
 FULL_LAYERS = 2
 """Layers at the beginning that read all pages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Topk(Policy):
-    """See the module. share: in ten-thousandths, 0 for a fixed number of pages, which is `least`."""
+    """See the module. share: in ten-thousandths, 0 for a fixed number of pages, which is `least` (None: `LEAST`)."""
 
     share: int
-    least: int
+    least: int | None
     paged: ClassVar[bool] = True
 
     @classmethod
@@ -47,8 +52,9 @@ class Topk(Policy):
                 f"policy topk:{arguments[:40]}: give a share of the pages with at most {DIGITS} decimals, as in "
                 "topk:0.25, a number of pages, as in topk:64p, or a share and the least, as in topk:0.25+64p"
             )
-        pages, share = int(match[1] or match[4] or ALWAYS), 0
-        if not ALWAYS <= pages <= MOST:
+        given, share = match[1] or match[4], 0
+        pages = int(given) if given else None
+        if pages is not None and not ALWAYS <= pages <= MOST:
             raise UsageError(
                 f"policy topk:{arguments}: the first page, a token's own and the one before are always read; give "
                 f"{ALWAYS} to {MOST} pages"
@@ -66,7 +72,7 @@ class Topk(Policy):
         """See `Policy`."""
         if not self.share:
             return f"topk:{self.least}p"
-        return f"topk:{self.share / WHOLE:g}" + (f"+{self.least}p" if self.least > ALWAYS else "")
+        return f"topk:{self.share / WHOLE:g}" + ("" if self.least is None else f"+{self.least}p")
 
     def span(self, window: int | None) -> Span:
         """See `Policy`."""
@@ -77,6 +83,7 @@ class Topk(Policy):
             )
         return Span()
 
-    def choice(self, layer: int) -> Choice | None:
+    def choice(self, layer: int, page_size: int) -> Choice | None:
         """See `Policy`."""
-        return None if layer < FULL_LAYERS else Choice(self.share, self.least)
+        least = max(ALWAYS, LEAST // page_size) if self.least is None else self.least
+        return None if layer < FULL_LAYERS else Choice(self.share, least)
