@@ -94,18 +94,24 @@ class RequestHistory:
         found = metrics.reuse.first_difference
         self._records.append(
             Record(
-                request=order.request_id, salt=salt_bytes(order.cache_salt), prompt=len(prompt),
-                generated=metrics.generated_tokens, branches=len(answers),
+                request=order.request_id,
+                salt=salt_bytes(order.cache_salt),
+                prompt=len(prompt),
+                generated=metrics.generated_tokens,
+                branches=len(answers),
                 most=longest if params.max_tokens is None else min(longest, len(prompt) + params.max_tokens),
-                pages=pages, found=shared,
+                pages=pages,
+                found=shared,
                 held=sum(group.layout.page_bytes * most for group, most in zip(groups, each, strict=True)),
                 own=sum(group.layout.page_bytes * most for group, most in zip(groups, own, strict=True)),
                 used=sum(
                     group.layout.bytes_per_token * max(most * size - spare, 0)
                     for group, most in zip(groups, own, strict=True)
                 ),
-                finish=reasons, time_to_first_token=metrics.time_to_first_token,
-                seconds=(metrics.finished_time or time.monotonic()) - metrics.arrival_time, reuse=metrics.reuse,
+                finish=reasons,
+                time_to_first_token=metrics.time_to_first_token,
+                seconds=(metrics.finished_time or time.monotonic()) - metrics.arrival_time,
+                reuse=metrics.reuse,
                 broke=() if found is None else tuple(prompt[: found.position // size * size + size]),
             )
         )

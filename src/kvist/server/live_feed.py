@@ -114,9 +114,7 @@ class Broadcaster:
     async def _run(self) -> None:
         service, tracker = self._service, None
         try:
-            tracker = await service.worker.call(
-                lambda llm: Tracker(llm, service.worker.history, service.settings.name)
-            )
+            tracker = await service.worker.call(lambda llm: Tracker(llm, service.worker.history, service.settings.name))
             while self._viewers and not service.worker.leaving:
                 whole = any(viewer.fresh for viewer in self._viewers)
                 delta, snapshot = await service.worker.call(partial(_tell, tracker, whole))

@@ -27,6 +27,7 @@ class ToolUse:
     grammar: StructuredOutputs | None
     single: bool
 
+
 class Reader:
     """One answer's content and calls, as its chunks come."""
 
