@@ -46,11 +46,6 @@ def layer_specs(model: ModelConfig, config: EngineConfig, floats: Codec) -> tupl
         for codecs, near in zip(chosen, small, strict=True)
     )
     choices = layer_choices(model, config)
-    if any(choices) and any(spec.packed for spec in specs):
-        raise UsageError(
-            f"policy {config.policy} with kv_cache_dtype {config.kv_cache_dtype}: pages are chosen by sketches of "
-            "exact keys, which packed pages do not keep: give f32, f16 or bf16, or policy full"
-        )
     return tuple(replace(spec, sketch=choice is not None) for spec, choice in zip(specs, choices, strict=True))
 
 

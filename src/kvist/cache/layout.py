@@ -77,8 +77,8 @@ class LayerSpec:
 
     @property
     def exact(self) -> LayerSpec:
-        """The same without codecs of its own."""
-        return replace(self, k=None, v=None)
+        """The same while a page is filled: floats, and no sketch as yet."""
+        return replace(self, k=None, v=None, sketch=False)
 
 
 @dataclass(frozen=True)

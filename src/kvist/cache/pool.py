@@ -131,6 +131,11 @@ def sealed_of(pools: Sequence[PagePool], layer: int) -> tuple[int, PagePool] | N
     return next(found, None)
 
 
+def read_of(pools: Sequence[PagePool], layer: int) -> tuple[int, PagePool]:
+    """The pool, and its number, that later tokens read a layer's full pages from; sketches lie there."""
+    return sealed_of(pools, layer) or floats_of(pools, layer)
+
+
 def _read(
     codec: AnyCodec, header: NDArray[np.uint8], part: NDArray[np.uint8], dims: int, *, keys: bool
 ) -> NDArray[np.float32]:

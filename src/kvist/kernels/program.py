@@ -133,8 +133,8 @@ class Attend:
     Of a packed layer a row reads its own page and page 0 exactly, others as they were packed. mix: as it was stored.
 
     choice: a row reads so many of the pages up to its own: the first, its own, the one before, and for each KV head
-    those that weigh most to its query heads by their sketches (see `cache.sketch`); of equals the earlier. It goes with
-    neither windows nor packed pages.
+    those that weigh most to its query heads by their sketches (see `cache.sketch`); of equals the earlier. It does not
+    go with windows.
     """
 
     q: Buffer

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvist.cache.policy.base import ALWAYS
-from kvist.cache.pool import PagePool, floats_of
+from kvist.cache.pool import PagePool, floats_of, read_of
 from kvist.cache.sketch import page_weights, sketch
 from kvist.kernels.program import Attend, BatchMetadata
 
@@ -17,11 +17,11 @@ Array = npt.NDArray[np.float64]
 
 def keep_sketches(pools: Sequence[PagePool], layer: int, batch: BatchMetadata) -> None:
     """Sketch the keys in the pages that a step has filled."""
-    group, pool = floats_of(pools, layer)
-    for page in batch.full_pages[group]:
+    (group, pool), (into, target) = floats_of(pools, layer), read_of(pools, layer)
+    for page, sketched in zip(batch.full_pages[group], batch.full_pages[into], strict=True):
         for head in range(pool.layout.spec(layer).kv_heads):
             k, _ = pool.read(int(page), layer, head)
-            pool.sketch(int(page), layer, head)[:] = sketch(k)
+            target.sketch(int(sketched), layer, head)[:] = sketch(k)
 
 
 def best_pages(

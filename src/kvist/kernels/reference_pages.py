@@ -72,7 +72,7 @@ class ReferencePages:
                 page_size = self._pools[0].layout.page_size
                 pages = np.arange(end) // page_size
                 if op.choice is not None:
-                    (place, pool), heads = self._pools_of(op.layer)[0], slice(kv_head * group, (kv_head + 1) * group)
+                    (place, pool), heads = self._pools_of(op.layer)[1], slice(kv_head * group, (kv_head + 1) * group)
                     table = sequence.pages[place][: pages[-1] + 1]
                     chosen = best_pages(op, rows[r, heads], pool, kv_head, table)
                     seen = seen[np.isin(pages, chosen)]

@@ -14,6 +14,8 @@ Quest (Tang et al. 2024) keeps the smallest and the largest number of each dim i
 near all of its page's bounds, and many a page seems to matter that does not. Sketches come close to the choice by true
 attention, and bounds do not (measured on SmolLM2-135M).
 
+Pages may be packed: sketches are made of what a page held before, and lie where it is packed to.
+
 What a token reads depends on the tokens before it and its position alone, so hit = miss and batch = alone as ever.
 """
 

@@ -39,8 +39,8 @@ def plan(ctx: int, op: int) -> None:
     rows has pieces enough. When the room for partial results is used up, the rest is not split.
 
     Arguments: where the counts go, from ITEMS on; where tokens choose their pages: share, least (see `Choice`), address
-    of int32 [row][KV head][most]: the pages of each, and most. There each row is an item, at the position that it has
-    among the pages it reads.
+    of int32 [row][KV head][places]: the pages of each, and places. There each row is an item, at the position that it
+    has among the pages it reads.
     """
     chosen, share, least, tables, stride = arg(op, 0), arg(op, 1), arg(op, 2), arg(op, 3), arg(op, 4) * 4
     group, kv_heads, page_size = slot(ctx, abi.GROUP), slot(ctx, abi.KV_HEADS), slot(ctx, abi.PAGE_SIZE)

@@ -37,6 +37,13 @@ def sealed_scratch(rows: int, dims: int) -> int:
 
 
 @jit
+def packed_ids(item: int, op: int, kv_head: int) -> int:
+    """Address of the ids of an item's packed pages: those of their group, or the second side of what is chosen."""
+    pages, stride = slot(item, abi.ITEM_PAGES), slot(item, abi.ITEM_STRIDE)
+    return pages + (arg(op, 17) * stride if arg(op, 20) == 0 else kv_head * stride + (stride >> 1))
+
+
+@jit
 def forget_before(p: int, low: int) -> None:
     """Weights of the slots 0..low-1 of a tile become 0: the row's window begins at `low`."""
     for i in range(4):
@@ -120,7 +127,7 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> tuple[Any, Any]:
         row_sum: int, window: int, cap: float, follower: int, n_kv_head: int, n_begin: int, n_live: int,
     ) -> None:  # fmt: skip
         begin = tile * TILE
-        sealed_pages = slot(item, abi.ITEM_PAGES) + arg(op, 17) * slot(item, abi.ITEM_STRIDE)
+        sealed_pages = packed_ids(item, op, kv_head)
         split, header, sealed_bytes = k_bytes(dims), k_header(dims) + v_header(dims), arg(op, 16)
         size = split + v_bytes(dims)
         head_bytes = header + (page_size >> 4) * size
@@ -147,7 +154,7 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> tuple[Any, Any]:
                     at_next = begin + TILE
                     n0, n1, n2, n3 = four_blocks(sealed_pages, at_next, 0, 4, page_size, sealed_bytes, blocks, size)
                 elif tile + 1 >= end and (slot(follower, abi.ITEM_POSITION) & -page_size) - n_begin >= TILE:
-                    n_pages = slot(follower, abi.ITEM_PAGES) + arg(op, 17) * slot(follower, abi.ITEM_STRIDE)
+                    n_pages = packed_ids(follower, op, n_kv_head)
                     n_blocks = blocks + (n_kv_head - kv_head) * head_bytes
                     n0, n1, n2, n3 = four_blocks(n_pages, n_begin, 0, 4, page_size, sealed_bytes, n_blocks, size)
                 asked = rounded + at * query_bytes(dims)

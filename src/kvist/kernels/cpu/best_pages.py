@@ -124,8 +124,10 @@ def pages_of(ctx: int, op_group: int, row: int) -> int:
 def make_best() -> Any:
     """One (row, KV head): the ids of the pages it reads, in order.
 
-    Arguments: q, its stride, head size, where the sketches of the layer lie in page 0, bytes of a page, the layer's
-    group, share, least, address of int32 [row][KV head][most], most, signs, scale of scores.
+    Arguments: q, its stride, head size, where the sketches of the layer lie in page 0, bytes of a page, the group of
+    these pages, share, least, address of int32 [row][KV head][sides][most], most, signs, scale of scores, sides, the
+    group of pages of floats. Of a packed layer, page 0 and the row's own are named as pages of floats, the others, in
+    the second side, as they were packed; nobody reads the other places.
     """
     heights = make_heights()
 
@@ -152,15 +154,14 @@ def make_best() -> Any:
         kv_heads, dims = slot(ctx, abi.KV_HEADS), arg(op, 2)
         row, head = piece // kv_heads, piece % kv_heads
         own = get_i32(slot(ctx, abi.POSITIONS) + row * 4) // slot(ctx, abi.PAGE_SIZE)
-        pages = pages_of(ctx, arg(op, 5), row)
-        out = arg(op, 8) + piece * arg(op, 9) * 4
+        pages, exact = pages_of(ctx, arg(op, 5), row), pages_of(ctx, arg(op, 13), row)
+        floats = arg(op, 8) + piece * arg(op, 12) * arg(op, 9) * 4
+        out = floats if arg(op, 5) == arg(op, 13) else floats + arg(op, 9) * 4
         read, count = pages_read(own + 1, arg(op, 6), arg(op, 7)), own - 2
         if read == own + 1:
             for i in range(read):
                 put_i32(out + i * 4, get_i32(pages + i * 4))
-            return
-        put_i32(out, get_i32(pages))
-        if read > abi.ALWAYS:
+        elif read > abi.ALWAYS:
             q = arg(op, 0) + row * arg(op, 1) + head * slot(ctx, abi.GROUP) * dims * 4
             weights = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
             scratch = weights + (count + 15) // 16 * 64 + 64
@@ -168,8 +169,10 @@ def make_best() -> Any:
             last = weights + count // 16 * 64
             store_f32(last, keep_first(load_f32(last), count % 16, splat(-INFINITY)))
             put_best(weights, count, read - abi.ALWAYS, pages + 4, out + 4)
-        put_i32(out + (read - 2) * 4, get_i32(pages + (own - 1) * 4))
-        put_i32(out + (read - 1) * 4, get_i32(pages + own * 4))
+        if read > 1:
+            put_i32(out + (read - 2) * 4, get_i32(pages + (own - 1) * 4))
+        put_i32(floats, get_i32(exact))
+        put_i32(floats + (read - 1) * 4, get_i32(exact + own * 4))
 
     return best
 

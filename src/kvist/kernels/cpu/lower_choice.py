@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 from kvist.cache.codec.packed import signs
 from kvist.cache.policy import Choice
-from kvist.cache.pool import PagePool, floats_of
+from kvist.cache.pool import PagePool, floats_of, read_of, sealed_of
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.row import Row, bits
 from kvist.kernels.program import Attend, Limits, Op, Program, Sketch
 
 Tables = npt.NDArray[np.int32]
-"""The pages that each row reads, of each KV head: [row][KV head][most]."""
+"""The pages that each row reads, of each KV head: [row][KV head][as floats, as they were packed][most]."""
 
 
 def choice_of(ops: Sequence[Op]) -> Choice | None:
@@ -26,10 +26,12 @@ def choice_of(ops: Sequence[Op]) -> Choice | None:
     return next(iter(found), None)
 
 
-def tables_shape(program: Program, pools: Sequence[PagePool], limits: Limits) -> tuple[int, int, int]:
+def tables_shape(program: Program, pools: Sequence[PagePool], limits: Limits) -> tuple[int, int, int, int]:
     """The shape of the tables for steps up to the limits."""
     choice, pages = choice_of(program.ops), most_pages(pools, limits)
-    return limits.rows, program.num_kv_heads, choice.count(pages) if choice else 0
+    chosen = [op.layer for op in program.ops if isinstance(op, Attend) and op.choice is not None]
+    sides = 2 if any(sealed_of(pools, layer) for layer in chosen) else 1
+    return limits.rows, program.num_kv_heads, sides, choice.count(pages) if choice else 0
 
 
 def most_pages(pools: Sequence[PagePool], limits: Limits) -> int:
@@ -43,21 +45,19 @@ def plan_rows(ops: Sequence[Op], tables: Tables) -> list[Row]:
     attends, choice = [op for op in ops if isinstance(op, Attend)], choice_of(ops)
     rows = [Row(abi.PLAN, [], set(), {"items"})] if any(op.choice is None for op in attends) else []
     if choice is not None:
-        arguments = [abi.CHOSEN, choice.share, choice.least, tables.ctypes.data, tables.shape[2]]
+        arguments = [abi.CHOSEN, choice.share, choice.least, tables.ctypes.data, tables.shape[2] * tables.shape[3]]
         rows.append(Row(abi.PLAN, arguments, set(), {"chosen items"}))
     return rows
 
 
 def sketch_row(op: Sketch, program: Program, pools: Sequence[PagePool], address: Callable[[Any], int]) -> Row:
     """Sketching full pages. address: of an array, which is kept."""
-    group, pool = floats_of(pools, op.layer)
-    layout, name = pool.layout, f"pages {op.layer}"
-    start = pool.address + layout.layer_offset(op.layer)
+    (group, pool), (into, target), name = floats_of(pools, op.layer), read_of(pools, op.layer), f"pages {op.layer}"
     arguments = [
-        start, layout.page_bytes, group, program.num_kv_heads, program.head_dim, layout.sketch_offset(op.layer),
-        address(signs(program.head_dim)),
+        pool.address + pool.layout.layer_offset(op.layer), pool.layout.page_bytes, group, program.num_kv_heads,
+        program.head_dim, _sketches(target, op.layer), address(signs(program.head_dim)), target.layout.page_bytes, into,
     ]  # fmt: skip
-    return Row(abi.SKETCH, arguments, {name}, {name}, f"best_{layout.codec.name}")
+    return Row(abi.SKETCH, arguments, {name}, {name}, f"best_{pool.layout.codec.name}")
 
 
 def best_row(
@@ -65,12 +65,15 @@ def best_row(
     address: Callable[[Any], int],
 ) -> Row:  # fmt: skip
     """Choosing, before the attention that reads what was chosen. q: its address and stride."""
-    group, pool = floats_of(pools, op.layer)
-    layout = pool.layout
-    sketches = pool.address + layout.layer_offset(op.layer) + layout.sketch_offset(op.layer)
+    (exact, floats), (group, pool) = floats_of(pools, op.layer), read_of(pools, op.layer)
     arguments = [
-        *q, program.head_dim, sketches, layout.page_bytes, group, choice.share, choice.least, tables.ctypes.data,
-        tables.shape[2], address(signs(program.head_dim)), bits(op.scale),
+        *q, program.head_dim, _sketches(pool, op.layer), pool.layout.page_bytes, group, choice.share, choice.least,
+        tables.ctypes.data, tables.shape[3], address(signs(program.head_dim)), bits(op.scale), tables.shape[2], exact,
     ]  # fmt: skip
     reads = {op.q.name, f"pages {op.layer}"}
-    return Row(abi.BEST, arguments, reads, {"chosen pages"}, f"best_{layout.codec.name}")
+    return Row(abi.BEST, arguments, reads, {"chosen pages"}, f"best_{floats.layout.codec.name}")
+
+
+def _sketches(pool: PagePool, layer: int) -> int:
+    """Where a layer's sketches lie in page 0."""
+    return pool.address + pool.layout.layer_offset(layer) + pool.layout.sketch_offset(layer)

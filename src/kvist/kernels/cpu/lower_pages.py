@@ -73,7 +73,7 @@ class PagedRows:
         ]  # fmt: skip
         items, best = "items", list[Row]()
         if op.choice is not None:
-            assert op.window is None and sealed is None
+            assert op.window is None
             q = self.at(op.q), self.stride(op.q)
             items, best = (
                 "chosen items",

@@ -127,8 +127,8 @@ def round_bytes(x: int, dims: int) -> float:
 def make_sketch(dtype: str) -> Any:
     """One KV head of a page that this step has filled.
 
-    Arguments: where the layer lies in page 0, bytes of a page, the layer's group, KV heads, head size, where sketches
-    begin in the layer, signs.
+    Arguments: where the layer's floats lie in page 0, bytes of a page, their group, KV heads, head size, where its
+    sketches lie in page 0, signs, bytes of a page with sketches, its group.
     """
     get, put_half, itemsize = load[dtype], store["f16"], ITEMSIZE[dtype]
 
@@ -152,11 +152,12 @@ def make_sketch(dtype: str) -> Any:
     def sketch(ctx: int, op: int, piece: int, tid: int) -> None:
         kv_heads, dims, page_size = arg(op, 3), arg(op, 4), slot(ctx, abi.PAGE_SIZE)
         number, head, signs = piece // kv_heads, piece % kv_heads, arg(op, 6)
-        page = get_i32(slot(ctx, abi.FULL_PAGES) + (arg(op, 2) * slot(ctx, abi.FULL) + number) * 4)
-        layer, apart = arg(op, 0) + page * arg(op, 1), 2 * 16 * dims * itemsize
-        keys = layer + head * (page_size // 16) * apart
+        ids, count, apart = slot(ctx, abi.FULL_PAGES), slot(ctx, abi.FULL), 2 * 16 * dims * itemsize
+        keys = arg(op, 0) + get_i32(ids + (arg(op, 2) * count + number) * 4) * arg(op, 1)
+        keys += head * (page_size // 16) * apart
         top, size = kept_bytes(dims), dims * 2 + 32
-        out = layer + arg(op, 5) + head * (top + page_size // 16 * size)
+        out = arg(op, 5) + get_i32(ids + (arg(op, 8) * count + number) * 4) * arg(op, 7)
+        out += head * (top + page_size // 16 * size)
         x = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
         mean = x + dims * 64
         for d in range(dims):
