@@ -23,9 +23,9 @@ def scratch_bytes(group: int, head_dim: int) -> int:
 
 def choosing_bytes(head_dim: int, pages: int) -> int:
     """Bytes a thread needs to choose from so many pages (see `best_pages`), and to sketch one."""
-    heads, wide = 4, 4 * (pages + 16)
-    weighing = heads * (head_dim + 160) + 4 * head_dim + 1024 * heads + (heads + 1) * wide + 64
-    return max(weighing, 68 * head_dim)
+    heads, row = 4, 4 * (pages + 16)  # heads that are weighed together; a float32 for each page, in whole vectors
+    records, sums = heads * (head_dim + 160), 1024 * heads + 64
+    return max(records + 4 * head_dim + sums + (heads + 1) * row + 64, 68 * head_dim)
 
 
 def partial_bytes(head_dim: int) -> int:
