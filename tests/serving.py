@@ -16,6 +16,22 @@ from pathlib import Path
 
 import httpx
 
+# tools, as chat completions take them
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "enum": ["Oslo", "Umea"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+CLOCK = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}}
+
 KVIST = str(Path(sys.executable).with_name("kvist"))
 SERVES = re.compile(r"at (http://\S+)")
 

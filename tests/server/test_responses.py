@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import openai
 import pytest
 
+import serving
 from kvist.engine.params import RequestMetrics
 from kvist.outputs import TextChunk
 from kvist.server.failures import ApiError
@@ -21,18 +22,7 @@ from kvist.server.service import plain_message
 from kvist.server.wanted import ToolUse
 from kvist.text.tools import HERMES
 
-WEATHER = {
-    "type": "function",
-    "name": "get_weather",
-    "description": "The weather of a city.",
-    "parameters": {
-        "type": "object",
-        "properties": {"city": {"type": "string", "enum": ["Oslo", "Umea"]}},
-        "required": ["city"],
-        "additionalProperties": False,
-    },
-}
-CLOCK = {"type": "function", "name": "get_time", "parameters": {"type": "object", "properties": {}}}
+WEATHER, CLOCK = ({"type": "function", **tool["function"]} for tool in (serving.WEATHER, serving.CLOCK))
 CALL = '<tool_call>\n{"name": "get_time", "arguments": {"zone": "%s"}}\n</tool_call>'
 
 

@@ -7,6 +7,8 @@ import json
 import openai
 import pytest
 
+from serving import CLOCK, WEATHER
+
 pytestmark = pytest.mark.model
 
 MESSAGES = [{"role": "user", "content": "Describe a birch as data."}]
@@ -16,20 +18,6 @@ SCHEMA = {
     "required": ["name", "height", "green"],
     "additionalProperties": False,
 }
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "The weather of a city.",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string", "enum": ["Oslo", "Umea"]}},
-            "required": ["city"],
-            "additionalProperties": False,
-        },
-    },
-}
-CLOCK = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}}
 
 
 def checked(text: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from kvist.cache.pool import PagePool, floats_of, sealed_of
+from kvist.cache.pool import PagePool, floats_of, read_of
 from kvist.cache.table import GONE
 from kvist.kernels.program import Attend, BatchMetadata, Mix, Observe, Program, RotaryStore, SequenceRows
 from kvist.kernels.reference_choice import best_pages
@@ -25,7 +25,7 @@ class ReferencePages:
 
     def _pools_of(self, layer: int) -> tuple[tuple[int, PagePool], tuple[int, PagePool]]:
         """The groups and pages that a layer's numbers are written to, and that its full pages are read from."""
-        return floats_of(self._pools, layer), sealed_of(self._pools, layer) or floats_of(self._pools, layer)
+        return floats_of(self._pools, layer), read_of(self._pools, layer)
 
     def rotary_store(self, op: RotaryStore, buffers: dict[str, Array], batch: BatchMetadata) -> None:
         """Rotate and mix; write K and V to their slots."""

@@ -5,14 +5,13 @@ least 1,024 positions, for a quarter of a short text is little and saves little;
 ``topk:64p``: 64 pages, however many there are.
 
 When a page is full, a sketch of its keys is kept, about two bits a number (see `cache.sketch`): their mean, and a sign
-for each dim of what they are away from it. From it a query guesses what attention each page would get,
-and those with the largest sum over the query heads that share a KV head are read, the earlier one of equals. Page 0
+for each dim of what they are away from it. From it a query guesses what attention each page would get, and
+those with the largest sum over the query heads that share a KV head are read, the earlier one of equals. Page 0
 (the sinks), the token's own page and the one before are always read, and in the first two layers, where attention is
 spread widely, all pages.
 
 Quest (Tang et al. 2024) keeps the smallest and the largest number of each dim instead, as many bytes. But no key is
-near all of its page's bounds, and many a page seems to matter that does not. Sketches come close to the choice by true
-attention, and bounds do not (measured on SmolLM2-135M).
+near all of its page's bounds, and many a page seems to matter that does not.
 
 Pages may be packed: sketches are made of what a page held before, and lie where it is packed to.
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvist.cache.sketch import DEEPEST, HIGHEST
+from kvist.cache.sketch import DEEPEST, HIGHEST, STEP_BYTES
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.attention_plan import SEQ_BYTES, pages_read
 from kvist.kernels.cpu.math import exp, jit
 from kvist.kernels.cpu.scalar import arg, arg_f32, get_f32, get_i32, put_i32, slot
-from kvist.kernels.cpu.sketch import kept_bytes, make_sketch
+from kvist.kernels.cpu.sketch import block_bytes, make_sketch, mean_bytes
 from kvist.kernels.cpu.sketch_weights import PORTION, SUMS_BYTES, ask, make_heights, record_bytes
 from kvist.kernels.cpu.vector import add, fma, keep_first, maximum, mul, reduce_add, reduce_max, splat, sub
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
@@ -138,7 +138,7 @@ def make_best() -> Any:
         x = scratch + PORTION * size
         sums = x + dims * 4
         rows = sums + SUMS_BYTES
-        sketches = arg(op, 3) + head * (kept_bytes(dims) + blocks * (dims * 2 + 32))
+        sketches = arg(op, 3) + head * (mean_bytes(dims) + STEP_BYTES + blocks * block_bytes(dims))
         for i in range(0, count * 4, 64):
             store_f32(weights + i, splat(0.0))
         for first in range(0, group, PORTION):

@@ -14,11 +14,12 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from kvist.cache.sketch import CHUNK, LARGEST, LONGEST, STEP_BYTES
+from kvist.cache import sketch as definition
+from kvist.cache.sketch import LARGEST, LONGEST, STEP_BYTES
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.mix import transform
-from kvist.kernels.cpu.packed_lanes import V16B, words
+from kvist.kernels.cpu.packed_lanes import V16B
 from kvist.kernels.cpu.scalar import arg, get_f32, get_i32, put_f32, put_i64, slot
 from kvist.kernels.cpu.vector import (
     I32,
@@ -61,11 +62,11 @@ def quad_bits(typingctx: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
 
 
 @intrinsic
-def put_codes(typingctx: Any, address: Any, codes: Any) -> Any:
-    """Sixteen whole numbers from -128 to 127, and 128, as bytes."""
+def put_bytes(typingctx: Any, address: Any, codes: Any) -> Any:
+    """Sixteen whole numbers, held as floats, as bytes, signed or not."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        whole = builder.add(builder.fptosi(args[1], V16I), words(128))
+        whole = builder.fptosi(args[1], V16I)
         builder.store(builder.trunc(whole, V16B), pointer(builder, args[0], V16B), align=1)
         return context.get_dummy_value()
 
@@ -77,10 +78,7 @@ def _side_by_side(builder: Any, a: Any, b: Any, lanes: int) -> Any:
     return builder.shuffle_vector(a, b, order)
 
 
-@jit
-def kept_bytes(dims: int) -> int:
-    """Size of a sketch's mean and step."""
-    return (dims + CHUNK - 1) // CHUNK * CHUNK + STEP_BYTES
+mean_bytes, block_bytes = jit(definition.mean_bytes), jit(definition.block_bytes)
 
 
 @jit
@@ -155,7 +153,7 @@ def make_sketch(dtype: str) -> Any:
         ids, count, apart = slot(ctx, abi.FULL_PAGES), slot(ctx, abi.FULL), 2 * 16 * dims * itemsize
         keys = arg(op, 0) + get_i32(ids + (arg(op, 2) * count + number) * 4) * arg(op, 1)
         keys += head * (page_size // 16) * apart
-        top, size = kept_bytes(dims), dims * 2 + 32
+        top, size = mean_bytes(dims) + STEP_BYTES, block_bytes(dims)
         out = arg(op, 5) + get_i32(ids + (arg(op, 8) * count + number) * 4) * arg(op, 7)
         out += head * (top + page_size // 16 * size)
         x = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
@@ -170,7 +168,7 @@ def make_sketch(dtype: str) -> Any:
         for i in range(0, top, 8):
             put_i64(out + i, 0)
         for d in range(0, dims, 16):
-            put_codes(out + d, load_f32(mean + d * 4))
+            put_bytes(out + d, add(load_f32(mean + d * 4), splat(128.0)))
         put_f32(out + top - STEP_BYTES, step)
         for b in range(page_size // 16):
             sketch_block(keys + b * apart, x, mean, step, signs, dims, out + top + b * size)

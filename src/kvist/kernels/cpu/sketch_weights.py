@@ -23,11 +23,11 @@ from numba.extending import intrinsic
 from kvist.cache.sketch import CHUNK, HIGHEST, STEEPEST, STEP_BYTES
 from kvist.kernels.cpu.attention_tile import begin_loop, end_loop
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.packed_lanes import V16B, emit_dot, emit_splat_at, emit_splat_word, words
+from kvist.kernels.cpu.packed_lanes import emit_dot, emit_splat_at, emit_splat_word, words
 from kvist.kernels.cpu.scalar import get_f32, get_i32, prefetch, put_f32, put_i32
-from kvist.kernels.cpu.sketch import round_bytes, turn
+from kvist.kernels.cpu.sketch import block_bytes, mean_bytes, put_bytes, round_bytes, turn
 from kvist.kernels.cpu.tile import fold_eight
-from kvist.kernels.cpu.vector import F32, I8, I64, V16F, V16I, emit_fma, emit_load, f32x16, pointer
+from kvist.kernels.cpu.vector import F32, I8, I64, V16F, V16I, emit_fma, emit_load, pointer
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
 PAGES = 8  # that pass by together
@@ -39,28 +39,16 @@ FIRST, MINUS, UNIT, STEEP, RECORD = 0, 64, 68, 72, 96  # of a record, behind its
 LOG2_E = 1.4426950408889634
 
 
-@intrinsic
-def put_signed(typingctx: Any, address: Any, codes: Any) -> Any:
-    """Sixteen whole numbers from -128 to 127 as bytes."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        whole = builder.trunc(builder.fptosi(args[1], V16I), V16B)
-        builder.store(whole, pointer(builder, args[0], V16B), align=1)
-        return context.get_dummy_value()
-
-    return types.none(types.int64, f32x16), codegen
-
-
 @jit
 def record_bytes(dims: int) -> int:
     """Size of a query's record."""
-    return (dims + CHUNK - 1) // CHUNK * CHUNK + RECORD
+    return mean_bytes(dims) + RECORD
 
 
 @jit
 def ask(q: int, signs: int, dims: int, scale: float, x: int, out: int) -> None:
     """Make the record of a query. x: room for its numbers."""
-    wide, total = (dims + CHUNK - 1) // CHUNK * CHUNK, 0.0
+    wide, total = mean_bytes(dims), 0.0
     for d in range(0, dims, 16):
         store_f32(x + d * 4, load_f32(q + d * 4))
     turn(x, signs, dims)
@@ -68,7 +56,7 @@ def ask(q: int, signs: int, dims: int, scale: float, x: int, out: int) -> None:
     for i in range(0, wide + RECORD, 4):
         put_i32(out + i, 0)
     for d in range(0, dims, 16):
-        put_signed(out + d, load_f32(x + d * 4))
+        put_bytes(out + d, load_f32(x + d * 4))
     for d in range(dims):
         total += get_f32(x + d * 4)
     unit = step * scale / (dims & -dims) * LOG2_E
@@ -205,7 +193,7 @@ def make_heights() -> Any:
 
     @jit
     def one_page(place: int, records: int, heads: int, dims: int, blocks: int, sums: int) -> None:
-        codes, size, each = (dims + CHUNK - 1) // CHUNK * CHUNK, record_bytes(dims), dims * 2 + 32
+        codes, size, each = mean_bytes(dims), record_bytes(dims), block_bytes(dims)
         chunks, block = codes // CHUNK, place + codes + STEP_BYTES
         if heads == 1:
             means1(place, chunks, records, size, sums)
@@ -229,8 +217,8 @@ def make_heights() -> Any:
         records: int, heads: int, dims: int, blocks: int, pages: int, count: int, sketches: int, page_bytes: int,
         sums: int, out: int, apart: int,
     ) -> None:  # fmt: skip
-        codes = (dims + CHUNK - 1) // CHUNK * CHUNK
-        steps, size, kept = sums + 2 * slot_sums, record_bytes(dims), codes + STEP_BYTES + blocks * (dims * 2 + 32)
+        codes = mean_bytes(dims)
+        steps, size, kept = sums + 2 * slot_sums, record_bytes(dims), codes + STEP_BYTES + blocks * (block_bytes(dims))
         for i in range(0, count, PAGES):
             for j in range(PAGES):
                 if i + j + AHEAD < count:
