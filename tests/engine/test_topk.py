@@ -180,8 +180,8 @@ def test_pages_of_another_policy_are_not_found(make_engine: MakeEngine) -> None:
 
 def test_sketches_are_counted(make_engine: MakeEngine) -> None:
     full, chosen = (make_engine(rule=rule).manager.groups[0].layout for rule in ("full", RULE))
-    assert chosen.page_bytes - full.page_bytes == 2 * 2 * (64 + 32 + 16 * 16 // 8 + 32), (
-        "layers, KV heads: mean, step, signs, lengths"
+    assert chosen.page_bytes - full.page_bytes == 2 * 2 * (64 + 32 + 16 * 32 // 8 + 32), (
+        "layers, KV heads: mean, step, signs in the room of 32 dims, lengths"
     )
 
 

@@ -85,6 +85,24 @@ def test_one_thread_gives_the_same_bits(backend: CpuBackend, one_thread: CpuBack
     assert same_bits(made(one_thread, 1).whole(), made(backend, 1).whole())
 
 
+@pytest.mark.parametrize("threads", [2, 3, 4, 7])
+def test_shared_out_or_not_gives_the_same_bits(one_thread: CpuBackend, threads: int) -> None:
+    """Few rows have their pages weighed in parts of 64 and more: here up to 4, again and again in one place."""
+    shape, length = Shape(64, 3, 3), 3700
+    whole = build(one_thread, shape, length, choice=QUARTER).whole()
+    backend = CpuBackend(threads)
+    try:
+        world = build(backend, shape, length, sequences=2, choice=QUARTER)
+        world.whole(0)
+        world.run((1, 0, 2500))
+        for at, count in ((3699, 1), (3699, 1), (3690, 2), (2500, 3), (1000, 1), (3680, 9), (3699, 1)):
+            assert same_bits(world.run((0, at, count)), whole[at : at + count])
+            both = world.run((1, 2499, 1), (0, at, count))
+            assert same_bits(both[1:], whole[at : at + count])
+    finally:
+        backend.close()
+
+
 def test_rows_do_not_know_the_sequences_beside_them(backend: CpuBackend) -> None:
     shape = Shape(64, 3, 3)
     alone = build(backend, shape, 600, sequences=4, choice=QUARTER)

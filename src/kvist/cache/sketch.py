@@ -7,12 +7,16 @@ length. Of one KV head::
 
     mean     uint8 [dims, rounded up to 64]   code - 128, times the step; what is beyond the dims is 0
     step     float32, and 28 bytes of nothing
-    block    signs uint64 [dims / 4]          bit 4 slot + i of word w: whether dim 4w + i is at least the mean
-             lengths float16 [slot 16]        sum of squares / sum of sizes: so a key is as long as it was along itself
+    block    signs uint8 [dims / 32, rounded up][slot 16][quad 4], lengths float16 [slot 16]
 
-A guess of all keys' scores is then sums of bytes, exact in any order (vpdpbusd). A page weighs what the softmax of
-these scores gives it, in each query head that shares the KV head, over the pages there are to choose from; 2**x and the
-logarithm go straight from one power of two to the next, which is within 6% and costs next to nothing.
+A quad is four dims; of 32 dims the byte of quad q has quad q in its low bits and q + 4 in its high ones: bit i is 1
+where dim i is at least the mean. A length is the sum of squares over that of sizes: so a key is as long as it was along
+itself.
+
+Four signs have sixteen sums with a query, so a query is a table of these, rounded to bytes, for each quad: a key's
+score is looked up there and added up, in whole numbers, exact in any order (vpermb, vpdpbusd). A page weighs what the
+softmax of these scores gives it, in each query head that shares the KV head, over the pages there are to choose from;
+2**x and the logarithm go straight from one power of two to the next, which is within 6% and costs next to nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +34,9 @@ Bytes = NDArray[np.uint8]
 
 SLOTS = 16  # of a block
 CHUNK = 64  # the mean's bytes come in so many
+SPAN = 32  # dims whose signs lie together
 STEP_BYTES = 32
+LENGTHS_BYTES = 2 * SLOTS
 LARGEST = np.float32(127)
 LONGEST = np.float32(65504)
 STEEPEST = 100  # powers of two between a key's score and that of its page's mean, at most
@@ -45,7 +51,7 @@ def mean_bytes(dims: int) -> int:
 
 def block_bytes(dims: int) -> int:
     """Size of what is kept of a block: signs and lengths."""
-    return SLOTS * dims // 8 + SLOTS * 2
+    return -(-dims // SPAN) * 64 + LENGTHS_BYTES
 
 
 def sketch_bytes(dims: int, slots: int) -> int:
@@ -82,9 +88,9 @@ def sketch(keys: Floats) -> Bytes:
             squares, sizes = squares + dim * dim, sizes + np.abs(dim)
         lengths = np.where(squares / sizes < LONGEST, squares / sizes, LONGEST)
         lengths = np.where(sizes > 0, lengths, np.float32(0)).astype(np.float16)
-    bits = (away >= 0).reshape(-1, SLOTS, dims // 4, 4).transpose(0, 2, 1, 3).reshape(-1, dims // 4 * 64)
-    words = np.packbits(bits, axis=1, bitorder="little")
-    blocks = np.concatenate([words, lengths.reshape(-1, SLOTS).view(np.uint8)], axis=1)
+    bits = np.pad(away >= 0, [(0, 0), (0, -dims % SPAN)]).reshape(-1, SLOTS, -(-dims // SPAN), 2, 4, 4)
+    marks = np.packbits(bits.transpose(0, 2, 1, 4, 3, 5).reshape(slots // SLOTS, -1), axis=1, bitorder="little")
+    blocks = np.concatenate([marks, lengths.reshape(-1, SLOTS).view(np.uint8)], axis=1)
     top = np.zeros(mean_bytes(dims) + STEP_BYTES, np.uint8)
     top[:dims] = code + 128
     top[mean_bytes(dims) :][:4] = np.array([step], np.float32).view(np.uint8)
@@ -99,26 +105,35 @@ def rounded(x: Floats) -> tuple[Floats, np.float32]:
     return np.rint(x * (LARGEST / largest)), np.float32(largest / LARGEST)
 
 
+def quad_sums(query: Floats) -> Floats:
+    """The sixteen sums of each four numbers: bit i of a sum's place says whether number i is added or taken away."""
+    marks = (np.arange(16)[:, None] >> np.arange(4) & 1).astype(np.float32) * 2 - 1
+    a, b, c, d = (query.reshape(-1, 4, 1) * marks.T).transpose(1, 0, 2)
+    return np.asarray(a + b + c + d, np.float32)
+
+
 def page_weights(queries: Floats, sketches: Bytes, scale: float) -> NDArray[np.float64]:
     """What pages weigh to the query heads (heads, dims) of a KV head, by sketches (pages, bytes): shares added up.
 
     scale: of the scores of attention. What is no number counts for nothing.
     """
     dims = queries.shape[1]
-    top, bits = sketch_bytes(dims, 0), SLOTS * dims // 8
+    top, bits, quads = sketch_bytes(dims, 0), block_bytes(dims) - LENGTHS_BYTES, np.arange(dims // 4)
     mean = sketches[:, :dims].astype(np.float64) - 128
     step = _numbers(sketches[:, mean_bytes(dims) :][:, :4], np.float32)[:, 0]
     blocks = sketches[:, top:].reshape(len(sketches), -1, block_bytes(dims))
-    marks = np.unpackbits(blocks[..., :bits], axis=-1, bitorder="little")
-    away = 2.0 * marks.reshape(*blocks.shape[:2], dims // 4, SLOTS, 4).transpose(0, 1, 3, 2, 4) - 1
+    marks = blocks[..., :bits].reshape(*blocks.shape[:2], -1, SLOTS, 4)
+    marks = np.stack([marks & 15, marks >> 4], axis=-2).swapaxes(2, 3)  # [page][block][slot][span][half][quad]
+    marks = marks.reshape(len(sketches), -1, bits // 8)[..., quads]
     length = _numbers(blocks[..., bits:], np.float16).reshape(len(sketches), -1)
     found = np.zeros(len(sketches))
     with np.errstate(invalid="ignore", over="ignore"):
         for query in turned(queries):
-            code, own = rounded(query)
-            unit = float(own) * scale / width(dims) / math.log(2)
-            steep = _kept(away.reshape(len(sketches), -1, dims) @ code.astype(np.float64) * length * unit, STEEPEST)
-            heights = _kept(mean @ code.astype(np.float64) * step * unit + _log2(_power(steep).sum(1)), HIGHEST)
+            (code, unit), (table, steep) = rounded(query), rounded(quad_sums(query))
+            power = scale / width(dims) / math.log(2)
+            away = table.astype(np.float64)[quads, marks].sum(-1)
+            slots = _power(_kept(away * length * (float(steep) * power), STEEPEST)).sum(1)
+            heights = _kept(mean @ code.astype(np.float64) * step * (float(unit) * power) + _log2(slots), HIGHEST)
             shares = np.exp2(np.maximum(heights - heights.max(initial=-HIGHEST), -DEEPEST))
             found += shares / shares.sum()
     return found

@@ -100,6 +100,7 @@ RATE_LOGITS, RATE_SIZE, RATE_LIKELIEST, RATE_TOKEN, RATE_COUNT, RATE_OUT, RATE_L
 RATED_LARGEST, RATED_TOP, RATED_SUM, RATED_RANK, RATED_LOGIT, RATED_IDS = range(6)
 
 WHOLE = 10_000  # the share that is all pages (see `cache.policy.Choice`)
+FEW_CHOOSERS = 4  # a thread: fewer share out their pages
 ALWAYS = 3  # pages that a token which chooses always reads
 EVERYTHING = 1 << 40  # the window of a row that sees all positions
 TILE = 64  # positions of a tile, at multiples of 64

@@ -32,6 +32,15 @@ def pages_read(pages: int, share: int, least: int) -> int:
 
 
 @jit
+def choosing_parts(choosers: int, threads: int) -> int:
+    """In how many parts pages are weighed for each of so many choosers (row, KV head): few are shared out evenly."""
+    parts = 1
+    while choosers < abi.FEW_CHOOSERS * threads and parts * choosers % threads != 0:
+        parts += 1
+    return parts
+
+
+@jit
 def plan(ctx: int, op: int) -> None:
     """Cut this step's attention into items (the longest first) and merges. Affects who computes, never what.
 

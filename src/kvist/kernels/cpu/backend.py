@@ -15,7 +15,7 @@ from kvist.kernels.cpu.chooser import CpuChooser
 from kvist.kernels.cpu.compile import load_kernels
 from kvist.kernels.cpu.jobs import convert, find_nonfinite
 from kvist.kernels.cpu.lower import Lowering, Table
-from kvist.kernels.cpu.lower_choice import most_pages, tables_shape
+from kvist.kernels.cpu.lower_choice import Choosing, heights_shape, most_pages, tables_shape
 from kvist.kernels.cpu.profile import Origins, Profile
 from kvist.kernels.cpu.sizes import choosing_bytes, partial_bytes, scratch_bytes
 from kvist.kernels.cpu.team import Team
@@ -70,7 +70,7 @@ class CpuExecutable:
         items = 2 * (limits.rows + 64 * limits.sequences + 4096)
         scratch = scratch_bytes(group, program.head_dim)
         if chosen[2]:
-            scratch = max(scratch, choosing_bytes(program.head_dim, most_pages(pools, limits)))
+            scratch = max(scratch, choosing_bytes(group, program.head_dim, most_pages(pools, limits)))
         partial_rows = PARTIAL_BYTES // partial_bytes(program.head_dim)
         memory = allocate({
             **{b.name: ((limits.sampled if b.sampled else limits.rows, b.width), np.float32) for b in buffers},
@@ -80,6 +80,7 @@ class CpuExecutable:
             "item table": ((items, abi.ITEM_SLOTS), np.int64),
             "merge table": ((limits.sequences, abi.ITEM_SLOTS), np.int64),
             "chosen pages": (chosen, np.int32),
+            "heights of pages": (heights_shape(program, pools, limits, team.threads), np.uint8),
             "chosen item table": ((items if chosen[2] else 0, abi.ITEM_SLOTS), np.int64),
             "chosen merge table": ((limits.sequences, abi.ITEM_SLOTS), np.int64),
             "partial results": ((partial_rows * partial_bytes(program.head_dim),), np.uint8),
@@ -87,8 +88,9 @@ class CpuExecutable:
         })  # fmt: skip
         self._likeliest = memory["likeliest"]
         lowering = Lowering(
-            program, pools, memory, memory["zeros"], self._likeliest, memory["chosen pages"], team.unit, team.threads
-        )
+            program, pools, memory, memory["zeros"], self._likeliest,
+            Choosing(memory["chosen pages"], memory["heights of pages"]), team.unit, team.threads,
+        )  # fmt: skip
         self._program, self._chooser = program, CpuChooser(team)
         self._profile: Profile | None = None
         self._step, self._step_origins = lowering.table(program.ops)

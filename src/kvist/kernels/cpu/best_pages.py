@@ -3,8 +3,8 @@
 The best are found without a sort: t, the largest number that enough weights reach, by halves. A weight is what a page
 and a query make of each other and of the pages there are to choose from, whatever the rows beside them.
 
-Scratch of a thread: float32 weights of pages 1, 2, ...; records of queries; room for one; sums; float32 heights of
-pages in up to four heads.
+Scratch of a thread: float32 weights of pages 1, 2, ...; records of queries, room for one, sums; float32 heights of
+pages in each head. What parts share: an int64, how many are done; after 64 bytes the heights.
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.cache.sketch import DEEPEST, HIGHEST, STEP_BYTES
-from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.attention_plan import SEQ_BYTES, pages_read
+from kvist.kernels.cpu import abi, sizes
+from kvist.kernels.cpu.attention_plan import SEQ_BYTES, choosing_parts, pages_read
 from kvist.kernels.cpu.math import exp, jit
-from kvist.kernels.cpu.scalar import arg, arg_f32, get_f32, get_i32, put_i32, slot
+from kvist.kernels.cpu.scalar import arg, arg_f32, get_f32, get_i32, put_i32, put_i64, slot, take
 from kvist.kernels.cpu.sketch import block_bytes, make_sketch, mean_bytes
-from kvist.kernels.cpu.sketch_weights import PORTION, SUMS_BYTES, ask, make_heights, record_bytes
+from kvist.kernels.cpu.sketch_weights import PORTION, ask, make_heights, record_bytes
 from kvist.kernels.cpu.vector import add, fma, keep_first, maximum, mul, reduce_add, reduce_max, splat, sub
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 from kvist.kernels.cpu.wide import as_float, count_between, pack_between
 
 LN_2 = 0.6931471805599453
 INFINITY = float("inf")
+PART = 64  # pages, at least
 TOP, BOTTOM = 0x7F7FFFFF, -0x7F7FFFFF  # float32's largest and smallest, as places in their order
+
+weighing_bytes = jit(sizes.weighing_bytes)
 
 
 @jit
@@ -122,53 +125,75 @@ def pages_of(ctx: int, op_group: int, row: int) -> int:
 
 
 def make_best() -> Any:
-    """One (row, KV head): the ids of the pages it reads, in order.
+    """One (row, KV head), or one part of its pages where those are few: the ids of the pages it reads, in order.
+
+    Of parts, whoever ends the last one chooses.
 
     Arguments: q, its stride, head size, where the sketches of the layer lie in page 0, bytes of a page, the group of
     these pages, share, least, address of int32 [row][KV head][sides][most], most, signs, scale of scores, sides, the
-    group of pages of floats. Of a packed layer, page 0 and the row's own are named as pages of floats, the others, in
-    the second side, as they were packed; nobody reads the other places.
+    group of pages of floats, address of what parts share of each, its bytes. Of a packed layer, page 0 and the row's
+    own are named as pages of floats, the others, in the second side, as they were packed; nobody reads the other
+    places.
     """
     heights = make_heights()
 
     @jit
-    def weigh(ctx: int, op: int, q: int, pages: int, count: int, head: int, scratch: int, weights: int) -> None:
+    def weigh(
+        ctx: int, op: int, q: int, pages: int, count: int, head: int, scratch: int, rows: int, apart: int
+    ) -> None:
         dims, group, blocks = arg(op, 2), slot(ctx, abi.GROUP), slot(ctx, abi.PAGE_SIZE) // 16
-        size, apart = record_bytes(dims), (count + 15) // 16 * 64
-        x = scratch + PORTION * size
-        sums = x + dims * 4
-        rows = sums + SUMS_BYTES
+        size, x = record_bytes(dims), scratch + PORTION * record_bytes(dims)
         sketches = arg(op, 3) + head * (mean_bytes(dims) + STEP_BYTES + blocks * block_bytes(dims))
-        for i in range(0, count * 4, 64):
-            store_f32(weights + i, splat(0.0))
         for first in range(0, group, PORTION):
             heads = min(PORTION, group - first)
             for r in range(heads):
                 ask(q + (first + r) * dims * 4, arg(op, 10), dims, arg_f32(op, 11), x, scratch + r * size)
-            heights(scratch, heads, dims, blocks, pages, count, sketches, arg(op, 4), sums, rows, apart)
-            for r in range(heads):
-                add_shares(rows + r * apart, count, weights)
+            heights(
+                scratch, heads, dims, blocks, pages, count, sketches, arg(op, 4), x + dims * 20, rows + first * apart,
+                apart,
+            )  # fmt: skip
+
+    @jit
+    def choose(ctx: int, rows: int, apart: int, pages: int, count: int, wanted: int, weights: int, out: int) -> None:
+        for i in range(0, count * 4, 64):
+            store_f32(weights + i, splat(0.0))
+        for r in range(slot(ctx, abi.GROUP)):
+            add_shares(rows + r * apart, count, weights)
+        last = weights + count // 16 * 64
+        store_f32(last, keep_first(load_f32(last), count % 16, splat(-INFINITY)))
+        put_best(weights, count, wanted, pages, out)
 
     @jit
     def best(ctx: int, op: int, piece: int, tid: int) -> None:
-        kv_heads, dims = slot(ctx, abi.KV_HEADS), arg(op, 2)
-        row, head = piece // kv_heads, piece % kv_heads
+        kv_heads, choosers = slot(ctx, abi.KV_HEADS), slot(ctx, abi.ROWS) * slot(ctx, abi.KV_HEADS)
+        parts = choosing_parts(choosers, slot(ctx, abi.THREADS))
+        chooser, part = piece // parts, piece % parts
+        row, head = chooser // kv_heads, chooser % kv_heads
         own = get_i32(slot(ctx, abi.POSITIONS) + row * 4) // slot(ctx, abi.PAGE_SIZE)
         pages, exact = pages_of(ctx, arg(op, 5), row), pages_of(ctx, arg(op, 13), row)
-        floats = arg(op, 8) + piece * arg(op, 12) * arg(op, 9) * 4
+        floats = arg(op, 8) + chooser * arg(op, 12) * arg(op, 9) * 4
         out = floats if arg(op, 5) == arg(op, 13) else floats + arg(op, 9) * 4
         read, count = pages_read(own + 1, arg(op, 6), arg(op, 7)), own - 2
-        if read == own + 1:
-            for i in range(read):
+        if read == own + 1 or read <= abi.ALWAYS:
+            if part > 0:
+                return
+            for i in range(read if read == own + 1 else 0):
                 put_i32(out + i * 4, get_i32(pages + i * 4))
-        elif read > abi.ALWAYS:
-            q = arg(op, 0) + row * arg(op, 1) + head * slot(ctx, abi.GROUP) * dims * 4
+        else:
+            q = arg(op, 0) + row * arg(op, 1) + head * slot(ctx, abi.GROUP) * arg(op, 2) * 4
+            apart, each = (count + 15) // 16 * 64, max(PART, ((count + parts - 1) // parts + 15) // 16 * 16)
             weights = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
-            scratch = weights + (count + 15) // 16 * 64 + 64
-            weigh(ctx, op, q, pages + 4, count, head, scratch, weights)
-            last = weights + count // 16 * 64
-            store_f32(last, keep_first(load_f32(last), count % 16, splat(-INFINITY)))
-            put_best(weights, count, read - abi.ALWAYS, pages + 4, out + 4)
+            scratch = weights + apart + 64
+            own_rows = scratch + weighing_bytes(arg(op, 2))
+            shared = arg(op, 14) + chooser * arg(op, 15) if parts > 1 else own_rows
+            rows = shared + 64
+            first, end = min(count, part * each), min(count, (part + 1) * each)
+            if first < end:
+                weigh(ctx, op, q, pages + (1 + first) * 4, end - first, head, scratch, rows + first * 4, apart)
+            if parts > 1 and take(shared) < parts - 1:
+                return
+            put_i64(shared, 0)
+            choose(ctx, rows, apart, pages + 4, count, read - abi.ALWAYS, weights, out + 4)
         if read > 1:
             put_i32(out + (read - 2) * 4, get_i32(pages + (own - 1) * 4))
         put_i32(floats, get_i32(exact))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.attention_merge import merge
-from kvist.kernels.cpu.attention_plan import plan
+from kvist.kernels.cpu.attention_plan import choosing_parts, plan
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.matmul import ask_ahead, matmul_pieces
 from kvist.kernels.cpu.pointwise import (
@@ -44,7 +44,8 @@ def pieces_of(code: int, ctx: int, op: int) -> int:
     if code == abi.MERGE:
         return slot(ctx, abi.MERGES + arg(op, 20)) * slot(ctx, abi.KV_HEADS)
     if code == abi.BEST:
-        return slot(ctx, abi.ROWS) * slot(ctx, abi.KV_HEADS)
+        choosers = slot(ctx, abi.ROWS) * slot(ctx, abi.KV_HEADS)
+        return choosers * choosing_parts(choosers, slot(ctx, abi.THREADS))
     if code == abi.SEAL or code == abi.SKETCH:
         return slot(ctx, abi.FULL) * slot(ctx, abi.KV_HEADS)
     if code == abi.PLAN or code == abi.PLACE:

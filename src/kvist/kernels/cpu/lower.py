@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from kvist.cache.pool import PagePool
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.lower_choice import Tables, plan_rows, sketch_row
+from kvist.kernels.cpu.lower_choice import Choosing, plan_rows, sketch_row
 from kvist.kernels.cpu.lower_experts import ExpertMemory, lower_experts
 from kvist.kernels.cpu.lower_pages import PagedRows
 from kvist.kernels.cpu.profile import Origins
@@ -56,14 +56,14 @@ class Lowering:
     buffers: dict[str, Floats]
     zeros: Floats
     likeliest: npt.NDArray[np.int64]
-    chosen: Tables
+    choosing: Choosing
     unit: Callable[[str], int]
     threads: int
     keep: list[npt.NDArray[np.generic]] = field(default_factory=list)
 
     def table(self, ops: Sequence[Op]) -> tuple[Table, Origins]:
         """The rows of `ops`, preceded by the plan of the step's attention if they attend; what each stands for."""
-        rows = plan_rows(ops, self.chosen)
+        rows = plan_rows(ops, self.choosing.tables)
         i = 0
         while i < len(ops):
             together = _fused(ops[i : i + 3])
@@ -170,7 +170,7 @@ class Lowering:
 
     @cached_property
     def _paged(self) -> PagedRows:
-        return PagedRows(self.program, self.pools, self._at, self._stride, self._address, self.chosen)
+        return PagedRows(self.program, self.pools, self._at, self._stride, self._address, self.choosing)
 
     @cached_property
     def _expert_memory(self) -> ExpertMemory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,20 @@ from kvist.cache.policy import Choice
 from kvist.cache.pool import PagePool, floats_of, read_of, sealed_of
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.row import Row, bits
+from kvist.kernels.cpu.sizes import heights_bytes
 from kvist.kernels.program import Attend, Limits, Op, Program, Sketch
 
-Tables = npt.NDArray[np.int32]
-"""The pages that each row reads, of each KV head: [row][KV head][as floats, as they were packed][most]."""
+
+@dataclass(frozen=True)
+class Choosing:
+    """Memory of choosing.
+
+    tables: the pages that each row reads, int32 [row][KV head][as floats, as they were packed][most]; heights: what
+    threads make of a row's pages together, uint8 [row and KV head][bytes].
+    """
+
+    tables: npt.NDArray[np.int32]
+    heights: npt.NDArray[np.uint8]
 
 
 def choice_of(ops: Sequence[Op]) -> Choice | None:
@@ -34,13 +45,21 @@ def tables_shape(program: Program, pools: Sequence[PagePool], limits: Limits) ->
     return limits.rows, program.num_kv_heads, sides, choice.count(pages) if choice else 0
 
 
+def heights_shape(program: Program, pools: Sequence[PagePool], limits: Limits, threads: int) -> tuple[int, int]:
+    """The shape of the heights for steps up to the limits."""
+    if choice_of(program.ops) is None:
+        return 0, 0
+    few = min(limits.rows * program.num_kv_heads, abi.FEW_CHOOSERS * threads)
+    return few, heights_bytes(program.num_heads // program.num_kv_heads, most_pages(pools, limits))
+
+
 def most_pages(pools: Sequence[PagePool], limits: Limits) -> int:
     """Pages of the longest sequence."""
     held = max(pool.num_pages for pool in pools)
     return held if limits.positions is None else min(held, pools[0].layout.pages_for(limits.positions))
 
 
-def plan_rows(ops: Sequence[Op], tables: Tables) -> list[Row]:
+def plan_rows(ops: Sequence[Op], tables: npt.NDArray[np.int32]) -> list[Row]:
     """The plans of the attention in `ops`."""
     attends, choice = [op for op in ops if isinstance(op, Attend)], choice_of(ops)
     rows = [Row(abi.PLAN, [], set(), {"items"})] if any(op.choice is None for op in attends) else []
@@ -61,14 +80,16 @@ def sketch_row(op: Sketch, program: Program, pools: Sequence[PagePool], address:
 
 
 def best_row(
-    op: Attend, choice: Choice, q: tuple[int, int], program: Program, pools: Sequence[PagePool], tables: Tables,
-    address: Callable[[Any], int],
+    op: Attend, choice: Choice, q: tuple[int, int], program: Program, pools: Sequence[PagePool],
+    choosing: Choosing, address: Callable[[Any], int],
 ) -> Row:  # fmt: skip
     """Choosing, before the attention that reads what was chosen. q: its address and stride."""
     (exact, floats), (group, pool) = floats_of(pools, op.layer), read_of(pools, op.layer)
+    tables, heights = choosing.tables, choosing.heights
     arguments = [
         *q, program.head_dim, _sketches(pool, op.layer), pool.layout.page_bytes, group, choice.share, choice.least,
         tables.ctypes.data, tables.shape[3], address(signs(program.head_dim)), bits(op.scale), tables.shape[2], exact,
+        heights.ctypes.data, heights.strides[0],
     ]  # fmt: skip
     reads = {op.q.name, f"pages {op.layer}"}
     return Row(abi.BEST, arguments, reads, {"chosen pages"}, f"best_{floats.layout.codec.name}")

@@ -9,7 +9,7 @@ from typing import Any
 from kvist.cache.pool import PagePool, floats_of, sealed_of
 from kvist.errors import UsageError
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.lower_choice import Tables, best_row
+from kvist.kernels.cpu.lower_choice import Choosing, best_row
 from kvist.kernels.cpu.row import Row, bits
 from kvist.kernels.program import Attend, Buffer, Mix, Observe, Program, RotaryStore, Seal
 
@@ -23,7 +23,7 @@ class PagedRows:
     at: Callable[[Buffer], int]
     stride: Callable[[Buffer], int]
     address: Callable[[Any], int]
-    chosen: Tables
+    choosing: Choosing
 
     def _pages(self, place: tuple[int, PagePool], layer: int) -> tuple[int, int, int]:
         """Where a layer's K and V are in the pages of a group: its address in page 0, bytes of a page, the group."""
@@ -77,7 +77,7 @@ class PagedRows:
             q = self.at(op.q), self.stride(op.q)
             items, best = (
                 "chosen items",
-                [best_row(op, op.choice, q, self.program, self.pools, self.chosen, self.address)],
+                [best_row(op, op.choice, q, self.program, self.pools, self.choosing, self.address)],
             )
         read, written = {op.q.name, f"pages {op.layer}", items, "chosen pages"}, {op.out.name, "partials"}
         return [

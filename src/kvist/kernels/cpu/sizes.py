@@ -21,11 +21,20 @@ def scratch_bytes(group: int, head_dim: int) -> int:
     return max(item, PANEL_BYTES + SUMS_BYTES * (X_BYTES // (4 * PANEL_COLUMNS) + WIDE)) + 2048
 
 
-def choosing_bytes(head_dim: int, pages: int) -> int:
+def choosing_bytes(group: int, head_dim: int, pages: int) -> int:
     """Bytes a thread needs to choose from so many pages (see `best_pages`), and to sketch one."""
-    heads, row = 4, 4 * (pages + 16)  # heads that are weighed together; a float32 for each page, in whole vectors
-    records, sums = heads * (head_dim + 160), 1024 * heads + 64
-    return max(records + 4 * head_dim + sums + (heads + 1) * row + 64, 68 * head_dim)
+    weights = 4 * (pages + 32)  # in whole vectors
+    return max(weights + weighing_bytes(head_dim) + heights_bytes(group, pages), 68 * head_dim)
+
+
+def weighing_bytes(head_dim: int) -> int:
+    """Bytes in which a thread weighs pages (see `sketch_weights`): records and sums of four heads, room for a query."""
+    return 4 * (5 * head_dim + 288) + 20 * head_dim + 4 * 1024 + 64
+
+
+def heights_bytes(group: int, pages: int) -> int:
+    """Bytes of what a query head each makes of so many pages, in whole vectors, and of a count before them."""
+    return 64 + group * ((pages + 15) // 16 * 64)
 
 
 def partial_bytes(head_dim: int) -> int:

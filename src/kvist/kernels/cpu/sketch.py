@@ -15,14 +15,13 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from kvist.cache import sketch as definition
-from kvist.cache.sketch import LARGEST, LONGEST, STEP_BYTES
+from kvist.cache.sketch import LARGEST, LENGTHS_BYTES, LONGEST, SPAN, STEP_BYTES
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.mix import transform
-from kvist.kernels.cpu.packed_lanes import V16B
+from kvist.kernels.cpu.packed_lanes import V16B, words
 from kvist.kernels.cpu.scalar import arg, get_f32, get_i32, put_f32, put_i64, slot
 from kvist.kernels.cpu.vector import (
-    I32,
     I64,
     V16F,
     V16I,
@@ -47,18 +46,22 @@ SMALLEST, INFINITY = 1e-30, float("inf")
 
 
 @intrinsic
-def quad_bits(typingctx: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """Bit 4 lane + i of a word: whether that lane of the i-th vector is at least 0."""
+def put_signs(typingctx: Any, x: Any, half: Any, out: Any) -> Any:
+    """Signs of sixteen dims, vectors of slots, as nibbles: low ones alone, or high ones to what is there."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        zero = ir.Constant(V16F, [0.0] * 16)
-        marks = [builder.fcmp_ordered(">=", vector, zero) for vector in args]
-        pairs = [_side_by_side(builder, marks[i], marks[i + 1], 16) for i in (0, 2)]
-        every = _side_by_side(builder, pairs[0], pairs[1], 32)
-        lanes = ir.Constant(ir.VectorType(I32, 64), [16 * (bit % 4) + bit // 4 for bit in range(64)])
-        return builder.bitcast(builder.shuffle_vector(every, every, lanes), I64)
+        x, half, out = args
+        zero, found = ir.Constant(V16F, [0.0] * 16), words(0)
+        for dim in range(16):
+            number = builder.load(pointer(builder, x, V16F, I64(dim * 64)), align=4)
+            mark = words(1 << 8 * (dim // 4) + dim % 4)
+            found = builder.or_(found, builder.select(builder.fcmp_ordered(">=", number, zero), mark, words(0)))
+        place, high = pointer(builder, out, V16I), builder.icmp_signed("!=", half, I64(0))
+        both = builder.or_(builder.load(place, align=2), builder.shl(found, words(4)))
+        builder.store(builder.select(high, both, found), place, align=2)
+        return context.get_dummy_value()
 
-    return types.int64(*[f32x16] * 4), codegen
+    return types.none(*[types.int64] * 3), codegen
 
 
 @intrinsic
@@ -71,11 +74,6 @@ def put_bytes(typingctx: Any, address: Any, codes: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(types.int64, f32x16), codegen
-
-
-def _side_by_side(builder: Any, a: Any, b: Any, lanes: int) -> Any:
-    order = ir.Constant(ir.VectorType(I32, 2 * lanes), list(range(2 * lanes)))
-    return builder.shuffle_vector(a, b, order)
 
 
 mean_bytes, block_bytes = jit(definition.mean_bytes), jit(definition.block_bytes)
@@ -140,11 +138,10 @@ def make_sketch(dtype: str) -> Any:
             away = sub(load_f32(x + d * 64), mul(splat(get_f32(mean + d * 4)), splat(step)))
             squares, sizes = add(squares, mul(away, away)), add(sizes, absolute(away))
             store_f32(x + d * 64, away)
-        for d in range(0, dims, 4):
-            a, b = load_f32(x + d * 64), load_f32(x + (d + 1) * 64)
-            put_i64(out + d * 2, quad_bits(a, b, load_f32(x + (d + 2) * 64), load_f32(x + (d + 3) * 64)))
+        for d in range(0, dims, 16):
+            put_signs(x + d * 64, d // 16 % 2, out + d // SPAN * 64)
         length = minimum(div(squares, sizes), splat(LONGEST))
-        put_half(out + dims * 2, where_less(splat(0.0), sizes, length, splat(0.0)))
+        put_half(out + block_bytes(dims) - LENGTHS_BYTES, where_less(splat(0.0), sizes, length, splat(0.0)))
 
     @jit
     def sketch(ctx: int, op: int, piece: int, tid: int) -> None:
