@@ -88,7 +88,7 @@ def test_every_way_gives_the_same_bits(
 
 
 def close(logits: np.ndarray, truth: np.ndarray) -> bool:
-    """Equal but for factors of 15 bits, and codes that fall to the other side of a border, each seen by few."""
+    """Equal but for weights of 15 bits, and codes that fall to the other side of a border, each seen by few."""
     apart, size = np.abs(logits - truth), np.abs(truth).max()
     return bool(apart.max() < 2e-2 * size and apart.mean() < 3e-4 * size)
 

@@ -114,8 +114,9 @@ def test_rows_are_as_the_reference_has_them_and_chunks_change_no_bit(
     for page_size in page_sizes(k, v):
         whole = World(k, v, page_size, 64).run(backend, 300, window)
         wanted = World(k, v, page_size, 64).run(ReferenceBackend(), 300, window)
-        assert np.abs(whole - wanted).max() < 1e-2  # a code at a border may fall to either side
-        assert np.abs(whole - wanted).mean() < 2e-4  # factors have 15 bits
+        by_channel = k.startswith("kivi")  # the reference does not round queries page by page
+        assert np.abs(whole - wanted).max() < (5e-2 if by_channel else 1e-2)  # a code at a border may fall either way
+        assert np.abs(whole - wanted).mean() < (1e-3 if by_channel else 2e-4)  # weights have 15 bits
         for chunk in (1, 7, 64):
             assert same_bits(World(k, v, page_size, 64).run(backend, chunk, window), whole)
 

@@ -9,6 +9,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from kvist.cache.codec.base import Packed
+from kvist.cache.codec.packed import asked
 from kvist.cache.pool import PagePool, floats_of, read_of
 from kvist.cache.table import GONE
 from kvist.kernels.program import Attend, BatchMetadata, Mix, Observe, Program, RotaryStore, SequenceRows
@@ -78,8 +80,10 @@ class ReferencePages:
                     seen = seen[np.isin(pages, chosen)]
                 own = (pages == 0) | (pages == (end - 1) // page_size)
                 K, V = (np.where(own[:, None], a[:end], b[:end]) for a, b in zip(exact, sealed, strict=True))
+                codec = self._pools_of(op.layer)[1][1].layout.codecs(op.layer)[0]
                 for head in range(kv_head * group, (kv_head + 1) * group):
-                    scores = K[seen] @ rows[r, head] * op.scale
+                    rounded = asked(codec, rows[r, head]) if isinstance(codec, Packed) else rows[r, head]
+                    scores = np.where(own[seen], K[seen] @ rows[r, head], K[seen] @ rounded) * op.scale
                     value = V[seen]
                     if kept := min(op.first, int(seen[0])):
                         query = _turned_back(op, rows[r, head], end - 1 - (op.first + (op.window or 0) - 1))

@@ -12,9 +12,9 @@ from typing import Any
 
 from kvist.cache.codec.base import AnyCodec, Packed
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.packed_dot import LARGEST, split_bytes
-from kvist.kernels.cpu.scalar import put_f32
-from kvist.kernels.cpu.vector import absolute, fma, maximum, mul, reduce_add, reduce_max, round_even, splat
+from kvist.kernels.cpu.packed_dot import LARGEST_BYTE, put_bytes
+from kvist.kernels.cpu.scalar import prefetch, put_f32
+from kvist.kernels.cpu.vector import absolute, add, fma, maximum, mul, reduce_add, reduce_max, round_even, splat
 from kvist.kernels.cpu.vector_memory import load, load_f32, store_f32
 
 load_f16 = load["f16"]
@@ -57,19 +57,28 @@ def widen(source: int, count: int, out: int) -> None:
 
 
 @jit
+def ask_for(address: int, size: int) -> None:
+    """Let memory bring what is read next."""
+    for line in range(0, size, 64):
+        prefetch(address + line)
+
+
+@jit
 def query_bytes(dims: int) -> int:
-    """Of a row's rounded query: high bytes, low ones, step and sum of each group."""
-    return 2 * dims + dims // 16 * 8
+    """Of a row's rounded query: its bytes, step and sum of each group."""
+    return dims + dims // 16 * 8
 
 
 def make_prepare(codec: AnyCodec) -> Any:
     """``prepare(q, rows, dims, header, out)``: round queries to what K's side multiplies.
 
-    By channels they are multiplied by the header's scales before, so that each page has factors of its own.
+    A score is the rounded query's. By channels it is multiplied by the header's scales before, so that each page has
+    factors of its own; what rounding takes from them is made good for the middle of the codes, and only what a code is
+    away from that misses it.
     """
     if not isinstance(codec, Packed) or codec.grid != "even":
         return jit(lambda q, rows, dims, header, out: None)
-    group, channels = codec.group, codec.channels
+    group, channels, middle = codec.group, codec.channels, ((1 << codec.bits) - 1) / 2
 
     @jit
     def prepare(q: int, rows: int, dims: int, header: int, out: int) -> None:
@@ -77,24 +86,28 @@ def make_prepare(codec: AnyCodec) -> Any:
         for r in range(rows):
             source, row = q + r * dims * 4, out + r * query_bytes(dims)
             for first in range(0, dims, step):
-                top, total = splat(0.0), splat(0.0)
+                top, offsets, factors, codes = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
                 for d in range(first, first + step, 16):
                     x = load_f32(source + d * 4)
                     if channels:
-                        total = fma(x, load_f16(header + (dims + d) * 2), total)
+                        offsets = fma(x, load_f16(header + (dims + d) * 2), offsets)
                         x = mul(x, load_f16(header + d * 2))
-                    else:
-                        total = fma(x, splat(1.0), total)
+                        factors = add(factors, x)
                     top = maximum(top, absolute(x))
                 largest = reduce_max(top)
-                inverse = splat(LARGEST / largest if largest > SMALLEST else 0.0)
+                inverse = splat(LARGEST_BYTE / largest if largest > SMALLEST else 0.0)
                 for d in range(first, first + step, 16):
                     x = load_f32(source + d * 4)
                     if channels:
                         x = mul(x, load_f16(header + d * 2))
-                    split_bytes(round_even(mul(x, inverse)), row + d, row + dims + d)
-                beside = row + 2 * dims + first // step * 8
-                put_f32(beside, largest / LARGEST if largest > SMALLEST else 0.0)
-                put_f32(beside + 4, reduce_add(total))
+                    code = round_even(mul(x, inverse))
+                    codes = add(codes, code)
+                    put_bytes(row + d, code)
+                beside, unit = row + dims + first // step * 8, largest / LARGEST_BYTE if largest > SMALLEST else 0.0
+                total = reduce_add(codes) * unit
+                put_f32(beside, unit)
+                if channels:
+                    total = reduce_add(offsets) + middle * (reduce_add(factors) - total)
+                put_f32(beside + 4, total)
 
     return prepare

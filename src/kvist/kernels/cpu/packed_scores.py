@@ -8,7 +8,7 @@ from kvist.cache.codec.base import AnyCodec, Packed
 from kvist.kernels.cpu.attention_rows import make_score_rows
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_dot import make_dot_scores
-from kvist.kernels.cpu.packed_rows import PORTION, group_of, query_bytes
+from kvist.kernels.cpu.packed_rows import PORTION, ask_for, group_of, part_bytes, query_bytes
 from kvist.kernels.cpu.packed_tile import make_packed_scores
 
 
@@ -32,35 +32,31 @@ def make_score_side(codec: AnyCodec) -> Any:
         return _make_score_grid(codec)
     dot1, dot2, dot3, dot4 = (make_dot_scores(codec, rows) for rows in (1, 2, 3, 4))
     size, scales, group, channels = codec.cell_bytes, codec.parameters * 32, codec.group, codec.channels
-
-    @jit
-    def score_pair(
-        qb: int, rows: int, dims: int, first: int, step: int, k0: int, k1: int, p: int, n0: int, n1: int
-    ) -> None:
-        """Two blocks over the group of dims that begins at `first`."""
-        at, beside = first // 16 * size, dims // 16 * size + first // step * scales
-        stride, cells, s0, s1 = query_bytes(dims), step // 16, k0 + beside, k1 + beside
-        for r in range(0, rows, PORTION):
-            n, row, out = min(PORTION, rows - r), qb + r * stride, p + r * 256
-            q, f = row + first, row + 2 * dims + first // step * 8
-            if n == 1:
-                dot1(q, stride, dims, f, k0 + at, k1 + at, s0, s1, cells, out, first, n0 + at, n1 + at)
-            elif n == 2:
-                dot2(q, stride, dims, f, k0 + at, k1 + at, s0, s1, cells, out, first, n0 + at, n1 + at)
-            elif n == 3:
-                dot3(q, stride, dims, f, k0 + at, k1 + at, s0, s1, cells, out, first, n0 + at, n1 + at)
-            else:
-                dot4(q, stride, dims, f, k0 + at, k1 + at, s0, s1, cells, out, first, n0 + at, n1 + at)
+    block, _ = part_bytes(codec, keys=True)
 
     @jit
     def score(
         q: int, qb: int, rows: int, dims: int, k0: int, k1: int, k2: int, k3: int, p: int, n0: int, n1: int, n2: int,
         n3: int,
     ) -> None:  # fmt: skip
-        step = dims if channels else group_of(dims, group)
+        step, stride = dims if channels else group_of(dims, group), query_bytes(dims)
         for first in range(0, dims, step):
-            score_pair(qb, rows, dims, first, step, k0, k1, p, n0, n1)
-            score_pair(qb, rows, dims, first, step, k2, k3, p + 128, n2, n3)
+            at, cells, beside = first // 16 * size, step // 16, dims // 16 * size + first // step * scales
+            a, b, c, d, na, nb = k0 + at, k1 + at, k2 + at, k3 + at, n0 + at, n1 + at
+            s0, s1, s2, s3 = k0 + beside, k1 + beside, k2 + beside, k3 + beside
+            for r in range(0, rows, PORTION):
+                n, row, out = min(PORTION, rows - r), qb + r * stride, p + r * 256
+                x, f = row + first, row + dims + first // step * 8
+                if n == 1:
+                    dot1(x, stride, f, a, b, c, d, s0, s1, s2, s3, cells, out, first, na, nb)
+                elif n == 2:
+                    dot2(x, stride, f, a, b, c, d, s0, s1, s2, s3, cells, out, first, na, nb)
+                elif n == 3:
+                    dot3(x, stride, f, a, b, c, d, s0, s1, s2, s3, cells, out, first, na, nb)
+                else:
+                    dot4(x, stride, f, a, b, c, d, s0, s1, s2, s3, cells, out, first, na, nb)
+        ask_for(n2, block(dims))
+        ask_for(n3, block(dims))
 
     return score
 

@@ -7,8 +7,17 @@ from typing import Any
 from kvist.cache.codec.base import AnyCodec, Packed
 from kvist.kernels.cpu.attention_rows import make_weigh_rows
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.packed_dot import LARGEST, make_dot_weigh, split_bytes
-from kvist.kernels.cpu.packed_rows import PORTION, SMALLEST, WEIGHT_BYTES, group_of, load_f16, widen
+from kvist.kernels.cpu.packed_dot import LARGEST, make_dot_weigh, split_tile
+from kvist.kernels.cpu.packed_rows import (
+    PORTION,
+    SMALLEST,
+    WEIGHT_BYTES,
+    ask_for,
+    group_of,
+    load_f16,
+    part_bytes,
+    widen,
+)
 from kvist.kernels.cpu.packed_tile import make_packed_weigh
 from kvist.kernels.cpu.scalar import prefetch, put_f32
 from kvist.kernels.cpu.vector import fma, maximum, mul, reduce_add, reduce_max, round_even, splat
@@ -90,6 +99,7 @@ def _make_weigh_dot(codec: Packed) -> Any:
     wide1, wide2, wide3, wide4 = (make_dot_weigh(codec, rows, 2) for rows in (1, 2, 3, 4))
     thin1 = make_dot_weigh(codec, 1, 1)
     size, scales, group = codec.cell_bytes, codec.parameters * 32, codec.group
+    block, _ = part_bytes(codec, keys=False)
 
     @jit
     def round_weights(p: int, low: int, high: int, s0: int, s1: int, s2: int, s3: int, out: int) -> None:
@@ -110,10 +120,8 @@ def _make_weigh_dot(codec: Packed) -> Any:
             total = fma(load_f32(p + 192), load_f16(s3 + 32), total)
         largest = reduce_max(maximum(maximum(w0, w1), maximum(w2, w3)))
         inverse = splat(LARGEST / largest if largest > SMALLEST else 0.0)
-        split_bytes(round_even(mul(w0, inverse)), out, out + 64)
-        split_bytes(round_even(mul(w1, inverse)), out + 16, out + 80)
-        split_bytes(round_even(mul(w2, inverse)), out + 32, out + 96)
-        split_bytes(round_even(mul(w3, inverse)), out + 48, out + 112)
+        w0, w1 = round_even(mul(w0, inverse)), round_even(mul(w1, inverse))
+        split_tile(w0, w1, round_even(mul(w2, inverse)), round_even(mul(w3, inverse)), out)
         put_f32(out + 128, largest / LARGEST if largest > SMALLEST else 0.0)
         put_f32(out + 132, reduce_add(total))
 
@@ -123,10 +131,10 @@ def _make_weigh_dot(codec: Packed) -> Any:
         n0: int, n1: int, n2: int, n3: int,
     ) -> None:  # fmt: skip
         step, stride, f = group_of(dims, group), dims * 4, scratch + 128
+        ask_for(n0, block(dims))
+        ask_for(n1, block(dims))
         for first in range(0, dims, step):
             at = dims // 16 * size + first // step * scales
-            prefetch(n0 + at)
-            prefetch(n1 + at)
             prefetch(n2 + at)
             prefetch(n3 + at)
             for r in range(0, rows, PORTION):
@@ -137,18 +145,18 @@ def _make_weigh_dot(codec: Packed) -> Any:
                 for d in range(first, first + step, 32):
                     c, out = d // 16 * size, acc + r * stride + d * 4
                     a0, a1, a2, a3 = v0 + c, v1 + c, v2 + c, v3 + c
-                    b0, b1, b2, b3 = n0 + c, n1 + c, n2 + c, n3 + c
+                    b2, b3 = n2 + c, n3 + c
                     if d + 32 > first + step:
                         for i in range(n):
                             beside, row = i * WEIGHT_BYTES, out + i * stride
-                            thin1(scratch + beside, 0, f + beside, a0, a1, a2, a3, row, 0, b0, b1, b2, b3)
+                            thin1(scratch + beside, 0, f + beside, a0, a1, a2, a3, row, 0, b2, b3)
                     elif n == 1:
-                        wide1(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, b0, b1, b2, b3)
+                        wide1(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, b2, b3)
                     elif n == 2:
-                        wide2(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, b0, b1, b2, b3)
+                        wide2(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, b2, b3)
                     elif n == 3:
-                        wide3(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, b0, b1, b2, b3)
+                        wide3(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, b2, b3)
                     else:
-                        wide4(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, b0, b1, b2, b3)
+                        wide4(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, b2, b3)
 
     return weigh

@@ -19,7 +19,8 @@ from kvist.cache.sketch import LARGEST, LENGTHS_BYTES, LONGEST, SPAN, STEP_BYTES
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.mix import transform
-from kvist.kernels.cpu.packed_lanes import V16B, words
+from kvist.kernels.cpu.packed_dot import put_bytes
+from kvist.kernels.cpu.packed_lanes import words
 from kvist.kernels.cpu.scalar import arg, get_f32, get_i32, put_f32, put_i64, slot
 from kvist.kernels.cpu.vector import (
     I64,
@@ -28,7 +29,6 @@ from kvist.kernels.cpu.vector import (
     absolute,
     add,
     div,
-    f32x16,
     maximum,
     minimum,
     mul,
@@ -62,18 +62,6 @@ def put_signs(typingctx: Any, x: Any, half: Any, out: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(*[types.int64] * 3), codegen
-
-
-@intrinsic
-def put_bytes(typingctx: Any, address: Any, codes: Any) -> Any:
-    """Sixteen whole numbers, held as floats, as bytes, signed or not."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        whole = builder.fptosi(args[1], V16I)
-        builder.store(builder.trunc(whole, V16B), pointer(builder, args[0], V16B), align=1)
-        return context.get_dummy_value()
-
-    return types.none(types.int64, f32x16), codegen
 
 
 mean_bytes, block_bytes = jit(definition.mean_bytes), jit(definition.block_bytes)
