@@ -66,6 +66,14 @@ class Packed:
         return CELL * CELL * self.bits // 8
 
     @property
+    def query_bytes(self) -> int:
+        """Signed bytes that a query's number is rounded to where codes are evenly apart.
+
+        One is enough beside codes of 6 bits and less; beside those of 8 it would double K's error.
+        """
+        return 2 if self.bits == 8 else 1
+
+    @property
     def parameters(self) -> int:
         """Numbers beside a group of codes: a scale, perhaps an offset."""
         return 2 if self.offset else 1

@@ -42,7 +42,7 @@ Within 0.014 of the steps that are best for a normal distribution (Max 1960, Llo
 
 E4M3_LARGEST = np.float32(448.0)
 LARGEST = np.float32(65504.0)
-LARGEST_BYTE = np.float32(127.0)  # of a rounded query
+LARGEST_BYTE = np.float32(127.0)  # of a rounded query; a second byte has 7 bits more
 
 
 def signs(head_dim: int) -> Floats:
@@ -99,7 +99,7 @@ def unpack(codec: Packed, header: Bytes, blocks: Bytes, head_dim: int, *, keys: 
 
 
 def asked(codec: Packed, query: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A query as packed keys are multiplied with it: by codes that are evenly apart, rounded to bytes, group by group.
+    """A query as packed keys are multiplied with it: by evenly spaced codes, as whole numbers of a group's step.
 
     By channels each page rounds what its own scales make of the query, and the middle of its codes stays exact: that is
     within a hundredth of the query as it is, which this gives.
@@ -107,7 +107,7 @@ def asked(codec: Packed, query: NDArray[np.float64]) -> NDArray[np.float64]:
     if codec.grid != "even" or codec.channels:
         return query
     parts = query.astype(np.float32).reshape(codec.groups(len(query)), -1)
-    step = np.abs(parts).max(-1, keepdims=True) / LARGEST_BYTE
+    step = np.abs(parts).max(-1, keepdims=True) / (LARGEST_BYTE * np.float32(128 ** (codec.query_bytes - 1)))
     codes = np.rint(np.divide(parts, step, out=np.zeros_like(parts), where=step > 0))
     return np.asarray(codes.astype(np.float64) * step, np.float64).reshape(-1)
 

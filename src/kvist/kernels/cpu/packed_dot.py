@@ -1,8 +1,8 @@
 """The micro-kernels over evenly spaced codes: scores of a tile, and the weighted sum of its values, in whole numbers.
 
-A row of factors is rounded: a query to signed bytes, which changes its scores no more than codes of 8 bits do; the
-weights of a tile, of which few may be large, to 15 bits, ``128 high + low``. Products of codes and bytes are summed in
-32 bits, exactly; so neither the order nor the processor matters, and codes that are weighed by 0 may be anything. ::
+A row of factors is rounded to signed bytes: a query to one, or to two where codes have 8 bits, the weights of a tile
+to two, ``128 high + low``, for few of them may be large. Products of codes and bytes are summed in 32 bits, exactly; so
+neither the order nor the processor matters, and codes that are weighed by 0 may be anything. ::
 
     score[slot] = scale[slot] * step * sum(q code) + offset[slot] * sum(q)        step: of the row's rounding
     out[dim]   += step * sum(w code) + sum(p offset)                              w = p * scale, by slot
@@ -10,6 +10,7 @@ weights of a tile, of which few may be large, to 15 bits, ``128 high + low``. Pr
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from llvmlite import ir
@@ -43,8 +44,8 @@ from kvist.kernels.cpu.vector import (
 
 V32H = ir.VectorType(ir.IntType(16), 32)
 
-LARGEST_BYTE = 127.0  # of a rounded query
-LARGEST = 127 * 128.0  # of a rounded weight: its bytes are -127..127 and -64..63
+LARGEST_BYTE = 127.0  # of a factor that is one byte
+LARGEST = 127 * 128.0  # of one that is two: -127..127 and -64..63
 
 
 @intrinsic
@@ -79,6 +80,21 @@ def emit_pack(builder: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
+def split_bytes(typingctx: Any, address: Any, codes: Any) -> Any:
+    """Sixteen whole numbers, held as floats, as 128 high + low: the high bytes, then the low ones."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        whole = builder.fptosi(args[1], V16I)
+        upper = builder.ashr(builder.add(whole, words(64)), words(7))
+        lower = builder.sub(whole, builder.shl(upper, words(7)))
+        for part, value in enumerate((upper, lower)):
+            builder.store(builder.trunc(value, V16B), pointer(builder, args[0], V16B, I64(16 * part)), align=1)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, f32x16), codegen
+
+
+@intrinsic
 def put_bytes(typingctx: Any, address: Any, codes: Any) -> Any:
     """Sixteen whole numbers, held as floats, as bytes, signed or not."""
 
@@ -93,11 +109,38 @@ def put_bytes(typingctx: Any, address: Any, codes: Any) -> Any:
 def make_dot_scores(codec: Packed, rows: int) -> Any:
     """``scores(q, q_stride, f, k0..k3, s0..s3, cells, out, first, n0, n1)``: a tile's scores over a group of dims.
 
-    q: the group's bytes of row 0, the next row's are `q_stride` further; f: its step and sum (float32), as far apart.
-    k: cells of the four blocks; s: their float16 scales and offsets (by channels: none, the row's factors and sum hold
-    them). out: 64 scores a row, 256 bytes apart; first: 0 for the first group, else they are added to what is there.
+    q: the group's bytes of row 0, of sixteen dims the high ones, then any low ones; the next row's are `q_stride`
+    further; f: its step and sum (float32), as far apart. k: cells of the four blocks; s: their float16 scales and
+    offsets (by channels: none, the row's factors and sum hold them). out: 64 scores a row, 256 bytes apart; first: 0
+    for the first group, else they are added to what is there.
     n: the same cells of two of the blocks that are read next.
     """
+    parts = codec.query_bytes
+    together = BLOCKS // parts  # blocks that pass by at once: their sums fill the registers
+
+    def loop_over(builder: Any, starts: list[Any], blocks: list[Any], cells: Any, following: list[Any]) -> Any:
+        """Sums of some blocks, of each row, over all cells, in high bytes (and low ones) of the query."""
+        before, loop, after, cell = begin_loop(builder)
+        sums = [[[builder.phi(V16I) for _ in range(parts)] for _ in blocks] for _ in starts]
+        offset, at = builder.mul(cell, I64(codec.cell_bytes)), builder.mul(cell, I64(16 * parts))
+        for n in following:
+            for line in range(0, codec.cell_bytes, 64):
+                emit_prefetch(builder, n, builder.add(offset, I64(line)))
+        squares = [Cell(codec, builder, builder.add(block, offset)) for block in blocks]
+        new = [[list(block) for block in row] for row in sums]
+        for i in range(4):
+            quads = [square.quad(i) for square in squares]
+            for row, start in zip(new, starts, strict=True):
+                for part in range(parts):
+                    factors = emit_splat_word(builder, start, builder.add(at, I64(16 * part + 4 * i)))
+                    for block, quad in zip(row, quads, strict=True):
+                        block[part] = emit_dot(builder, block[part], quad, factors)
+        for row, made in zip(sums, new, strict=True):
+            for phi, following_sum in zip(chain(*row), chain(*made), strict=True):
+                phi.add_incoming(words(0), before)
+                phi.add_incoming(following_sum, builder.block)
+        end_loop(builder, before, loop, after, cell, cells)
+        return new
 
     @intrinsic
     def scores(
@@ -110,24 +153,11 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
             starts = [builder.add(q, builder.mul(stride, I64(r))) for r in range(rows)]
             for scales, block, n in zip(s[:2], k[:2], following, strict=True) if not codec.channels else ():
                 emit_prefetch(builder, builder.add(n, builder.sub(scales, block)), I64(0))
-            before, loop, after, cell = begin_loop(builder)
-            sums = [[builder.phi(V16I) for _ in range(BLOCKS)] for _ in range(rows)]
-            offset, at = builder.mul(cell, I64(codec.cell_bytes)), builder.mul(cell, I64(16))
-            for n in following:
-                for line in range(0, codec.cell_bytes, 64):
-                    emit_prefetch(builder, n, builder.add(offset, I64(line)))
-            squares = [Cell(codec, builder, builder.add(block, offset)) for block in k]
-            new = [list(row) for row in sums]
-            for i in range(4):
-                quads = [square.quad(i) for square in squares]
-                for r in range(rows):
-                    factors = emit_splat_word(builder, starts[r], builder.add(at, I64(4 * i)))
-                    new[r] = [emit_dot(builder, new[r][b], quads[b], factors) for b in range(BLOCKS)]
-            for r in range(rows):
-                for b in range(BLOCKS):
-                    sums[r][b].add_incoming(words(0), before)
-                    sums[r][b].add_incoming(new[r][b], builder.block)
-            end_loop(builder, before, loop, after, cell, cells)
+            new = [list[Any]() for _ in starts]
+            for b in range(0, BLOCKS, together):
+                lines = following if b == 0 else []
+                for row, made in zip(new, loop_over(builder, starts, k[b : b + together], cells, lines), strict=True):
+                    row += made
             begins = builder.icmp_signed("==", first, I64(0))
             for r in range(rows):
                 own = builder.add(f, builder.mul(stride, I64(r)))
@@ -136,7 +166,7 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
                     place = pointer(builder, out, V16F, I64(r * 256 + b * 64))
                     zero = ir.Constant(V16F, [0.0] * 16)
                     score = builder.select(begins, zero, builder.load(place, align=4))
-                    whole = builder.fmul(builder.sitofp(new[r][b], V16F), step)
+                    whole = builder.fmul(emit_whole(builder, *new[r][b]), step)
                     if codec.channels:
                         score = builder.fadd(whole, builder.fadd(score, total))
                     else:

@@ -133,8 +133,10 @@ def emit_splat_word(builder: Any, address: Any, offset: Any) -> Any:
     return builder.shuffle_vector(vector, ir.Constant(V16I, ir.Undefined), ir.Constant(V16I, [0] * LANES))
 
 
-def emit_whole(builder: Any, high: Any, low: Any) -> Any:
-    """128 high + low, as floats."""
+def emit_whole(builder: Any, high: Any, low: Any = None) -> Any:
+    """128 high + low, or what is in one part, as floats."""
+    if low is None:
+        return builder.sitofp(high, V16F)
     return builder.sitofp(builder.add(builder.shl(high, words(7)), low), V16F)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from kvist.cache.codec.base import AnyCodec, Packed
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.packed_dot import LARGEST_BYTE, put_bytes
+from kvist.kernels.cpu.packed_dot import LARGEST, LARGEST_BYTE, put_bytes, split_bytes
 from kvist.kernels.cpu.scalar import prefetch, put_f32
 from kvist.kernels.cpu.vector import absolute, add, fma, maximum, mul, reduce_add, reduce_max, round_even, splat
 from kvist.kernels.cpu.vector_memory import load, load_f32, store_f32
@@ -65,8 +65,8 @@ def ask_for(address: int, size: int) -> None:
 
 @jit
 def query_bytes(dims: int) -> int:
-    """Of a row's rounded query: its bytes, step and sum of each group."""
-    return dims + dims // 16 * 8
+    """Of a row's rounded query: its bytes, two of each number at most, step and sum of each group."""
+    return 2 * dims + dims // 16 * 8
 
 
 def make_prepare(codec: AnyCodec) -> Any:
@@ -79,6 +79,7 @@ def make_prepare(codec: AnyCodec) -> Any:
     if not isinstance(codec, Packed) or codec.grid != "even":
         return jit(lambda q, rows, dims, header, out: None)
     group, channels, middle = codec.group, codec.channels, ((1 << codec.bits) - 1) / 2
+    wide, most = codec.query_bytes == 2, LARGEST if codec.query_bytes == 2 else LARGEST_BYTE
 
     @jit
     def prepare(q: int, rows: int, dims: int, header: int, out: int) -> None:
@@ -95,15 +96,18 @@ def make_prepare(codec: AnyCodec) -> Any:
                         factors = add(factors, x)
                     top = maximum(top, absolute(x))
                 largest = reduce_max(top)
-                inverse = splat(LARGEST_BYTE / largest if largest > SMALLEST else 0.0)
+                inverse = splat(most / largest if largest > SMALLEST else 0.0)
                 for d in range(first, first + step, 16):
                     x = load_f32(source + d * 4)
                     if channels:
                         x = mul(x, load_f16(header + d * 2))
                     code = round_even(mul(x, inverse))
                     codes = add(codes, code)
-                    put_bytes(row + d, code)
-                beside, unit = row + dims + first // step * 8, largest / LARGEST_BYTE if largest > SMALLEST else 0.0
+                    if wide:
+                        split_bytes(row + 2 * d, code)
+                    else:
+                        put_bytes(row + d, code)
+                beside, unit = row + 2 * dims + first // step * 8, largest / most if largest > SMALLEST else 0.0
                 total = reduce_add(codes) * unit
                 put_f32(beside, unit)
                 if channels:

@@ -32,7 +32,7 @@ def make_score_side(codec: AnyCodec) -> Any:
         return _make_score_grid(codec)
     dot1, dot2, dot3, dot4 = (make_dot_scores(codec, rows) for rows in (1, 2, 3, 4))
     size, scales, group, channels = codec.cell_bytes, codec.parameters * 32, codec.group, codec.channels
-    block, _ = part_bytes(codec, keys=True)
+    (block, _), parts = part_bytes(codec, keys=True), codec.query_bytes
 
     @jit
     def score(
@@ -46,7 +46,7 @@ def make_score_side(codec: AnyCodec) -> Any:
             s0, s1, s2, s3 = k0 + beside, k1 + beside, k2 + beside, k3 + beside
             for r in range(0, rows, PORTION):
                 n, row, out = min(PORTION, rows - r), qb + r * stride, p + r * 256
-                x, f = row + first, row + dims + first // step * 8
+                x, f = row + first * parts, row + 2 * dims + first // step * 8
                 if n == 1:
                     dot1(x, stride, f, a, b, c, d, s0, s1, s2, s3, cells, out, first, na, nb)
                 elif n == 2:
