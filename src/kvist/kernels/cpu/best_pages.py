@@ -3,7 +3,7 @@
 The best are found without a sort: t, the largest number that enough weights reach, by halves. A weight is what a page
 and a query make of each other and of the pages there are to choose from, whatever the rows beside them.
 
-Scratch of a thread: float32 weights of pages 1, 2, ...; records of queries, room for one, sums; float32 heights of
+Scratch of a thread: float32 weights of pages 1, 2, ...; records of queries, room for one, units; float32 heights of
 pages in each head. What parts share: an int64, how many are done; after 64 bytes the heights.
 """
 

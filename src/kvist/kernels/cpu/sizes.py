@@ -28,8 +28,8 @@ def choosing_bytes(group: int, head_dim: int, pages: int) -> int:
 
 
 def weighing_bytes(head_dim: int) -> int:
-    """Bytes in which a thread weighs pages (see `sketch_weights`): records and sums of four heads, room for a query."""
-    return 4 * (5 * head_dim + 288) + 20 * head_dim + 4 * 1024 + 64
+    """Bytes in which a thread weighs pages (see `sketch_weights`): records, units, room for a query, of four heads."""
+    return 4 * (5 * head_dim + 288) + 20 * head_dim + 64
 
 
 def heights_bytes(group: int, pages: int) -> int:

@@ -1,8 +1,8 @@
 """What pages weigh by their sketches, as `cache.sketch` defines it.
 
 A query is, for each quad, the sixteen sums of its signs: four quads are one vector of bytes, in which one instruction
-looks up the sums of sixteen slots, and another adds them up in four bytes each. Pages pass by in eights, so that lanes
-are added up for all of them at once, and heads in portions of four.
+looks up the sums of sixteen slots, and another adds them up in four bytes each. Heads pass by in portions of four, so
+that lanes are added up for all of them at once, and pages in pairs, so that a query is loaded once for both.
 
 A query's record::
 
@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from kvist.cache.sketch import CHUNK, HIGHEST, SPAN, STEEPEST, STEP_BYTES
+from kvist.cache.sketch import CHUNK, HIGHEST, LENGTHS_BYTES, SPAN, STEEPEST, STEP_BYTES
 from kvist.kernels.cpu.attention_tile import begin_loop, end_loop
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_dot import put_bytes
@@ -34,10 +34,9 @@ from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
 V64B = ir.VectorType(I8, 64)
 
-PAGES = 8  # that pass by together
-PORTION = 4  # heads
+PORTION = 4  # heads that pass by together
+V4F, V4I = ir.VectorType(F32, PORTION), ir.VectorType(I32, PORTION)
 AHEAD = 16  # pages between what is looked at and what is asked for
-SUMS_BYTES = 2 * PORTION * PAGES * 64 + 64  # [mean, slots][head][page][16], steps [page]
 ONE = float(1 << 23)  # a power of two, as a float32's bits
 FIRST, UNIT, STEEP, TAIL_BYTES = 0, 64, 68, 96  # of a record, behind its sums
 LOG2_E = 1.4426950408889634
@@ -110,173 +109,173 @@ def emit_lookup(builder: Any, table: Any, places: Any) -> Any:
     return found
 
 
-def make_means(rows: int) -> Any:
-    """``means(mean, chunks, records, record_bytes, firsts, out)``: scores of a page's mean, over the steps of both.
+def make_height(rows: int) -> Any:
+    """``height(first, second, chunks, spans, blocks, records, record_bytes, units, out, apart)``: two pages.
 
-    firsts: where they lie in a record; out: sixteen whole float32 a head, which are to be added up, PAGES times 64
-    bytes apart.
+    first, second: where their sketches lie; units: float32 [PORTION], of the heads. out: log2 of what the first weighs,
+    float32, then the second; each head's `apart` bytes after the one before.
     """
 
     @intrinsic
-    def means(typingctx: Any, mean: Any, chunks: Any, records: Any, size: Any, firsts: Any, out: Any) -> Any:
+    def height(
+        typingctx: Any, first: Any, second: Any, chunks: Any, spans: Any, blocks: Any, records: Any, size: Any,
+        units: Any, out: Any, apart: Any,
+    ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            mean, chunks, records, size, firsts, out = args
+            *places, chunks, spans, blocks, records, size, units, out, apart = args
             owns = [builder.add(records, builder.mul(size, I64(r))) for r in range(rows)]
-            begun = [builder.load(pointer(builder, own, V16I, firsts), align=4) for own in owns]
-            before, loop, after, chunk = begin_loop(builder)
-            sums, made = [builder.phi(V16I) for _ in owns], []
-            at = builder.mul(chunk, I64(CHUNK))
-            codes = builder.load(pointer(builder, mean, V16I, at), align=4)
-            for own, total, first in zip(owns, sums, begun, strict=True):
-                factors = builder.load(pointer(builder, own, V16I, at), align=4)
-                made.append(emit_dot(builder, total, codes, factors))
-                total.add_incoming(first, before)
-                total.add_incoming(made[-1], builder.block)
-            end_loop(builder, before, loop, after, chunk, chunks)
-            for r, total in enumerate(made):
-                place = pointer(builder, out, V16F, I64(r * PAGES * 64))
-                builder.store(builder.sitofp(total, V16F), place, align=4)
+            tails = [builder.sub(builder.add(own, size), I64(TAIL_BYTES)) for own in owns]
+            codes = builder.mul(chunks, I64(CHUNK))
+            means = _emit_means(builder, places, chunks, owns, tails)
+            tables = [builder.add(own, codes) for own in owns]
+            begins = [builder.add(builder.add(place, codes), I64(STEP_BYTES)) for place in places]
+            slots = _emit_slots(builder, begins, spans, blocks, tables, tails)
+            unit = builder.load(pointer(builder, units, V4F), align=4)
+            for i, (place, mean, slot) in enumerate(zip(places, means, slots, strict=True)):
+                step = builder.load(pointer(builder, place, F32, codes), align=4)
+                made = _emit_height(builder, mean, slot, step, unit)
+                for r in range(rows):
+                    at = pointer(builder, builder.add(out, builder.mul(apart, I64(r))), F32, I64(4 * i))
+                    builder.store(builder.extract_element(made, I32(r)), at, align=4)
             return context.get_dummy_value()
 
-        return types.none(*[types.int64] * 6), codegen
+        return types.none(*[types.int64] * 10), codegen
 
-    return means
+    return height
 
 
-def make_slots(rows: int) -> Any:
-    """``slots(block, spans, records, record_bytes, sums, out, more)``: 2**score of a block's slots, away from the mean.
+def _emit_height(builder: Any, means: list[Any], slots: list[Any], step: Any, unit: Any) -> Any:
+    """A page's height in each head, of its lanes in each."""
+    spare = [_floats(0.0)] * (PORTION - len(means))
+    wide = [builder.sitofp(mean, V16F) for mean in means]
+    folded = fold_eight(builder, [*wide, *spare, *slots, *spare])
+    low, high = (
+        builder.shuffle_vector(folded, folded, ir.Constant(V4I, [part + i for i in range(PORTION)]))
+        for part in (0, PORTION)
+    )
+    bits = builder.sitofp(builder.bitcast(high, V4I), V4F)
+    log = builder.fsub(builder.fmul(bits, _four(1 / ONE)), _four(127.0))
+    steps = builder.insert_element(ir.Constant(V4F, ir.Undefined), step, I32(0))
+    steps = builder.shuffle_vector(steps, steps, ir.Constant(V4I, [0] * PORTION))
+    made = builder.fadd(builder.fmul(builder.fmul(low, steps), unit), log)
+    for sign, limit in ((">", -HIGHEST), ("<", HIGHEST)):
+        made = builder.select(builder.fcmp_ordered(sign, made, _four(limit)), made, _four(limit))
+    return made
 
-    sums: where they lie in a record. out: as of `make_means`; more: they are added to what is there.
+
+def _emit_means(builder: Any, places: list[Any], chunks: Any, owns: list[Any], tails: list[Any]) -> list[list[Any]]:
+    """Of each page and query, the sum over the bytes of the page's mean, in sixteen parts, whole numbers."""
+    begun = [builder.load(pointer(builder, tail, V16I, I64(FIRST)), align=4) for tail in tails]
+    before, loop, after, chunk = begin_loop(builder)
+    sums = [[builder.phi(V16I) for _ in owns] for _ in places]
+    at = builder.mul(chunk, I64(CHUNK))
+    queries = [builder.load(pointer(builder, own, V16I, at), align=4) for own in owns]
+    made = []
+    for place, totals in zip(places, sums, strict=True):
+        codes = builder.load(pointer(builder, place, V16I, at), align=4)
+        made.append([emit_dot(builder, total, codes, query) for total, query in zip(totals, queries, strict=True)])
+    _close(sums, made, [begun] * len(places), before, builder.block)
+    end_loop(builder, before, loop, after, chunk, chunks)
+    return made
+
+
+def _emit_slots(
+    builder: Any, begins: list[Any], spans: Any, blocks: Any, tables: list[Any], tails: list[Any]
+) -> list[list[Any]]:  # fmt: skip
+    """Of each page and query, the sum over blocks of 2**score of their slots, away from the mean."""
+    before, loop, after, number = begin_loop(builder)
+    sums = [[builder.phi(V16F) for _ in tables] for _ in begins]
+    lengths_at = builder.mul(spans, I64(64))
+    each = builder.mul(number, builder.add(lengths_at, I64(LENGTHS_BYTES)))
+    own = [builder.add(begin, each) for begin in begins]
+    steeps = [emit_splat_at(builder, tail, STEEP) for tail in tails]
+    low, high, bias = (_floats((127 + by) * ONE) for by in (-STEEPEST, STEEPEST, 0))
+    made = []
+    for block, found, totals in zip(own, _emit_lookups(builder, own, spans, tables), sums, strict=True):
+        length, powers = emit_load(builder, builder.add(block, lengths_at), "f16"), []
+        for steep, whole, total in zip(steeps, found, totals, strict=True):
+            power = emit_fma(builder, builder.sitofp(whole, V16F), builder.fmul(length, steep), bias)
+            power = builder.select(builder.fcmp_ordered(">", power, low), power, low)
+            power = builder.select(builder.fcmp_ordered("<", power, high), power, high)
+            powers.append(builder.fadd(total, builder.bitcast(builder.fptosi(power, V16I), V16F)))
+        made.append(powers)
+    _close(sums, made, [[_floats(0.0)] * len(tables)] * len(begins), before, builder.block)
+    end_loop(builder, before, loop, after, number, blocks)
+    return made
+
+
+def _emit_lookups(builder: Any, blocks: list[Any], spans: Any, tables: list[Any]) -> list[list[Any]]:
+    """Of each block and query, the sums of its slots with their signs, whole numbers.
+
+    A table is loaded once for all blocks: while memory is waited for, loads are what there is least of.
     """
-
-    @intrinsic
-    def slots(typingctx: Any, block: Any, spans: Any, records: Any, size: Any, sums: Any, out: Any, more: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            block, spans, records, size, sums, out, more = args
-            tables = [builder.add(builder.add(records, sums), builder.mul(size, I64(r))) for r in range(rows)]
-            tails = [builder.add(table, builder.mul(spans, I64(128))) for table in tables]
-            low, ones = ir.Constant(V64B, [15] * 64), words(0x01010101)
-            before, loop, after, span = begin_loop(builder)
-            totals, new = [builder.phi(V16I) for _ in tables], []
-            marks = builder.load(pointer(builder, block, V64B, builder.mul(span, I64(64))), align=2)
-            high = builder.bitcast(builder.lshr(builder.bitcast(marks, V16I), words(4)), V64B)
-            halves = [builder.and_(part, low) for part in (marks, high)]
-            for table, total in zip(tables, totals, strict=True):
-                made = total
-                for half, places in enumerate(halves):
-                    at = builder.add(builder.mul(span, I64(128)), I64(64 * half))
-                    found = emit_lookup(builder, builder.load(pointer(builder, table, V64B, at), align=4), places)
-                    made = emit_dot(builder, made, ones, builder.bitcast(found, V16I))
-                new.append(made)
-                total.add_incoming(words(0), before)
-                total.add_incoming(made, builder.block)
-            end_loop(builder, before, loop, after, span, spans)
-            length = emit_load(builder, builder.add(block, builder.mul(spans, I64(64))), "f16")
-            low, high, bias = (_floats((127 + by) * ONE) for by in (-STEEPEST, STEEPEST, 0))
-            others = builder.icmp_signed("!=", more, I64(0))
-            for r, (tail, total) in enumerate(zip(tails, new, strict=True)):
-                steep = builder.fmul(length, emit_splat_at(builder, tail, STEEP))
-                power = emit_fma(builder, builder.sitofp(total, V16F), steep, bias)
-                power = builder.select(builder.fcmp_ordered(">", power, low), power, low)
-                power = builder.select(builder.fcmp_ordered("<", power, high), power, high)
-                power = builder.bitcast(builder.fptosi(power, V16I), V16F)
-                place = pointer(builder, out, V16F, I64(r * PAGES * 64))
-                there = builder.select(others, builder.load(place, align=4), _floats(0.0))
-                builder.store(builder.fadd(there, power), place, align=4)
-            return context.get_dummy_value()
-
-        return types.none(*[types.int64] * 7), codegen
-
-    return slots
+    low, ones = ir.Constant(V64B, [15] * 64), words(0x01010101)
+    before, loop, after, span = begin_loop(builder)
+    totals, halves = [[builder.phi(V16I) for _ in tables] for _ in blocks], []
+    for block in blocks:
+        marks = builder.load(pointer(builder, block, V64B, builder.mul(span, I64(64))), align=2)
+        high = builder.bitcast(builder.lshr(builder.bitcast(marks, V16I), words(4)), V64B)
+        halves.append([builder.and_(part, low) for part in (marks, high)])
+    made = [list[Any](row) for row in totals]
+    for r, table in enumerate(tables):
+        for half in range(2):
+            at = builder.add(builder.mul(span, I64(128)), I64(64 * half))
+            sums = builder.load(pointer(builder, table, V64B, at), align=4)
+            for row, places in zip(made, halves, strict=True):
+                found = emit_lookup(builder, sums, places[half])
+                row[r] = emit_dot(builder, row[r], ones, builder.bitcast(found, V16I))
+    _close(totals, made, [[words(0)] * len(tables)] * len(blocks), before, builder.block)
+    end_loop(builder, before, loop, after, span, spans)
+    return made
 
 
-@intrinsic
-def put_heights(typingctx: Any, sums: Any, steps: Any, unit: Any, out: Any) -> Any:
-    """The heights of eight pages in a head, float32. sums: of a head; unit: where its unit stands."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        sums, steps, unit, out = args
-        eight, whole = ir.VectorType(F32, PAGES), ir.VectorType(ir.IntType(32), PAGES)
-        mean, slots = (
-            fold_eight(
-                builder,
-                [builder.load(pointer(builder, sums, V16F, I64(part + i * 64)), align=4) for i in range(PAGES)],
-            )
-            for part in (0, PORTION * PAGES * 64)
-        )
-        bits = builder.sitofp(builder.bitcast(slots, whole), eight)
-        log = builder.fsub(
-            builder.fmul(bits, ir.Constant(eight, [1 / ONE] * PAGES)), ir.Constant(eight, [127.0] * PAGES)
-        )
-        units = ir.Constant(eight, ir.Undefined)
-        number = builder.load(pointer(builder, unit, F32), align=4)
-        for i in range(PAGES):
-            units = builder.insert_element(units, number, ir.IntType(32)(i))
-        mean = builder.fmul(mean, builder.load(pointer(builder, steps, eight), align=4))
-        height = builder.fadd(builder.fmul(mean, units), log)
-        for sign, limit in ((">", -HIGHEST), ("<", HIGHEST)):
-            bound = ir.Constant(eight, [limit] * PAGES)
-            height = builder.select(builder.fcmp_ordered(sign, height, bound), height, bound)
-        builder.store(height, pointer(builder, out, eight), align=4)
-        return context.get_dummy_value()
-
-    return types.none(*[types.int64] * 4), codegen
+def _close(phis: list[list[Any]], made: list[list[Any]], begun: list[list[Any]], before: Any, block: Any) -> None:
+    """Say what a loop's sums begin with, and how they go on."""
+    for rows in zip(phis, made, begun, strict=True):
+        for phi, following, start in zip(*rows, strict=True):
+            phi.add_incoming(start, before)
+            phi.add_incoming(following, block)
 
 
 def make_heights() -> Any:
-    """``heights(records, heads, dims, blocks, pages, count, sketches, page_bytes, sums, out, apart)``.
+    """``heights(records, heads, dims, blocks, pages, count, sketches, page_bytes, units, out, apart)``.
 
-    Up to PORTION heads: log2 of what pages weigh, float32 rows `apart` bytes apart; of the last eight pages those that
-    do not exist are the last one. pages: ids; sketches: where page 0 has its own; sums: SUMS_BYTES.
+    Up to PORTION heads: log2 of what pages weigh, float32 rows `apart` bytes apart. pages: ids; sketches: where page 0
+    has its own; units: room for PORTION numbers. Of an odd count the last page is there twice.
     """
-    means1, means2, means3, means4 = (make_means(rows) for rows in (1, 2, 3, 4))
-    slots1, slots2, slots3, slots4 = (make_slots(rows) for rows in (1, 2, 3, 4))
-    slot_sums = PORTION * PAGES * 64
-
-    @jit
-    def one_page(place: int, records: int, heads: int, dims: int, blocks: int, sums: int) -> None:
-        codes, size, each = mean_bytes(dims), record_bytes(dims), block_bytes(dims)
-        chunks, block, spans = codes // CHUNK, place + codes + STEP_BYTES, (dims + SPAN - 1) // SPAN
-        firsts = size - TAIL_BYTES
-        if heads == 1:
-            means1(place, chunks, records, size, firsts, sums)
-            for b in range(blocks):
-                slots1(block + b * each, spans, records, size, codes, sums + slot_sums, b)
-        elif heads == 2:
-            means2(place, chunks, records, size, firsts, sums)
-            for b in range(blocks):
-                slots2(block + b * each, spans, records, size, codes, sums + slot_sums, b)
-        elif heads == 3:
-            means3(place, chunks, records, size, firsts, sums)
-            for b in range(blocks):
-                slots3(block + b * each, spans, records, size, codes, sums + slot_sums, b)
-        else:
-            means4(place, chunks, records, size, firsts, sums)
-            for b in range(blocks):
-                slots4(block + b * each, spans, records, size, codes, sums + slot_sums, b)
+    height1, height2, height3, height4 = (make_height(rows) for rows in (1, 2, 3, 4))
 
     @jit
     def heights(
         records: int, heads: int, dims: int, blocks: int, pages: int, count: int, sketches: int, page_bytes: int,
-        sums: int, out: int, apart: int,
+        units: int, out: int, apart: int,
     ) -> None:  # fmt: skip
-        codes = mean_bytes(dims)
-        steps, size, kept = sums + 2 * slot_sums, record_bytes(dims), codes + STEP_BYTES + blocks * (block_bytes(dims))
-        for i in range(0, count, PAGES):
-            for j in range(PAGES):
-                if i + j + AHEAD < count:
-                    ahead = sketches + get_i32(pages + (i + j + AHEAD) * 4) * page_bytes
-                    for line in range(0, kept, 64):
-                        prefetch(ahead + line)
-                place = sketches + get_i32(pages + min(i + j, count - 1) * 4) * page_bytes
-                one_page(place, records, heads, dims, blocks, sums + j * 64)
-                put_f32(steps + j * 4, get_f32(place + codes))
-            for r in range(heads):
-                unit = records + (r + 1) * size - TAIL_BYTES + UNIT
-                put_heights(sums + r * PAGES * 64, steps, unit, out + r * apart + i * 4)
+        codes, size, spans = mean_bytes(dims), record_bytes(dims), (dims + SPAN - 1) // SPAN
+        chunks, kept = codes // CHUNK, codes + STEP_BYTES + blocks * block_bytes(dims)
+        for r in range(heads):
+            put_f32(units + r * 4, get_f32(records + (r + 1) * size - TAIL_BYTES + UNIT))
+        for i in range(0, count, 2):
+            for j in range(i + AHEAD, min(i + AHEAD + 2, count)):
+                ahead = sketches + get_i32(pages + j * 4) * page_bytes
+                for line in range(0, kept, 64):
+                    prefetch(ahead + line)
+            one, at = sketches + get_i32(pages + i * 4) * page_bytes, out + i * 4
+            two = sketches + get_i32(pages + min(i + 1, count - 1) * 4) * page_bytes
+            if heads == 1:
+                height1(one, two, chunks, spans, blocks, records, size, units, at, apart)
+            elif heads == 2:
+                height2(one, two, chunks, spans, blocks, records, size, units, at, apart)
+            elif heads == 3:
+                height3(one, two, chunks, spans, blocks, records, size, units, at, apart)
+            else:
+                height4(one, two, chunks, spans, blocks, records, size, units, at, apart)
 
     return heights
 
 
 def _floats(value: float) -> Any:
     return ir.Constant(V16F, [value] * 16)
+
+
+def _four(value: float) -> Any:
+    return ir.Constant(V4F, [value] * PORTION)
