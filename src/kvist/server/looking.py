@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kvist.assemble import assemble
-from kvist.cache.codec import Codec
+from kvist.cache.codec import Codec, Packed
+from kvist.cache.codec.packed import asked
 from kvist.cache.policy import policy
 from kvist.cache.policy.evict import Evict
 from kvist.cache.pool import PagePool, sealed_of
@@ -39,13 +40,15 @@ class Looks:
     """What the rows of a layer look with, and at.
 
     queries: (rows, heads, head size). keys: (KV heads, rows, head size), those that were made; sealed: the same where
-    full pages are packed, as a row reads them from another page than its own and the first (None: they are not).
+    full pages are packed, as a row reads them from another page than its own and the first (None: they are not), and
+    asked: queries as those are multiplied with them.
     """
 
     op: Attend
     queries: Array
     keys: Array
     sealed: Array | None
+    asked: Array
     page_size: int
 
     def weights(self, head: int) -> Array:
@@ -57,7 +60,7 @@ class Looks:
         row, column = np.indices((rows, rows))
         if self.sealed is not None:
             own = (column // self.page_size == 0) | (column // self.page_size == row // self.page_size)
-            scores = np.where(own, scores, query @ self.sealed[kv_head].T)
+            scores = np.where(own, scores, self.asked[:, head] @ self.sealed[kv_head].T)
         scores *= op.scale
         if op.softcap is not None:
             scores = op.softcap * np.tanh(scores / op.softcap)
@@ -115,9 +118,10 @@ class Looking:
         queries, keys = (
             np.concatenate(kept).reshape(len(self._tokens), -1, dims) for kept in (self._queries, self._keys)
         )
-        rounded = _rounded(layout.codec, keys).transpose(1, 0, 2)
-        sealed = _sealed([ledger.pool for ledger in self._engine.manager.ledgers], self._table, self._layer, rounded)
-        return Looks(self._watch.seen.attend, queries.astype(np.float64), rounded, sealed, layout.page_size)
+        rounded, exact = _rounded(layout.codec, keys).transpose(1, 0, 2), queries.astype(np.float64)
+        pools = [ledger.pool for ledger in self._engine.manager.ledgers]
+        sealed, packed = _sealed(pools, self._table, self._layer, rounded), _asked(pools, self._layer, exact)
+        return Looks(self._watch.seen.attend, exact, rounded, sealed, packed, layout.page_size)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -178,6 +182,13 @@ def _check_choice(attend: Attend, rows: int, page_size: int) -> None:
 def _rounded(codec: Codec, keys: Floats) -> Array:
     """As pages hold them."""
     return codec.decode(codec.encode(keys)).astype(np.float64)
+
+
+def _asked(pools: Sequence[PagePool], layer: int, queries: Array) -> Array:
+    """Queries as packed keys of a layer are multiplied with them."""
+    found = sealed_of(pools, layer)
+    k = found[1].layout.codecs(layer)[0] if found else None
+    return asked(k, queries) if isinstance(k, Packed) else queries
 
 
 def _sealed(pools: Sequence[PagePool], table: PageTable, layer: int, exact: Array) -> Array | None:

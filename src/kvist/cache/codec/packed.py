@@ -98,18 +98,20 @@ def unpack(codec: Packed, header: Bytes, blocks: Bytes, head_dim: int, *, keys: 
     return np.asarray(numbers * wide[0] + (wide[1] if codec.offset else 0.0), np.float32)
 
 
-def asked(codec: Packed, query: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A query as packed keys are multiplied with it: by evenly spaced codes, as whole numbers of a group's step.
+def asked(codec: Packed, queries: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Queries (..., dims) as packed keys are multiplied with them.
 
+    By evenly spaced codes, as whole numbers of a group's step, other codes with the queries as they are.
     By channels each page rounds what its own scales make of the query, and the middle of its codes stays exact: that is
-    within a hundredth of the query as it is, which this gives.
+    within a hundredth of the queries as they are, which this gives.
     """
     if codec.grid != "even" or codec.channels:
-        return query
-    parts = query.astype(np.float32).reshape(codec.groups(len(query)), -1)
+        return queries
+    dims = queries.shape[-1]
+    parts = queries.astype(np.float32).reshape(*queries.shape[:-1], codec.groups(dims), -1)
     step = np.abs(parts).max(-1, keepdims=True) / (LARGEST_BYTE * np.float32(128 ** (codec.query_bytes - 1)))
     codes = np.rint(np.divide(parts, step, out=np.zeros_like(parts), where=step > 0))
-    return np.asarray(codes.astype(np.float64) * step, np.float64).reshape(-1)
+    return np.asarray(codes.astype(np.float64) * step, np.float64).reshape(queries.shape)
 
 
 def _fit(codec: Packed, parts: Floats) -> tuple[Halves, Halves]:
