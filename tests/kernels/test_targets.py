@@ -19,6 +19,8 @@ import pytest
 import blocks
 from attention import Shape, build
 from kvist.cache.codec import codec
+from kvist.cache.policy import Choice
+from kvist.cache.policy.base import ALWAYS
 from kvist.kernels.choosing import Changes, Draw, Rating
 from kvist.kernels.cpu.abi import ACTIVATIONS
 from kvist.kernels.cpu.backend import CpuBackend
@@ -32,7 +34,7 @@ from tiny import MODELS, write_gguf
 
 NEEDS = {"x86-64-v3": ["avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe"], "x86-64": []}
 CALLED = {"fmaf": "libm.so.6", "rintf": "libm.so.6", "__extendhfsf2": "libgcc_s.so.1", "__truncsfhf2": "libgcc_s.so.1"}
-UNITS = ("run", "choosing", "attend_f16", "weights_f32", "weights_f16", "weights_q4_1")
+UNITS = ("run", "choosing", "attend_f16", "weights_f32", "weights_f16", "weights_q4_1", "best_f16")
 
 
 @pytest.fixture(scope="module", params=list(NEEDS))
@@ -135,6 +137,16 @@ def test_attention(backend: CpuBackend, plain: CpuBackend, shape: Shape) -> None
     assert mine.pool.data.tobytes() == theirs.pool.data.tobytes() and mine.pool.data.any()
     sizes = [1, 7, 64, 30]
     assert same_bits(mine.chunked(sizes), theirs.chunked(sizes))
+
+
+def test_choosing_pages(backend: CpuBackend, plain: CpuBackend) -> None:
+    """Sketches, and the pages that are chosen by them."""
+    for shape, size in ((Shape(64, 2, 3), 16), (Shape(80, 1, 5), 32)):
+        options = {"kv": "f16", "page_size": size, "choice": Choice(2500, ALWAYS)}
+        mine, theirs = (build(made, shape, 400, **options) for made in (backend, plain))  # type: ignore[arg-type]
+        assert same_bits(mine.whole(), theirs.whole())
+        assert mine.pool.data.tobytes() == theirs.pool.data.tobytes()
+        assert same_bits(mine.run((0, 399, 1)), theirs.run((0, 399, 1)))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
