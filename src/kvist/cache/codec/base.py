@@ -66,7 +66,7 @@ class Packed:
         return CELL * CELL * self.bits // 8
 
     @property
-    def query_bytes(self) -> int:
+    def query_parts(self) -> int:
         """Signed bytes that a query's number is rounded to where codes are evenly apart.
 
         One is enough beside codes of 6 bits and less; beside those of 8 it would double K's error.

@@ -109,7 +109,7 @@ def asked(codec: Packed, queries: NDArray[np.float64]) -> NDArray[np.float64]:
         return queries
     dims = queries.shape[-1]
     parts = queries.astype(np.float32).reshape(*queries.shape[:-1], codec.groups(dims), -1)
-    step = np.abs(parts).max(-1, keepdims=True) / (LARGEST_BYTE * np.float32(128 ** (codec.query_bytes - 1)))
+    step = np.abs(parts).max(-1, keepdims=True) / (LARGEST_BYTE * np.float32(128 ** (codec.query_parts - 1)))
     codes = np.rint(np.divide(parts, step, out=np.zeros_like(parts), where=step > 0))
     return np.asarray(codes.astype(np.float64) * step, np.float64).reshape(queries.shape)
 

@@ -115,7 +115,7 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
     for the first group, else they are added to what is there.
     n: the same cells of two of the blocks that are read next.
     """
-    parts = codec.query_bytes
+    parts = codec.query_parts
     together = BLOCKS // parts  # blocks that pass by at once: their sums fill the registers
 
     def loop_over(builder: Any, starts: list[Any], blocks: list[Any], cells: Any, following: list[Any]) -> Any:

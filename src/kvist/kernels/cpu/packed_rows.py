@@ -79,7 +79,7 @@ def make_prepare(codec: AnyCodec) -> Any:
     if not isinstance(codec, Packed) or codec.grid != "even":
         return jit(lambda q, rows, dims, header, out: None)
     group, channels, middle = codec.group, codec.channels, ((1 << codec.bits) - 1) / 2
-    wide, most = codec.query_bytes == 2, LARGEST if codec.query_bytes == 2 else LARGEST_BYTE
+    wide, most = codec.query_parts == 2, LARGEST if codec.query_parts == 2 else LARGEST_BYTE
 
     @jit
     def prepare(q: int, rows: int, dims: int, header: int, out: int) -> None:

@@ -32,7 +32,7 @@ def make_score_side(codec: AnyCodec) -> Any:
         return _make_score_grid(codec)
     dot1, dot2, dot3, dot4 = (make_dot_scores(codec, rows) for rows in (1, 2, 3, 4))
     size, scales, group, channels = codec.cell_bytes, codec.parameters * 32, codec.group, codec.channels
-    (block, _), parts = part_bytes(codec, keys=True), codec.query_bytes
+    (block, _), parts = part_bytes(codec, keys=True), codec.query_parts
 
     @jit
     def score(
