@@ -125,7 +125,7 @@ def build(
     each = -(-length // page_size)
     pool = tiny_pool(page_size, shape.kv_heads, shape.dims, kv, each * sequences + 3, layers, sketch=choice is not None)
     if fill_byte:
-        pool.data[:] = fill_byte
+        pool.data[:] = pool.sketches[:] = fill_byte
     ids = np.random.RandomState(9).permutation(pool.num_pages).astype(np.int32)
     tables = [ids[s * each : (s + 1) * each].copy() for s in range(sequences)]
     return World(shape, pool, backend.bind(program, [pool], Limits(total, total, sequences)), length, tables, queries)

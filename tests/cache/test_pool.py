@@ -54,6 +54,21 @@ def test_numbers_lie_where_the_layout_says() -> None:
         assert ctypes.c_float.from_address(v_at).value == v[slot, dim]
 
 
+def test_sketches_lie_behind_the_pages_each_head_together() -> None:
+    specs = LayerSpec(2, 16, sketch=True), LayerSpec(1, 48), None, LayerSpec(3, 64, sketch=True)
+    pool = PagePool(PageLayout(specs, 32, codec("f16")), 5)
+    assert pool.nbytes == pool.layout.pool_bytes(5) == pool.data.nbytes + pool.sketches.nbytes
+    places = [(layer, head, page) for layer, heads in ((0, 2), (3, 3)) for head in range(heads) for page in range(5)]
+    for number, (layer, head, page) in enumerate(places, 1):
+        view = pool.sketch(page, layer, head)
+        assert not view.any() and view.nbytes == pool.layout.sketch_bytes(layer)
+        view[:] = number
+    changes = np.flatnonzero(np.diff(pool.sketches))
+    assert pool.sketches.all() and len(changes) == len(places) - 1 and np.all(np.diff(pool.sketches)[changes] == 1)
+    assert not pool.data.any()
+    assert pool.layout.page_bytes * 5 == pool.nbytes
+
+
 def test_a_copy_is_the_whole_page_and_only_that() -> None:
     pool = make()
     pool.data[0], pool.data[1], pool.data[2] = 1, 2, 3

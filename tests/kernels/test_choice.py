@@ -37,7 +37,7 @@ def test_close_to_the_reference(backend: CpuBackend, case: int) -> None:
     found, full = world.whole(), made(backend, case, choice=None).whole()
     rows = sorted({0, 1, 64, 257, 511, 512, 640, 1024, world.length - 1} & set(range(world.length)))
     for position in rows:
-        truth.pool.data[:] = world.pool.data
+        truth.pool.data[:], truth.pool.sketches[:] = world.pool.data, world.pool.sketches
         assert np.abs(found[position] - truth.run((0, position, 1))[0]).max() < 2e-5
     assert np.abs(found - full).max() > 1e-2, "what is not read is missed"
 
@@ -139,5 +139,5 @@ def test_ties_and_what_is_no_number(backend: CpuBackend, case: int, kind: str) -
             view[:] = changed
     found = world.run((0, last, 1))[0]
     assert same_bits(world.run((0, last - 2, 3))[-1], found)
-    truth.pool.data[:] = world.pool.data
+    truth.pool.data[:], truth.pool.sketches[:] = world.pool.data, world.pool.sketches
     assert np.abs(found - truth.run((0, last, 1))[0]).max() < 2e-5

@@ -139,8 +139,8 @@ def _seconds(case: Case, launch: Launch) -> float:
 
 
 def _fill_pool(pool: PagePool) -> None:
-    random = np.random.default_rng(2).standard_normal((pool.layout.page_bytes // 16 + 1, 16)).astype(np.float32)
-    numbers = codec(pool.layout.codec.name).encode(random).view(np.uint8).reshape(-1)[: pool.layout.page_bytes]
+    random = np.random.default_rng(2).standard_normal((pool.layout.blob_bytes // 16 + 1, 16)).astype(np.float32)
+    numbers = codec(pool.layout.codec.name).encode(random).view(np.uint8).reshape(-1)[: pool.layout.blob_bytes]
     pool.data[:] = numbers
 
 

@@ -1,9 +1,9 @@
 """The byte formula: where every number of a page lies. Bytes are computed here and nowhere else.
 
-One page is one contiguous blob, all layers of `page_size` consecutive positions, so that copying, checksumming or
-moving a page is one operation::
+K and V of one page are one contiguous blob, all layers of `page_size` consecutive positions, so that copying,
+checksumming or moving a page is one operation::
 
-    page    | layer 0          | layer 1          | ...                       page_bytes
+    page    | layer 0          | layer 1          | ...                       blob_bytes
     layer   | KV head 0        | KV head 1        | ...                       layer_bytes(layer)
     head    | header | slots 0..15    | slots 16..31  | ...  page_size / 16   head_bytes(layer)
             0        header_bytes(layer)
@@ -19,11 +19,12 @@ K is dim-major: the 16 slots are the 16 lanes of a SIMD register, so the scores 
 V is slot-major: a position's weight multiplies whole vectors of dims. A larger page is a run of such blocks, which is
 why its size changes no arithmetic. Every block starts on a multiple of 32 bytes, of floats on one of 64.
 
-Behind the heads of a layer whose tokens choose what they read (see `policy.topk`) lies a sketch of each KV head's keys
-(see `cache.sketch`)::
+Where the tokens of a layer choose what they read (see `policy.topk`), a page has a sketch of each KV head's keys (see
+`cache.sketch`). A choice looks at those of all pages, one after another, so they lie together, behind the blobs::
 
-    layer   | KV head 0 | KV head 1 | ... | sketch of head 0 | sketch of head 1 | ... |
-            0                             sketch_offset(layer)
+    pool    | page 0 | page 1 | ... | sketches of the first layer that has some | of the second | ...
+    layer   | KV head 0: of page 0 | of page 1 | ... | KV head 1: of page 0 | of page 1 | ...
+            sketch_offset(layer, num_pages), from the beginning of the pool
 
 A layer's K and V may each be packed instead (see `codec.packed`): a block then holds codes and scales, and some codecs
 have a header in front of a head's blocks. Packed pages are read by later tokens only; their exact numbers are in the
@@ -134,30 +135,35 @@ class PageLayout:
         return self.header_bytes(layer) + self.page_size // BLOCK * self.block_bytes(layer)
 
     def layer_bytes(self, layer: int) -> int:
-        """Size of one layer's part of a page."""
+        """Size of one layer's part of a page's blob."""
         spec = self.layers[layer]
-        return spec.kv_heads * (self.head_bytes(layer) + self.sketch_bytes(layer)) if spec else 0
+        return spec.kv_heads * self.head_bytes(layer) if spec else 0
 
     def sketch_bytes(self, layer: int) -> int:
         """Size of the sketch of one head in a page; 0 where there is none."""
         spec = self.spec(layer)
         return sketch_bytes(spec.head_dim, self.page_size) if spec.sketch else 0
 
-    def sketch_offset(self, layer: int) -> int:
-        """Where the sketches of a layer's heads begin, from its own beginning."""
-        return self.spec(layer).kv_heads * self.head_bytes(layer)
+    def sketch_offset(self, layer: int, num_pages: int) -> int:
+        """Where the sketches of a layer begin in a pool of so many pages."""
+        return num_pages * (self.blob_bytes + self._sketches_before(layer))
 
     def layer_offset(self, layer: int) -> int:
-        """Where a layer begins inside a page."""
+        """Where a layer begins inside a page's blob."""
         return self._offsets[layer]
 
     @cached_property
-    def page_bytes(self) -> int:
-        """Size of a page, without any padding.
+    def blob_bytes(self) -> int:
+        """Size of what lies together of a page: K and V, without any padding.
 
-        Of floats: 2 x (sum over layers of kv_heads x head_dim) x page_size x itemsize, and the sketches.
+        Of floats: 2 x (sum over layers of kv_heads x head_dim) x page_size x itemsize.
         """
         return self._offsets[-1]
+
+    @cached_property
+    def page_bytes(self) -> int:
+        """Size of a page: K, V, and the sketches."""
+        return self.blob_bytes + self._sketches_before(len(self.layers))
 
     @property
     def bytes_per_token(self) -> int:
@@ -176,7 +182,12 @@ class PageLayout:
     def identity(self) -> bytes:
         """What two pools must agree on to exchange pages byte for byte; part of every content key."""
         shapes = ",".join(_name(spec) if spec else "-" for spec in self.layers)
-        return f"page/1 {self.codec.name} {self.page_size} {shapes}".encode()
+        return f"page/2 {self.codec.name} {self.page_size} {shapes}".encode()
+
+    def _sketches_before(self, layer: int) -> int:
+        """Size of the sketches that a page has in the layers before one."""
+        specs = enumerate(self.layers[:layer])
+        return sum(spec.kv_heads * self.sketch_bytes(i) for i, spec in specs if spec is not None)
 
     def _part_bytes(self, layer: int) -> tuple[int, int]:
         """Sizes of K and of V in a block."""

@@ -2,7 +2,7 @@
 
 ::
 
-    address ─► | page 0 | page 1 | ... | page num_pages-1 |     one anonymous mapping of exactly layout.pool_bytes()
+    address ─► | page 0 | page 1 | ... | page num_pages-1 | sketches |     one mapping of exactly layout.pool_bytes()
 
 The mapping is zero-filled by the operating system when a page is first touched, so a large pool costs nothing until it
 is used. Kernels read and write by `address`; the array methods here serve tests, pictures and the reference backend.
@@ -28,7 +28,10 @@ SYSTEM_PAGE = 4096
 
 
 class PagePool:
-    """`num_pages` pages of one layout: `data` is uint8 [num_pages][page_bytes], `address` where it begins."""
+    """`num_pages` pages of one layout: `data` is uint8 [num_pages][blob_bytes], `address` where it begins.
+
+    sketches: uint8, of all layers and pages as `layout` says (empty where there are none).
+    """
 
     def __init__(self, layout: PageLayout, num_pages: int) -> None:
         if num_pages < 1:
@@ -40,7 +43,9 @@ class PagePool:
             self._memory = map_memory(self.nbytes)
         except CapacityError as error:
             raise CapacityError(f"{num_pages} pages of {layout.page_bytes:,} bytes: {error}") from None
-        self.data: NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8).reshape(num_pages, layout.page_bytes)
+        self._all: NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8)
+        blobs = num_pages * layout.blob_bytes
+        self.data, self.sketches = self._all[:blobs].reshape(num_pages, -1), self._all[blobs:]
         self.address: int = self.data.ctypes.data
 
     def prefault(self, nbytes: int) -> None:
@@ -48,10 +53,10 @@ class PagePool:
 
         Otherwise it does so page by page when they are first written: a prompt waits for it, on some machines for long.
         """
-        self.data.reshape(-1)[:nbytes:SYSTEM_PAGE] = 0
+        self._all[:nbytes:SYSTEM_PAGE] = 0
 
     def copy(self, source: int, target: int) -> None:
-        """Copy a whole page, all layers and slots."""
+        """Copy K and V of a whole page, all layers and slots. A sketch is made when a page is full: no copy has one."""
         self.data[target] = self.data[source]
 
     def read(
@@ -92,13 +97,14 @@ class PagePool:
 
     def sketch(self, page: int, layer: int, head: int) -> NDArray[np.uint8]:
         """View the sketch of one KV head (see `cache.sketch`)."""
-        layout, size = self.layout, self.layout.sketch_bytes(layer)
-        start = layout.layer_offset(layer) + layout.sketch_offset(layer) + head * size
-        return self.data[page, start : start + size]
+        size = self.layout.sketch_bytes(layer)
+        start = self.layout.sketch_offset(layer, self.num_pages) + (head * self.num_pages + page) * size
+        return self._all[start : start + size]
 
     def close(self) -> None:
         """Give the memory back, as soon as no array of another owner looks into it. Closing twice does nothing."""
-        self.data = np.empty((0, self.layout.page_bytes), np.uint8)
+        self._all = self.sketches = np.empty(0, np.uint8)
+        self.data = self._all.reshape(0, self.layout.blob_bytes)
         self.address = 0
         with suppress(BufferError):
             self._memory.close()

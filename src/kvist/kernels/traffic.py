@@ -255,4 +255,4 @@ def _slot_bytes(layouts: Sequence[PageLayout], layer: int, *, packed: bool) -> i
     """K and V of one position in one layer; of a packed layer as it is packed, or as floats."""
     held = [layout for layout in layouts if layout.layers[layer] is not None]
     chosen = [layout for layout in held if layout.spec(layer).packed == packed] or held
-    return sum((layout.layer_bytes(layer) - _sketch_bytes(layout, layer)) // layout.page_size for layout in chosen)
+    return sum(layout.layer_bytes(layer) // layout.page_size for layout in chosen)

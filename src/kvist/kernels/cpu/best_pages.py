@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvist.cache.sketch import DEEPEST, HIGHEST, STEP_BYTES
+from kvist.cache.sketch import DEEPEST, HIGHEST
 from kvist.kernels.cpu import abi, sizes
 from kvist.kernels.cpu.attention_plan import SEQ_BYTES, choosing_parts, pages_read
 from kvist.kernels.cpu.math import exp, jit
 from kvist.kernels.cpu.scalar import arg, arg_f32, get_f32, get_i32, put_i32, put_i64, slot, take
-from kvist.kernels.cpu.sketch import block_bytes, make_sketch, mean_bytes
+from kvist.kernels.cpu.sketch import make_sketch
 from kvist.kernels.cpu.sketch_weights import PORTION, ask, make_heights, record_bytes
 from kvist.kernels.cpu.vector import add, fma, keep_first, maximum, mul, reduce_add, reduce_max, splat, sub
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
@@ -129,8 +129,8 @@ def make_best() -> Any:
 
     Of parts, whoever ends the last one chooses.
 
-    Arguments: q, its stride, head size, where the sketches of the layer lie in page 0, bytes of a page, the group of
-    these pages, share, least, address of int32 [row][KV head][sides][most], most, signs, scale of scores, sides, the
+    Arguments: q, its stride, head size, where the sketches of the layer begin, from one KV head's to the next one's, the
+    group of their pages, share, least, address of int32 [row][KV head][sides][most], most, signs, scale of scores, sides, the
     group of pages of floats, address of what parts share of each, its bytes. Of a packed layer, page 0 and the row's
     own are named as pages of floats, the others, in the second side, as they were packed; nobody reads the other
     places.
@@ -142,15 +142,13 @@ def make_best() -> Any:
         ctx: int, op: int, q: int, pages: int, count: int, head: int, scratch: int, rows: int, apart: int
     ) -> None:
         dims, group, blocks = arg(op, 2), slot(ctx, abi.GROUP), slot(ctx, abi.PAGE_SIZE) // 16
-        size, x = record_bytes(dims), scratch + PORTION * record_bytes(dims)
-        sketches = arg(op, 3) + head * (mean_bytes(dims) + STEP_BYTES + blocks * block_bytes(dims))
+        size, x, sketches = record_bytes(dims), scratch + PORTION * record_bytes(dims), arg(op, 3) + head * arg(op, 4)
         for first in range(0, group, PORTION):
             heads = min(PORTION, group - first)
             for r in range(heads):
                 ask(q + (first + r) * dims * 4, arg(op, 10), dims, arg_f32(op, 11), x, scratch + r * size)
             heights(
-                scratch, heads, dims, blocks, pages, count, sketches, arg(op, 4), x + dims * 20, rows + first * apart,
-                apart,
+                scratch, heads, dims, blocks, pages, count, sketches, x + dims * 20, rows + first * apart, apart
             )  # fmt: skip
 
     @jit

@@ -73,8 +73,8 @@ def sketch_row(op: Sketch, program: Program, pools: Sequence[PagePool], address:
     """Sketching full pages. address: of an array, which is kept."""
     (group, pool), (into, target), name = floats_of(pools, op.layer), read_of(pools, op.layer), f"pages {op.layer}"
     arguments = [
-        pool.address + pool.layout.layer_offset(op.layer), pool.layout.page_bytes, group, program.num_kv_heads,
-        program.head_dim, _sketches(target, op.layer), address(signs(program.head_dim)), target.layout.page_bytes, into,
+        pool.address + pool.layout.layer_offset(op.layer), pool.layout.blob_bytes, group, program.num_kv_heads,
+        program.head_dim, *_sketches(target, op.layer), address(signs(program.head_dim)), into,
     ]  # fmt: skip
     return Row(abi.SKETCH, arguments, {name}, {name}, f"best_{pool.layout.codec.name}")
 
@@ -87,7 +87,7 @@ def best_row(
     (exact, floats), (group, pool) = floats_of(pools, op.layer), read_of(pools, op.layer)
     tables, heights = choosing.tables, choosing.heights
     arguments = [
-        *q, program.head_dim, _sketches(pool, op.layer), pool.layout.page_bytes, group, choice.share, choice.least,
+        *q, program.head_dim, *_sketches(pool, op.layer), group, choice.share, choice.least,
         tables.ctypes.data, tables.shape[3], address(signs(program.head_dim)), bits(op.scale), tables.shape[2], exact,
         heights.ctypes.data, heights.strides[0],
     ]  # fmt: skip
@@ -95,6 +95,7 @@ def best_row(
     return Row(abi.BEST, arguments, reads, {"chosen pages"}, f"best_{floats.layout.codec.name}")
 
 
-def _sketches(pool: PagePool, layer: int) -> int:
-    """Where a layer's sketches lie in page 0."""
-    return pool.address + pool.layout.layer_offset(layer) + pool.layout.sketch_offset(layer)
+def _sketches(pool: PagePool, layer: int) -> tuple[int, int]:
+    """Where a layer's sketches begin, and from one KV head's to the next one's."""
+    layout, pages = pool.layout, pool.num_pages
+    return pool.address + layout.sketch_offset(layer, pages), pages * layout.sketch_bytes(layer)

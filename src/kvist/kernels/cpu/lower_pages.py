@@ -26,9 +26,9 @@ class PagedRows:
     choosing: Choosing
 
     def _pages(self, place: tuple[int, PagePool], layer: int) -> tuple[int, int, int]:
-        """Where a layer's K and V are in the pages of a group: its address in page 0, bytes of a page, the group."""
+        """Where a layer's K and V are in the pages of a group: its address in page 0, from page to page, the group."""
         group, pool = place
-        return pool.address + pool.layout.layer_offset(layer), pool.layout.page_bytes, group
+        return pool.address + pool.layout.layer_offset(layer), pool.layout.blob_bytes, group
 
     def rotary_store(self, op: RotaryStore) -> Row:
         """Rotating, and writing to slots."""

@@ -112,7 +112,7 @@ def make_sketch(dtype: str) -> Any:
     """One KV head of a page that this step has filled.
 
     Arguments: where the layer's floats lie in page 0, bytes of a page, their group, KV heads, head size, where its
-    sketches lie in page 0, signs, bytes of a page with sketches, its group.
+    sketches begin, from one KV head's to the next one's, signs, the group of the pages that have them.
     """
     get, put_half, itemsize = load[dtype], store["f16"], ITEMSIZE[dtype]
 
@@ -134,13 +134,13 @@ def make_sketch(dtype: str) -> Any:
     @jit
     def sketch(ctx: int, op: int, piece: int, tid: int) -> None:
         kv_heads, dims, page_size = arg(op, 3), arg(op, 4), slot(ctx, abi.PAGE_SIZE)
-        number, head, signs = piece // kv_heads, piece % kv_heads, arg(op, 6)
+        number, head, signs = piece // kv_heads, piece % kv_heads, arg(op, 7)
         ids, count, apart = slot(ctx, abi.FULL_PAGES), slot(ctx, abi.FULL), 2 * 16 * dims * itemsize
         keys = arg(op, 0) + get_i32(ids + (arg(op, 2) * count + number) * 4) * arg(op, 1)
         keys += head * (page_size // 16) * apart
         top, size = mean_bytes(dims) + STEP_BYTES, block_bytes(dims)
-        out = arg(op, 5) + get_i32(ids + (arg(op, 8) * count + number) * 4) * arg(op, 7)
-        out += head * (top + page_size // 16 * size)
+        page = get_i32(ids + (arg(op, 8) * count + number) * 4)
+        out = arg(op, 5) + head * arg(op, 6) + page * (top + page_size // 16 * size)
         x = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
         mean = x + dims * 64
         for d in range(dims):

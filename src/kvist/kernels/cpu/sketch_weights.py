@@ -238,17 +238,17 @@ def _close(phis: list[list[Any]], made: list[list[Any]], begun: list[list[Any]],
 
 
 def make_heights() -> Any:
-    """``heights(records, heads, dims, blocks, pages, count, sketches, page_bytes, units, out, apart)``.
+    """``heights(records, heads, dims, blocks, pages, count, sketches, units, out, apart)``.
 
-    Up to PORTION heads: log2 of what pages weigh, float32 rows `apart` bytes apart. pages: ids; sketches: where page 0
-    has its own; units: room for PORTION numbers. Of an odd count the last page is there twice.
+    Up to PORTION heads: log2 of what pages weigh, float32 rows `apart` bytes apart. pages: ids; sketches: of all pages,
+    one after another; units: room for PORTION numbers. Of an odd count the last page is there twice.
     """
     height1, height2, height3, height4 = (make_height(rows) for rows in (1, 2, 3, 4))
 
     @jit
     def heights(
-        records: int, heads: int, dims: int, blocks: int, pages: int, count: int, sketches: int, page_bytes: int,
-        units: int, out: int, apart: int,
+        records: int, heads: int, dims: int, blocks: int, pages: int, count: int, sketches: int, units: int, out: int,
+        apart: int,
     ) -> None:  # fmt: skip
         codes, size, spans = mean_bytes(dims), record_bytes(dims), (dims + SPAN - 1) // SPAN
         chunks, kept = codes // CHUNK, codes + STEP_BYTES + blocks * block_bytes(dims)
@@ -256,11 +256,11 @@ def make_heights() -> Any:
             put_f32(units + r * 4, get_f32(records + (r + 1) * size - TAIL_BYTES + UNIT))
         for i in range(0, count, 2):
             for j in range(i + AHEAD, min(i + AHEAD + 2, count)):
-                ahead = sketches + get_i32(pages + j * 4) * page_bytes
+                ahead = sketches + get_i32(pages + j * 4) * kept
                 for line in range(0, kept, 64):
                     prefetch(ahead + line)
-            one, at = sketches + get_i32(pages + i * 4) * page_bytes, out + i * 4
-            two = sketches + get_i32(pages + min(i + 1, count - 1) * 4) * page_bytes
+            one, at = sketches + get_i32(pages + i * 4) * kept, out + i * 4
+            two = sketches + get_i32(pages + min(i + 1, count - 1) * 4) * kept
             if heads == 1:
                 height1(one, two, chunks, spans, blocks, records, size, units, at, apart)
             elif heads == 2:
