@@ -28,14 +28,28 @@ from kvist.kernels.cpu.packed_dot import put_bytes
 from kvist.kernels.cpu.packed_lanes import emit_dot, emit_splat_at, words
 from kvist.kernels.cpu.scalar import get_f32, get_i32, prefetch, put_f32, put_i32
 from kvist.kernels.cpu.sketch import block_bytes, mean_bytes, round_bytes, turn
-from kvist.kernels.cpu.tile import fold_eight
-from kvist.kernels.cpu.vector import F32, I8, I32, I64, V16F, V16I, emit_fma, emit_load, external, has, pointer
+from kvist.kernels.cpu.tile import fold
+from kvist.kernels.cpu.vector import (
+    F32,
+    I8,
+    I32,
+    I64,
+    V16F,
+    V16I,
+    emit_fma,
+    emit_load,
+    external,
+    has,
+    pointer,
+    shuffle,
+)
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
 V64B = ir.VectorType(I8, 64)
 
 PORTION = 4  # heads that pass by together
-V4F, V4I = ir.VectorType(F32, PORTION), ir.VectorType(I32, PORTION)
+PAIRS = 2 * PORTION  # of a page and a head
+V8F, V8I, V4L = ir.VectorType(F32, PAIRS), ir.VectorType(I32, PAIRS), ir.VectorType(ir.IntType(64), PORTION)
 AHEAD = 16  # pages between what is looked at and what is asked for
 ONE = float(1 << 23)  # a power of two, as a float32's bits
 FIRST, UNIT, STEEP, TAIL_BYTES = 0, 64, 68, 96  # of a record, behind its sums
@@ -112,8 +126,8 @@ def emit_lookup(builder: Any, table: Any, places: Any) -> Any:
 def make_height(rows: int) -> Any:
     """``height(first, second, chunks, spans, blocks, records, record_bytes, units, out, apart)``: two pages.
 
-    first, second: where their sketches lie; units: float32 [PORTION], of the heads. out: log2 of what the first weighs,
-    float32, then the second; each head's `apart` bytes after the one before.
+    first, second: where their sketches lie; units: float32 [page][PORTION], of the heads, twice the same. out: log2 of
+    what the first weighs, float32, then the second; each head's `apart` bytes after the one before.
     """
 
     @intrinsic
@@ -130,13 +144,12 @@ def make_height(rows: int) -> Any:
             tables = [builder.add(own, codes) for own in owns]
             begins = [builder.add(builder.add(place, codes), I64(STEP_BYTES)) for place in places]
             slots = _emit_slots(builder, begins, spans, blocks, tables, tails)
-            unit = builder.load(pointer(builder, units, V4F), align=4)
-            for i, (place, mean, slot) in enumerate(zip(places, means, slots, strict=True)):
-                step = builder.load(pointer(builder, place, F32, codes), align=4)
-                made = _emit_height(builder, mean, slot, step, unit)
-                for r in range(rows):
-                    at = pointer(builder, builder.add(out, builder.mul(apart, I64(r))), F32, I64(4 * i))
-                    builder.store(builder.extract_element(made, I32(r)), at, align=4)
+            unit = builder.load(pointer(builder, units, V8F), align=4)
+            steps = [builder.load(pointer(builder, place, F32, codes), align=4) for place in places]
+            made = _emit_heights(builder, means, slots, steps, unit)
+            for r in range(rows):
+                both = builder.extract_element(made, I32(r))
+                builder.store(both, pointer(builder, builder.add(out, builder.mul(apart, I64(r))), both.type), align=4)
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 10), codegen
@@ -144,23 +157,23 @@ def make_height(rows: int) -> Any:
     return height
 
 
-def _emit_height(builder: Any, means: list[Any], slots: list[Any], step: Any, unit: Any) -> Any:
-    """A page's height in each head, of its lanes in each."""
-    spare = [_floats(0.0)] * (PORTION - len(means))
-    wide = [builder.sitofp(mean, V16F) for mean in means]
-    folded = fold_eight(builder, [*wide, *spare, *slots, *spare])
-    low, high = (
-        builder.shuffle_vector(folded, folded, ir.Constant(V4I, [part + i for i in range(PORTION)]))
-        for part in (0, PORTION)
-    )
-    bits = builder.sitofp(builder.bitcast(high, V4I), V4F)
-    log = builder.fsub(builder.fmul(bits, _four(1 / ONE)), _four(127.0))
-    steps = builder.insert_element(ir.Constant(V4F, ir.Undefined), step, I32(0))
-    steps = builder.shuffle_vector(steps, steps, ir.Constant(V4I, [0] * PORTION))
-    made = builder.fadd(builder.fmul(builder.fmul(low, steps), unit), log)
+def _emit_heights(builder: Any, means: list[list[Any]], slots: list[list[Any]], steps: list[Any], unit: Any) -> Any:
+    """Of each head the heights of two pages, as one word; made of their lanes, [page][head] each."""
+    spare = [_floats(0.0)] * (PORTION - len(means[0]))
+    wide = [lanes for page in means for lanes in (*(builder.sitofp(mean, V16F) for mean in page), *spare)]
+    folded = fold(builder, [*wide, *(lanes for page in slots for lanes in (*page, *spare))])
+    low, high = (shuffle(builder, folded, folded, list(range(part, part + PAIRS))) for part in (0, PAIRS))
+    bits = builder.sitofp(builder.bitcast(high, V8I), V8F)
+    log = builder.fsub(builder.fmul(bits, _pairs(1 / ONE)), _pairs(127.0))
+    both = ir.Constant(V8F, ir.Undefined)
+    for i, step in enumerate(steps):
+        both = builder.insert_element(both, step, I32(i))
+    both = shuffle(builder, both, both, [0] * PORTION + [1] * PORTION)
+    made = builder.fadd(builder.fmul(builder.fmul(low, both), unit), log)
     for sign, limit in ((">", -HIGHEST), ("<", HIGHEST)):
-        made = builder.select(builder.fcmp_ordered(sign, made, _four(limit)), made, _four(limit))
-    return made
+        made = builder.select(builder.fcmp_ordered(sign, made, _pairs(limit)), made, _pairs(limit))
+    by_head = [head + page * PORTION for head in range(PORTION) for page in range(2)]
+    return builder.bitcast(shuffle(builder, made, made, by_head), V4L)
 
 
 def _emit_means(builder: Any, places: list[Any], chunks: Any, owns: list[Any], tails: list[Any]) -> list[list[Any]]:
@@ -241,7 +254,7 @@ def make_heights() -> Any:
     """``heights(records, heads, dims, blocks, pages, count, sketches, units, out, apart)``.
 
     Up to PORTION heads: log2 of what pages weigh, float32 rows `apart` bytes apart. pages: ids; sketches: of all pages,
-    one after another; units: room for PORTION numbers. Of an odd count the last page is there twice.
+    one after another; units: room for twice PORTION numbers. Of an odd count the last page is there twice.
     """
     height1, height2, height3, height4 = (make_height(rows) for rows in (1, 2, 3, 4))
 
@@ -253,7 +266,9 @@ def make_heights() -> Any:
         codes, size, spans = mean_bytes(dims), record_bytes(dims), (dims + SPAN - 1) // SPAN
         chunks, kept = codes // CHUNK, codes + STEP_BYTES + blocks * block_bytes(dims)
         for r in range(heads):
-            put_f32(units + r * 4, get_f32(records + (r + 1) * size - TAIL_BYTES + UNIT))
+            unit = get_f32(records + (r + 1) * size - TAIL_BYTES + UNIT)
+            put_f32(units + r * 4, unit)
+            put_f32(units + (PORTION + r) * 4, unit)
         for i in range(0, count, 2):
             for j in range(i + AHEAD, min(i + AHEAD + 2, count)):
                 ahead = sketches + get_i32(pages + j * 4) * kept
@@ -277,5 +292,5 @@ def _floats(value: float) -> Any:
     return ir.Constant(V16F, [value] * 16)
 
 
-def _four(value: float) -> Any:
-    return ir.Constant(V4F, [value] * PORTION)
+def _pairs(value: float) -> Any:
+    return ir.Constant(V8F, [value] * PAIRS)

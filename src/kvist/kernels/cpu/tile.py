@@ -56,9 +56,17 @@ ONE, PAIR = _panel_format(1), _panel_format(2)
 
 
 def fold_eight(builder: Any, sums: list[Any]) -> Any:
-    """Eight vectors of 16 lanes -> one of 8 lanes, lane j being the tree sum of vector j.
+    """Eight vectors of 16 lanes -> one of 8 lanes, lane j being the tree sum of vector j."""
+    last = fold(builder, sums)  # eight segments of two lanes
+    return builder.fadd(
+        shuffle(builder, last, last, list(range(0, 16, 2))), shuffle(builder, last, last, list(range(1, 16, 2)))
+    )
 
-    Eight fold together: each level adds two shuffles of two vectors, so one instruction serves two (then four, then
+
+def fold(builder: Any, sums: list[Any]) -> Any:
+    """2, 4, 8 or 16 vectors of 16 lanes -> one of as many segments, segment j being partial sums of vector j.
+
+    They fold together: each level adds two shuffles of two vectors, so one instruction serves two (then four, then
     eight) outputs; a lane still meets just the partner that the tree names. After the level of segment width w, a
     vector holds 16 / w partial segments of w lanes each, in the order of the inputs.
     """
@@ -70,10 +78,7 @@ def fold_eight(builder: Any, sums: list[Any]) -> Any:
             builder.fadd(shuffle(builder, a, b, lanes), shuffle(builder, a, b, [lane + width for lane in lanes]))
             for a, b in zip(sums[::2], sums[1::2], strict=True)
         ]
-    last = sums[0]  # eight segments of two lanes
-    return builder.fadd(
-        shuffle(builder, last, last, list(range(0, 16, 2))), shuffle(builder, last, last, list(range(1, 16, 2)))
-    )
+    return sums[0]
 
 
 def make_stream(dtype: str, R: int, C: int) -> Any:
