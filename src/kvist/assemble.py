@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from kvist.cache.codec.choice import float_type
 from kvist.cache.group import Sharing, most_pages
@@ -28,8 +29,16 @@ from kvist.engine.speculative.proposer import Proposer
 from kvist.engine.speculative.speculator import Speculator
 from kvist.errors import CapacityError, InternalError, UsageError
 from kvist.events import EventChannel
-from kvist.kernels.program import Backend, Executable, Limits, Program, Rotary
-from kvist.layers import check_eviction, layer_choices, layer_spans, most_positions, packed_layers, page_sharing
+from kvist.kernels.program import Backend, Executable, Floats, Limits, Program, Rotary
+from kvist.layers import (
+    check_eviction,
+    key_means,
+    layer_choices,
+    layer_spans,
+    most_positions,
+    packed_layers,
+    page_sharing,
+)
 from kvist.models.config import ModelConfig
 from kvist.models.decoder import build_program
 from kvist.models.hub import resolve
@@ -37,7 +46,10 @@ from kvist.models.load import Model, load_model
 from kvist.models.rotary import frequencies, local_rotary_tables, rotary_tables, turning_back
 
 PREFAULT_BYTES = 1 << 30
-NUMERIC_VERSION = b"2"  # of the kernels' arithmetic: raise it whenever a change may change a bit
+NUMERIC_VERSION = b"3"  # of the kernels' arithmetic: raise it whenever a change may change a bit
+
+
+NONE: Mapping[int, Floats] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +159,14 @@ def _running(
     """A model's pages and what runs steps over them, with logits of `drafts` more rows a sequence."""
     caching, rule = config.enable_prefix_caching and config.enable_cache, policy(config.policy)
     groups = _sharing(model, config).shared(sizes.num_pages)
-    beyond = 0
+    beyond, means = 0, key_means(model.config, config, groups[0].layout.codec)
     if isinstance(rule, Evict):
         check_eviction(model.config, rule, groups)
         beyond = max(score(rule.by).ahead, score(rule.by).beyond(sizes.max_model_len))
     manager = CacheManager(
         groups,
         # a prompt's own pages are those of any other policy that sees all
-        identity=identity(model, sizes.max_model_len, "full" if isinstance(rule, Evict) else config.policy),
+        identity=identity(model, sizes.max_model_len, "full" if isinstance(rule, Evict) else config.policy, means),
         enable_prefix_caching=caching,
         events=events,
         max_pinned=int(config.max_pinned_share * sizes.num_pages),
@@ -179,6 +191,7 @@ def _running(
         turns,
         packed_layers(manager.groups),
         layer_choices(model.config, config),
+        means,
     )
     pools, budget = [ledger.pool for ledger in manager.ledgers], config.max_num_batched_tokens
     limits = Limits(budget, min(config.max_num_seqs * (1 + drafts), budget), config.max_num_seqs, sizes.max_model_len)
@@ -218,17 +231,20 @@ def _check_draft(model: Model, draft: Model) -> None:
         )
 
 
-def identity(model: Model, longest: int, rule: str = "full") -> bytes:
+def identity(model: Model, longest: int, rule: str = "full", means: Mapping[int, Floats] = NONE) -> bytes:
     """What a page's numbers depend on besides tokens and layout, as far as one process can tell models apart.
 
     longest: the longest sequence that is run, which some rotary embeddings go by (see `RopeScaling`). rule: the policy.
+    means: what is taken from the keys of layers.
 
     Pages that leave the process need the digest of the weights themselves; within it a manager belongs to one loaded
     model.
     """
     known = min(longest, model.config.max_positions)
     angles = frequencies(model.config, known).tobytes() if model.config.rotary_dim else b""
-    return hashlib.sha256(repr((model.config, model.weights, rule)).encode() + angles + NUMERIC_VERSION).digest()
+    known_means = b"".join(layer.to_bytes(4) + mean.tobytes() for layer, mean in sorted(means.items()))
+    parts = repr((model.config, model.weights, rule)).encode() + angles + NUMERIC_VERSION + known_means
+    return hashlib.sha256(parts).digest()
 
 
 def available_memory() -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kvist.cache.codec import Codec, Packed, codec
-from kvist.cache.codec.choice import layer_codecs
+from kvist.cache.codec.choice import decoded, layer_codecs
 from kvist.cache.codec.packed import signs
 from kvist.cache.group import PageGroup, Sharing, page_groups
 from kvist.cache.layout import LayerSpec, PageLayout
@@ -15,7 +15,7 @@ from kvist.cache.policy.evict import Evict
 from kvist.cache.score import score
 from kvist.config import EngineConfig
 from kvist.errors import UsageError
-from kvist.kernels.program import Mix
+from kvist.kernels.program import Floats, Mix
 from kvist.models.config import ModelConfig
 
 SMALL_WINDOW = 1024  # layers of a model's own that see no more are not packed
@@ -47,6 +47,33 @@ def layer_specs(model: ModelConfig, config: EngineConfig, floats: Codec) -> tupl
     )
     choices = layer_choices(model, config)
     return tuple(replace(spec, sketch=choice is not None) for spec, choice in zip(specs, choices, strict=True))
+
+
+def key_means(model: ModelConfig, config: EngineConfig, floats: Codec) -> dict[int, Floats]:
+    """What is taken from the keys of packed layers, float32 (KV heads x head size,) each, where it is known.
+
+    Not where something beside keys takes part in the softmax, or a query looks at sinks as if they were elsewhere: a
+    mean that scores miss would not be the same for all of them then.
+    """
+    specs, spans = layer_specs(model, config, floats), layer_spans(model, config)
+    chosen = layer_codecs(config.kv_cache_dtype, config.kv_cache_skip_layers, model.num_layers, floats)
+    found: dict[int, Floats] = {}
+    for layer, (codecs, spec, span) in enumerate(zip(chosen, specs, spans, strict=True)):
+        if not (codecs.mean and spec.packed) or not takes_means(model) or span.sinks:
+            continue
+        mean, size = decoded(codecs.mean), model.num_kv_heads * model.stored_head_dim
+        if mean.size != size:
+            raise UsageError(
+                f"{config.kv_cache_dtype[1:]}: the mean key of layer {layer} has {mean.size} numbers, and this model's "
+                f"keys have {size}: choose codecs for this model"
+            )
+        found[layer] = mean
+    return found
+
+
+def takes_means(model: ModelConfig) -> bool:
+    """Whether the softmax of a model's attention is of scores alone, as they are."""
+    return not model.sinks and model.attention_softcap is None
 
 
 def layer_choices(model: ModelConfig, config: EngineConfig) -> list[Choice | None]:

@@ -14,6 +14,7 @@ import pytest
 import tiny
 from kvist.assemble import assemble
 from kvist.cache.codec import PACKED, Packed, any_codec
+from kvist.cache.codec.choice import write_codecs
 from kvist.cache.table import GONE
 from kvist.config import EngineConfig
 from kvist.engine.batch import Piece
@@ -32,6 +33,7 @@ MakeEngine = Callable[..., Engine]
 SLIDING = "window:70+4"
 PAIRS = ("k=int5,v=int4", "k=int8,v=f32", "k=f32,v=lm4")
 LENGTHS = (1, 15, 16, 33, 64, 100, 150)
+MEANS = json.dumps({"layers": [{"k": "int4", "v": "int4"}] * 3})[:-1] + ', "key_means": ?}'
 SLOW = {"speculative (draft) = plain"}  # a draft model's own pages are floats
 
 
@@ -222,6 +224,80 @@ def test_codecs_layer_by_layer_from_a_file(make_engine: MakeEngine, tmp_path: Pa
     assert close(read(mixed, ids), slow)
 
 
+def with_means(path: Path, pairs: Sequence[tuple[str, str]], seed: int = 0, numbers: int = 32) -> str:
+    """A file of codecs with mean keys of some size; the name of it."""
+    random = np.random.default_rng(seed)
+    write_codecs(path, pairs, {i: random.normal(size=numbers).astype(np.float32) for i in range(len(pairs))}, {})
+    return f"@{path}"
+
+
+MIXED = (("int5", "lm4"), ("int8", "auto"), ("lm3", "int4"))
+
+
+@pytest.mark.parametrize(("page_size", "rule"), [(16, "full"), (64, "full"), (16, "window:70+0")])
+def test_mean_keys_keep_every_bit_on_every_way(
+    page_size: int, rule: str, models: dict[str, Model], backend: CpuBackend, one_thread: CpuBackend, tmp_path: Path
+) -> None:
+    dtype = with_means(tmp_path / "codecs.json", MIXED)
+    config = EngineConfig(
+        kv_cache_dtype=dtype, kv_cache_memory_bytes=32 << 20, page_size=page_size, policy=rule, max_num_seqs=16
+    )
+    prompts = [make_prompt(length, 300) for length in LENGTHS]
+    bench = Bench(models["llama"], backend, one_thread, config, prompts, [prompts[1], prompts[-1]], 24)
+    expected = bench.alone(prompts)
+    for scenario in SCENARIOS:
+        if scenario.page_size == 0 and scenario.name not in SLOW:
+            found = scenario.run(bench, expected)
+            assert found.logits > 0 and found.bits == 0, scenario.name
+
+
+def test_what_all_keys_miss_changes_nothing_but_how_they_round(make_engine: MakeEngine, tmp_path: Path) -> None:
+    file, ids = tmp_path / "codecs.json", make_prompt(120, 300)
+    plain = read(make_engine(with_means(file, [("int8", "int8")] * 3, numbers=0)), ids)
+    assert np.array_equal(plain, read(make_engine("int8"), ids)), "a file without mean keys"
+    engine = make_engine(with_means(file, [("int8", "int8")] * 3))
+    moved = read(engine, ids)
+    assert 0 < np.abs(moved - plain).mean() < 1e-3 * np.abs(plain).max()
+    assert np.array_equal(moved, read(engine, ids, 7))
+    assert close(moved, read(make_engine(f"@{file}", on=ReferenceBackend()), ids, 50))
+    again = make_engine(with_means(file, [("int8", "int8")] * 3, seed=1))
+    assert not np.array_equal(read(again, ids), moved)
+    keys = {made.manager.keys(ids)[0] for made in (engine, again, make_engine("int8"))}
+    assert len(keys) == 3, "pages of other means are other pages"
+
+
+def test_a_mean_near_the_keys_makes_codes_finer(make_engine: MakeEngine, tmp_path: Path) -> None:
+    """Keys that all have a large part in common lose it before they are rounded."""
+    ids, common = make_prompt(150, 300), 20 * np.random.default_rng(1).normal(size=32).astype(np.float32)
+    away = {}
+    for name, means in (("far", {}), ("near", dict.fromkeys(range(3), -common))):
+        write_codecs(tmp_path / name, [("int4", "auto")] * 3, {i: mean + common for i, mean in means.items()}, {})
+    write_codecs(tmp_path / "far", [("int4", "auto")] * 3, dict.fromkeys(range(3), common), {})
+    truth = read(make_engine("auto"), ids)
+    for name in ("far", "near"):
+        away[name] = np.abs(read(make_engine(f"@{tmp_path / name}"), ids) - truth).mean()
+    assert 3 * away["near"] < away["far"]
+
+
+@pytest.mark.parametrize(("name", "options"), [("gemma2", {}), ("gpt_oss", {}), ("llama", {"policy": SLIDING})])
+def test_means_are_left_alone_where_a_softmax_would_mind(
+    name: str, options: dict[str, Any], models: dict[str, Model], one_thread: CpuBackend, tmp_path: Path,
+    opened: Callable[[Engine], Engine], backend: CpuBackend, tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    """Where scores are capped, where learned sinks take part, and where sinks are looked at from elsewhere."""
+    if name not in models:
+        folder = tmp_path_factory.mktemp(name)
+        models[name] = load_model(tiny.write_folder(replace(tiny.MODELS[name], positions=512), folder), backend)
+    shape, ids = models[name].config, make_prompt(150, 300)
+    pairs = [("int5", "int5")] * shape.num_layers
+    dtype = with_means(tmp_path / "codecs.json", pairs, numbers=shape.num_kv_heads * shape.stored_head_dim)
+    made = [
+        opened(assemble(models[name], EngineConfig(kv_cache_dtype=d, kv_cache_memory_bytes=8 << 20, **options), one_thread))
+        for d in (dtype, "int5")
+    ]
+    assert np.array_equal(*(read(engine, ids) for engine in made))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -231,6 +307,12 @@ def test_codecs_layer_by_layer_from_a_file(make_engine: MakeEngine, tmp_path: Pa
         ("{}", 'has no list "layers"'),
         ('{"layers": [{"k": "int4", "v": "int4"}]}', "codecs of 1 layers, and the model has 3"),
         ('{"layers": [{"k": "int4"}]}', "is no pair of codecs"),
+        (MEANS.replace("?", '"AAAA"'), "must name one for each layer"),
+        (MEANS.replace("?", "[]"), "must name one for each layer"),
+        (MEANS.replace("?", '["AAA", null, null]'), "'AAA' is no mean key"),
+        (MEANS.replace("?", '["AH4=", null, null]'), "'AH4=' is no mean key"),  # NaN
+        (MEANS.replace("?", '[["AAA="], null, null]'), "is no mean key"),
+        (MEANS.replace("?", '["AAA=", null, null]'), "layer 0 has 1 numbers, and this model's keys have 32"),
         ('{"layers": [{"k": "int4", "v": 4}]}', "is no pair of codecs"),
         ('{"layers": [{"k": "int4", "v": "nope"}, {"k": "int4", "v": "int4"}, {"k": "int4", "v": "int4"}]}', "'nope'"),
     ],

@@ -15,7 +15,6 @@ minimises cost + lambda x bytes, lambda being the gain of the last step. ::
 from __future__ import annotations
 
 import heapq
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,18 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from kvist.cache.codec import CODECS, any_codec, codec
+from kvist.cache.codec.choice import AUTO, write_codecs
 from kvist.cache.layout import LayerSpec, PageLayout
 from kvist.errors import UsageError
 from kvist.eval.evaluate import Progress
+from kvist.eval.key_means import Floats
 from kvist.eval.method import FLOOR, REFERENCE, Method
 from kvist.eval.plan import Plan
 from kvist.eval.sensitivity import Place, Sensitivity, measure, usable
 from kvist.eval.store import Store
 from kvist.eval.text import Document, digest, documents
 from kvist.llm import LLM
-
-FLOATS = "auto"
-"""What a file of codecs calls the float type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,21 +91,21 @@ class Shelf:
 
         def part(side: str, name: str) -> int:
             """Bytes of K, or V, of one layer in a page."""
-            chosen = floats if name == FLOATS else any_codec(name)
+            chosen = floats if name == AUTO else any_codec(name)
             spec = replace(plain, k=chosen, v=floats) if side == "k" else replace(plain, k=floats, v=chosen)
             return PageLayout((spec,), size, floats).page_bytes - PageLayout((plain,), size, floats).page_bytes // 2
 
-        bytes_of = {(side, name): part(side, name) for side in "kv" for name in (*names, FLOATS)}
+        bytes_of = {(side, name): part(side, name) for side in "kv" for name in (*names, AUTO)}
         self.options = {
             place: [
                 *(Option(name, bytes_of[place[1], name], found.cost(place, name)) for name in names),
-                Option(FLOATS, bytes_of[place[1], FLOATS], 0.0),
+                Option(AUTO, bytes_of[place[1], AUTO], 0.0),
             ]
             for place in found.divergence
         }
         sides = 2 * config.num_layers
         self._numbers = sides * plain.kv_heads * plain.head_dim * size
-        self._fixed = (sides - len(self.options)) * bytes_of["k", FLOATS]  # layers that stay floats
+        self._fixed = (sides - len(self.options)) * bytes_of["k", AUTO]  # layers that stay floats
 
     def choose(self, bits: float) -> Choice:
         """The best options for a budget. Raises UsageError for one that is too small."""
@@ -207,20 +205,21 @@ def compared(
         "model": model, "weights": llm.model.weights, "page_size": llm.config.page_size, "budget_bits": wish.bits,
         "probe": found.probe, "predicted_kld": choice.cost, "text": digest(chosen_by)[:16],
     }  # fmt: skip
-    write(wish.file, choice, llm.model.config.num_layers, told)
+    write(wish.file, choice, llm.model.config.num_layers, found.means, told)
     others = [Method(name) for name in rivals(shelf, names, wish.bits)]
     sides = {side: Counter(o.codec for place, o in choice.options.items() if place[1] == side) for side in "kv"}
     told |= {"bits_per_value": choice.bits, "file": str(wish.file), "layers": sides}
     return (REFERENCE, FLOOR, *others, Method(f"@{wish.file}")), told
 
 
-def write(path: Path, choice: Choice, layers: int, made_from: Mapping[str, Any]) -> None:
+def write(
+    path: Path, choice: Choice, layers: int, means: Mapping[int, Floats], made_from: Mapping[str, Any]
+) -> None:  # fmt: skip
     """The file that ``--kv-cache-dtype @FILE`` takes; made_from: what it says of itself besides."""
-    places = choice.options
-    pairs = [
-        {side: places[layer, side].codec if (layer, side) in places else FLOATS for side in "kv"}
-        for layer in range(layers)
-    ]
-    head = json.dumps({"made_by": "kvist eval --choose", **made_from, "bits_per_value": choice.bits}, indent=1)
-    rows = ",\n".join(f"  {json.dumps(pair)}" for pair in pairs)
-    path.write_text(f'{head[:-2]},\n "layers": [\n{rows}\n ]\n}}\n')
+
+    def name(layer: int, side: str) -> str:
+        return choice.options[layer, side].codec if (layer, side) in choice.options else AUTO
+
+    pairs = [(name(layer, "k"), name(layer, "v")) for layer in range(layers)]
+    told = {"made_by": "kvist eval --choose", **made_from, "bits_per_value": choice.bits}
+    write_codecs(path, pairs, means, told)

@@ -6,26 +6,31 @@ codec's cost there is the probe's, times the ratio of the squared errors that th
 
     cost(layer, side, codec) = KLD(probe there alone) x error(layer, side, codec) / error(layer, side, probe)
 
-The sum of the costs of a choice is a prediction; the choice itself is measured afterwards, on other documents.
+Keys are packed without their mean (see `key_means`), in the probes and in the errors. The sum of the costs of a choice
+is a prediction; the choice itself is measured afterwards, on other documents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import cycle
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
 
 from kvist.cache.codec import PACKED, Codec, Packed, any_codec, codec
+from kvist.cache.codec.choice import AUTO, write_codecs
 from kvist.cache.codec.packed import signs
 from kvist.cache.layout import LayerSpec, PageLayout
 from kvist.cache.pool import PagePool
 from kvist.errors import UsageError
 from kvist.eval.evaluate import Progress, identity
 from kvist.eval.force import CHUNK, Reading, force
+from kvist.eval.key_means import Floats, key_means
 from kvist.eval.method import Method
 from kvist.eval.store import Store, key_of
 from kvist.eval.text import Document, digest
@@ -44,11 +49,15 @@ Place = tuple[int, str]
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """Of each place what the probe costs there alone, mean KL divergence in nats, and each codec's squared error."""
+    """Of each place what the probe costs there alone, mean KL divergence in nats, and each codec's squared error.
+
+    means: the mean key of each layer, where keys are packed without it.
+    """
 
     probe: str
     divergence: Mapping[Place, float]
     errors: Mapping[Place, Mapping[str, float]]
+    means: Mapping[int, Floats] = field(default_factory=dict)
 
     def cost(self, place: Place, name: str) -> float:
         """What a codec costs in a place; nothing where it makes no error."""
@@ -87,18 +96,23 @@ def measure(
     layers = packable(llm, probe)
     places = [(layer, side) for layer in layers for side in ("k", "v")]
     common = (identity(llm, path), digest(texts), llm.config.kv_cache_skip_layers)
+    key = key_of("means", common, layers)
+    if store.get(key) is None:
+        report("measuring mean keys", 0, len(texts))
+        store.put(key, [[layer, mean.tolist()] for layer, mean in key_means(llm, layers, texts).items()])
+    means = {layer: np.array(mean, np.float32) for layer, mean in store.get(key)}
     keys = {place: key_of("probe", common, probe, place) for place in places}
     missing = [place for place in places if store.get(keys[place]) is None]
     for first in range(0, len(missing), AT_ONCE):
         report("measuring layers", len(places) - len(missing) + first, len(places))
         some = missing[first : first + AT_ONCE]
-        for place, found in zip(some, _probed(llm, probe, some, texts), strict=True):
+        for place, found in zip(some, _probed(llm, probe, some, texts, means), strict=True):
             store.put(keys[place], found)
     key = key_of("errors", common, list(names))
     if store.get(key) is None:
-        store.put(key, list(_errors(llm, names, places, texts[0], report)))
+        store.put(key, list(_errors(llm, names, places, texts[0], means, report)))
     errors = dict(zip(places, store.get(key), strict=True))
-    return Sensitivity(probe, {place: store.get(keys[place]) for place in places}, errors)
+    return Sensitivity(probe, {place: store.get(keys[place]) for place in places}, errors, means)
 
 
 def _bits(name: str) -> int:
@@ -107,31 +121,35 @@ def _bits(name: str) -> int:
     return found.bits
 
 
-def _probed(llm: LLM, probe: str, places: Sequence[Place], texts: Sequence[Document]) -> list[float]:
+def _probed(
+    llm: LLM, probe: str, places: Sequence[Place], texts: Sequence[Document], means: Mapping[int, Floats]
+) -> list[float]:
     """The mean divergence from float pages with one place packed, for each of the places."""
     floats, count = llm.model.float_type, llm.model.config.num_layers
     sizes = {
         "max_num_seqs": len(texts), "max_num_batched_tokens": CHUNK * len(texts), "enable_prefix_caching": False,
-        "max_model_len": max(text.positions for text in texts),
+        "max_model_len": max(text.positions for text in texts), "kv_cache_skip_layers": (),
     }  # fmt: skip
-    with ExitStack() as stack:
+    with ExitStack() as stack, TemporaryDirectory() as folder:
         engines = []
         for layer, side in places:
-            pair = f"k={probe},v={floats}" if side == "k" else f"k={floats},v={probe}"
-            others = tuple(other for other in range(count) if other != layer)
-            engines.append(stack.enter_context(Method(pair).engine(llm, **sizes, kv_cache_skip_layers=others)))
-        plain = stack.enter_context(Method(floats).engine(llm, **sizes, kv_cache_skip_layers=()))
+            pairs, file = [(AUTO, AUTO)] * count, Path(folder, f"{layer}{side}.json")
+            pairs[layer] = (probe, AUTO) if side == "k" else (AUTO, probe)
+            write_codecs(file, pairs, means, {})
+            engines.append(stack.enter_context(Method(f"@{file}").engine(llm, **sizes)))
+        plain = stack.enter_context(Method(floats).engine(llm, **sizes))
         found = force(plain, engines, texts, stride=CHUNK)
     return [float(np.concatenate([one.divergence for one in scores]).mean(dtype=np.float64)) for scores in found]
 
 
 def _errors(
-    llm: LLM, names: Sequence[str], places: Sequence[Place], text: Document, report: Progress
-) -> Sequence[Mapping[str, float]]:
+    llm: LLM, names: Sequence[str], places: Sequence[Place], text: Document, means: Mapping[int, Floats],
+    report: Progress,
+) -> Sequence[Mapping[str, float]]:  # fmt: skip
     """Each codec's mean squared error in each place, on full pages of one document."""
     size = llm.config.page_size
     pages = min(PAGES, text.positions // size)
-    sizes = {"max_num_seqs": CHUNK, "max_num_batched_tokens": size, "enable_prefix_caching": False}
+    sizes = {"max_num_seqs": size, "max_num_batched_tokens": size, "enable_prefix_caching": False}
     found: list[dict[str, float]] = []
     with Method(llm.model.float_type).engine(llm, **sizes, max_model_len=pages * size) as engine:
         reading = Reading(engine, [text])
@@ -144,6 +162,8 @@ def _errors(
             pool, held = engine.manager.ledgers[group].pool, [page for page in table.groups[group] if page >= 0]
             heads = range(pool.layout.spec(layer).kv_heads)
             numbers = [pool.read(page, layer, head)[side == "v"] for page in held for head in heads]
+            if side == "k" and layer in means:
+                numbers = [k - mean for k, mean in zip(numbers, cycle(means[layer].reshape(len(heads), -1)))]
             found.append({name: _squared(any_codec(name), numbers, size, keys=side == "k") for name in names})
         reading.close(0)
     return found

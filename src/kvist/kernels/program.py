@@ -95,7 +95,9 @@ class Mix:
 class RotaryStore:
     """Rotate q and k in place (no rotary: leave them), round k and v to the codec and write them to the row's slot.
 
-    mix: turn q and k, or v, in place before that. A packed layer's slots are those of its exact pages.
+    mix: turn q and k, or v, in place before that. A packed layer's slots are those of its exact pages. mean: float32
+    (KV heads x head size,), taken from k before it is mixed: every score of a row misses the same, so no softmax
+    changes.
     """
 
     q: Buffer
@@ -104,6 +106,7 @@ class RotaryStore:
     layer: int
     rotary: Rotary | None
     mix: Mix | None = None
+    mean: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -30,7 +30,7 @@ class ReferencePages:
         return floats_of(self._pools, layer), read_of(self._pools, layer)
 
     def rotary_store(self, op: RotaryStore, buffers: dict[str, Array], batch: BatchMetadata) -> None:
-        """Rotate and mix; write K and V to their slots."""
+        """Rotate, take the mean off, mix; write K and V to their slots."""
         dims = self._program.head_dim
         heads = {b.name: buffers[b.name].reshape(len(batch.tokens), -1, dims) for b in (op.q, op.k, op.v)}
         if op.rotary is not None:
@@ -39,6 +39,8 @@ class ReferencePages:
             for x in (heads[op.q.name], heads[op.k.name]):
                 a, b = x[..., :half].copy(), x[..., half : 2 * half].copy()
                 x[..., :half], x[..., half : 2 * half] = a * cos - b * sin, b * cos + a * sin
+        if op.mean is not None:
+            heads[op.k.name][...] -= op.mean.reshape(-1, dims)
         if op.mix is not None:
             for x in (heads[op.q.name], heads[op.k.name]) if op.mix.k else ():
                 x[...] = _mixed(op.mix, x)

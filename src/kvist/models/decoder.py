@@ -41,6 +41,7 @@ def build_program(
     turns: tuple[Rotary | None, Rotary | None] = (None, None),
     packed: Mapping[int, Mix | None] | None = None,
     choices: Sequence[Choice | None] | None = None,
+    means: Mapping[int, Floats] | None = None,
 ) -> Program:
     """Write the step of a model as a program.
 
@@ -50,11 +51,11 @@ def build_program(
     be absent. local: rotary angles of the layers with a window, where they have their own. spans: what a token sees in
     each layer (None: as the model has it). turns: angles that turn queries back towards sinks, and the local ones.
     packed: the layers whose pages are packed, and how their heads are turned for it. choices: how many pages a token
-    chooses to read in each layer (None: all it sees).
+    chooses to read in each layer (None: all it sees). means: what is taken from the keys of layers.
     """
     seen = spans or [Span(config.window(layer)) for layer in range(config.num_layers)]
     chosen = choices or [None] * config.num_layers
-    return _Writer(config, matrices, vectors, rotary, local, seen, turns, packed or {}, chosen).program()
+    return _Writer(config, matrices, vectors, rotary, local, seen, turns, packed or {}, chosen, means or {}).program()
 
 
 class _Writer:
@@ -63,11 +64,11 @@ class _Writer:
     def __init__(
         self, config: ModelConfig, matrices: Matrices, vectors: Vectors, rotary: Rotary | None, local: Rotary | None,
         spans: Sequence[Span], turns: tuple[Rotary | None, Rotary | None], packed: Mapping[int, Mix | None],
-        choices: Sequence[Choice | None],
+        choices: Sequence[Choice | None], means: Mapping[int, Floats],
     ) -> None:  # fmt: skip
         self._config, self._matrices, self._vectors = config, matrices, vectors
         self._rotary, self._local, self._spans, self._turns, self._packed = rotary, local, spans, turns, packed
-        self._choices = choices
+        self._choices, self._means = choices, means
         hidden, inner = padded(config.hidden_size), padded(config.intermediate_size)
         heads = config.num_heads * config.stored_head_dim
         kv_heads = config.num_kv_heads * config.stored_head_dim
@@ -115,7 +116,15 @@ class _Writer:
         local = config.window(layer) is not None and self._local is not None
         sinks = self._vectors[at + "sinks"] if config.sinks else None
         ops += [
-            RotaryStore(q, k, v, layer, self._local if local else self._rotary, self._packed.get(layer)),
+            RotaryStore(
+                q,
+                k,
+                v,
+                layer,
+                self._local if local else self._rotary,
+                self._packed.get(layer),
+                self._means.get(layer),
+            ),
             *([Seal(layer)] if layer in self._packed else []),
             *([Sketch(layer)] if self._choices[layer] else []),
             Attend(

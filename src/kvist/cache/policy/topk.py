@@ -7,8 +7,8 @@ least 1,024 positions, for a quarter of a short text is little and saves little;
 When a page is full, a sketch of its keys is kept, about two bits a number (see `cache.sketch`): their mean, and a sign
 for each dim of what they are away from it. From it a query guesses what attention each page would get, and
 those with the largest sum over the query heads that share a KV head are read, the earlier one of equals. Page 0
-(the sinks), the token's own page and the one before are always read, and in the first layer, where attention is spread widely, all pages (Quest
-reads all in the second one too: here that changes perplexity by a hundredth of a percent).
+(the sinks), the token's own page and the one before are always read, and in the first layer, where attention is spread
+widely, all pages.
 
 Quest (Tang et al. 2024) keeps the smallest and the largest number of each dim instead, as many bytes. But no key is
 near all of its page's bounds, and many a page seems to matter that does not.
@@ -33,7 +33,7 @@ LEAST = 1024
 """Positions that a token reads at least, where nothing else is asked for."""
 
 FULL_LAYERS = 1
-"""Layers at the beginning that read all pages."""
+"""Layers at the beginning that read all pages. Quest has two: the second one changes perplexity by 0.01% here."""
 
 
 @dataclass(frozen=True, slots=True)

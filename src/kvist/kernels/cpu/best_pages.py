@@ -129,11 +129,11 @@ def make_best() -> Any:
 
     Of parts, whoever ends the last one chooses.
 
-    Arguments: q, its stride, head size, where the sketches of the layer begin, from one KV head's to the next one's, the
-    group of their pages, share, least, address of int32 [row][KV head][sides][most], most, signs, scale of scores, sides, the
-    group of pages of floats, address of what parts share of each, its bytes. Of a packed layer, page 0 and the row's
-    own are named as pages of floats, the others, in the second side, as they were packed; nobody reads the other
-    places.
+    Arguments: q, its stride, head size, where the sketches of the layer begin, from one KV head's to the next one's,
+    the group of their pages, share, least, address of int32 [row][KV head][sides][most], most, signs, scale of scores,
+    sides, the group of pages of floats, address of what parts share of each, its bytes. Of a packed layer, page 0 and
+    the row's own are named as pages of floats, the others, in the second side, as they were packed; nobody reads the
+    other places.
     """
     heights = make_heights()
 

@@ -41,6 +41,7 @@ class PagedRows:
             self.at(op.q), self.at(op.k), self.at(op.v), self.stride(op.q), self.stride(op.k), self.stride(op.v),
             program.num_heads, program.num_kv_heads, program.head_dim, half, cos, sin,
             start, abi.DTYPES.index(floats[1].layout.codec.name), page_bytes, group, *self._signs(op.mix),
+            0 if op.mean is None else self.address(op.mean),
         ]  # fmt: skip
         touched = {op.q.name, op.k.name} | ({op.v.name} if op.mix and op.mix.v else set())
         return Row(abi.ROTARY_STORE, arguments, touched | {op.v.name}, touched | {f"pages {op.layer}"})

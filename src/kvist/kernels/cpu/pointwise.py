@@ -117,7 +117,8 @@ def make_rotary_store(dtype: str) -> Any:
 
     Arguments: q, k, v, q stride, k stride, v stride, heads, KV heads, head size, half of the rotary size (0: none),
     cosine table (f32 [position][half]), sine table, where the layer lies in page 0, the pages' type, bytes of a page,
-    the layer's group, signs that q and k are mixed with (0: they are not), signs for v.
+    the layer's group, signs that q and k are mixed with (0: they are not), signs for v, what is taken from k before
+    (float32 [KV head][head size]; 0: nothing).
     """
     put, scattered, itemsize = store[dtype], scatter[dtype], ITEMSIZE[dtype]
 
@@ -136,6 +137,9 @@ def make_rotary_store(dtype: str) -> Any:
                 rotate(q + h * dims * 4, cos, sin, half)
             for h in range(kv_heads):
                 rotate(k + h * dims * 4, cos, sin, half)
+        if arg(op, 18) != 0:
+            for d in range(0, kv_heads * dims, 16):
+                store_f32(k + d * 4, sub(load_f32(k + d * 4), load_f32(arg(op, 18) + d * 4)))
         if arg(op, 16) != 0:
             for h in range(heads):
                 mix(q + h * dims * 4, arg(op, 16), dims)

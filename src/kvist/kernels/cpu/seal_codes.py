@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 from llvmlite import ir
@@ -10,7 +9,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from kvist.cache.codec.base import Packed
-from kvist.cache.codec.packed import grid
+from kvist.cache.codec.packed import borders
 from kvist.kernels.cpu.packed_lanes import V16B, shifted, words
 from kvist.kernels.cpu.vector import F32, I64, LANES, V16F, V16I, V16S, emit_load, emit_splat, external, pointer
 from kvist.kernels.cpu.vector_memory import emit_round
@@ -85,10 +84,9 @@ def _e4m3(builder: Any, number: Any) -> Any:
 
 def _bell(builder: Any, codec: Packed, number: Any) -> Any:
     """How many of the borders between neighbouring steps a number is above."""
-    steps = grid(codec)
     code = ir.Constant(V16I, [0] * LANES)
-    for low, high in pairwise(steps):
-        above = builder.fcmp_ordered(">", number, _constant(float((low + high) / 2)))
+    for border in borders(codec):
+        above = builder.fcmp_ordered(">", number, _constant(float(border)))
         code = builder.add(code, builder.zext(above, V16I))
     return code
 
