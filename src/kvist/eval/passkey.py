@@ -30,7 +30,10 @@ MARGIN = 160
 """Tokens beside the filler at most: what begins, the key, the question, the template, the answer."""
 
 OPENING = "There is a pass key hidden in this text. Find it and remember it."
-QUESTION = "What is the pass key?"
+QUESTION = "Which number is the pass key?"
+"""What has only a number for an answer. To "What is the pass key?" a small model also says "a small wooden box": between
+the two it hardly decides, and whatever rounds tips the scale, though the number is found all the same."""
+
 BEGINNING = "The pass key is"
 """How the answer begins: what follows is the number, whatever else the model likes to say first."""
 
