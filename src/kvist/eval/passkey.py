@@ -31,8 +31,8 @@ MARGIN = 160
 
 OPENING = "There is a pass key hidden in this text. Find it and remember it."
 QUESTION = "Which number is the pass key?"
-"""What has only a number for an answer. To "What is the pass key?" a small model also says "a small wooden box": between
-the two it hardly decides, and whatever rounds tips the scale, though the number is found all the same."""
+"""What has only a number for an answer. To "What is the pass key?" a small model also says "a small wooden box": it
+hardly decides between the two, and whatever rounds tips the scale, though the number is found all the same."""
 
 BEGINNING = "The pass key is"
 """How the answer begins: what follows is the number, whatever else the model likes to say first."""
