@@ -108,9 +108,9 @@ def test_what_is_measured_is_what_a_lone_packed_layer_costs(llm: LLM, folder: Pa
         assert 3 < errors["int4"] / errors["int5"] < 5.5
     for place in ((0, "k"), (2, "v")):
         assert found.cost(place, "int4") == found.divergence[place]
-        (again,) = sensitivity._probed(llm, "int4", [place], texts[:2])
+        (again,) = sensitivity._probed(llm, "int4", [place], texts[:2], found.means)
         assert again == found.divergence[place], "whoever is measured beside it"
-        (measured,) = sensitivity._probed(llm, "lm3", [place], texts[:2])
+        (measured,) = sensitivity._probed(llm, "lm3", [place], texts[:2], found.means)
         assert 0.4 < found.cost(place, "lm3") / measured < 2.5, "what the probe tells of another codec"
 
 

@@ -158,7 +158,9 @@ def test_what_cannot_be_looked_at_is_refused(open_llm: OpenLLM) -> None:
     chosen = open_llm("llama", policy="topk:3p")
     with pytest.raises(RequestError, match="chooses the pages"):
         Looking(chosen, some_tokens(chosen), 2)
-    assert looked(chosen, some_tokens(chosen), 1).weights(0).shape == (ROWS, ROWS)  # the first layers read all
+    with pytest.raises(RequestError, match="or at layer 0"):
+        Looking(chosen, some_tokens(chosen), 1)
+    assert looked(chosen, some_tokens(chosen), 0).weights(0).shape == (ROWS, ROWS)  # the first layer reads all
     sinks = open_llm("llama", policy="window:32+4")
     with pytest.raises(RequestError, match="turned towards the sinks"):
         Looking(sinks, some_tokens(sinks, 37), 0)

@@ -170,7 +170,7 @@ def _check_choice(attend: Attend, rows: int, page_size: int) -> None:
     if attend.choice is not None and attend.choice.count(pages) < pages:
         raise RequestError(
             f"in this layer a token chooses the pages that it reads, and {rows} tokens have more than it takes: look "
-            "at a shorter text, or at layer 0 or 1"
+            "at a shorter text, or at layer 0"
         )
     if attend.first and attend.turn is not None and attend.window is not None and rows > attend.window + attend.first:
         raise RequestError(
