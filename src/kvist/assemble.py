@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 
 from kvist.cache.codec.choice import float_type
 from kvist.cache.group import Sharing, most_pages
@@ -32,8 +31,8 @@ from kvist.events import EventChannel
 from kvist.kernels.program import Backend, Executable, Floats, Limits, Program, Rotary
 from kvist.layers import (
     check_eviction,
-    key_means,
     layer_choices,
+    layer_means,
     layer_spans,
     most_positions,
     packed_layers,
@@ -47,9 +46,6 @@ from kvist.models.rotary import frequencies, local_rotary_tables, rotary_tables,
 
 PREFAULT_BYTES = 1 << 30
 NUMERIC_VERSION = b"3"  # of the kernels' arithmetic: raise it whenever a change may change a bit
-
-
-NONE: Mapping[int, Floats] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +155,7 @@ def _running(
     """A model's pages and what runs steps over them, with logits of `drafts` more rows a sequence."""
     caching, rule = config.enable_prefix_caching and config.enable_cache, policy(config.policy)
     groups = _sharing(model, config).shared(sizes.num_pages)
-    beyond, means = 0, key_means(model.config, config, groups[0].layout.codec)
+    beyond, means = 0, layer_means(model.config, config, groups[0].layout.codec)
     if isinstance(rule, Evict):
         check_eviction(model.config, rule, groups)
         beyond = max(score(rule.by).ahead, score(rule.by).beyond(sizes.max_model_len))
@@ -231,7 +227,7 @@ def _check_draft(model: Model, draft: Model) -> None:
         )
 
 
-def identity(model: Model, longest: int, rule: str = "full", means: Mapping[int, Floats] = NONE) -> bytes:
+def identity(model: Model, longest: int, rule: str, means: Mapping[int, Floats]) -> bytes:
     """What a page's numbers depend on besides tokens and layout, as far as one process can tell models apart.
 
     longest: the longest sequence that is run, which some rotary embeddings go by (see `RopeScaling`). rule: the policy.

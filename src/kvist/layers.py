@@ -49,7 +49,7 @@ def layer_specs(model: ModelConfig, config: EngineConfig, floats: Codec) -> tupl
     return tuple(replace(spec, sketch=choice is not None) for spec, choice in zip(specs, choices, strict=True))
 
 
-def key_means(model: ModelConfig, config: EngineConfig, floats: Codec) -> dict[int, Floats]:
+def layer_means(model: ModelConfig, config: EngineConfig, floats: Codec) -> dict[int, Floats]:
     """What is taken from the keys of packed layers, float32 (KV heads x head size,) each, where it is known.
 
     Not where something beside keys takes part in the softmax, or a query looks at sinks as if they were elsewhere: a

@@ -70,7 +70,7 @@ def made_up(llm: LLM) -> Sensitivity:
     places = [(layer, side) for layer in range(3) for side in "kv"]
     divergence = {(layer, side): 10.0**-layer * (4 if side == "k" else 1) for layer, side in places}
     return Sensitivity(
-        "int4", divergence, {place: {"int8": 4.0**-4, "int5": 0.25, "int4": 1.0, "lm3": 4.0} for place in places}
+        "int4", divergence, {place: {"int8": 4.0**-4, "int5": 0.25, "int4": 1.0, "lm3": 4.0} for place in places}, {}
     )
 
 
@@ -112,6 +112,13 @@ def test_what_is_measured_is_what_a_lone_packed_layer_costs(llm: LLM, folder: Pa
         assert again == found.divergence[place], "whoever is measured beside it"
         (measured,) = sensitivity._probed(llm, "lm3", [place], texts[:2], found.means)
         assert 0.4 < found.cost(place, "lm3") / measured < 2.5, "what the probe tells of another codec"
+
+
+def test_larger_pages_are_measured_whole(folder: Path) -> None:
+    long = [Document("long", "0", tuple(np.random.default_rng(2).integers(2, 300, 160).tolist()))]
+    with LLM(folder, kv_cache_memory_bytes=8 << 20, page_size=64) as llm:
+        found = measure(llm, folder, ("int4", "kivi4"), long, Store(), silent)
+    assert all(errors["kivi4"] > 0 < errors["int4"] for errors in found.errors.values()) and found.means.keys() == {0, 1, 2}
 
 
 def test_the_rotation_is_the_engines() -> None:

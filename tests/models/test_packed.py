@@ -215,7 +215,7 @@ def test_pages_of_differently_held_weights_are_told_apart(backend: CpuBackend, t
     models: list[Model] = [
         *(load_model(floats, backend, to) for to in ("f32", "f16", "bf16", "int8")), load_model(file, backend)
     ]  # fmt: skip
-    assert len({identity(model, 256) for model in models}) == len(models)
+    assert len({identity(model, 256, "full", {}) for model in models}) == len(models)
     assert [model.float_type for model in models] == ["f32", "f16", "bf16", "f16", "f16"]
 
 

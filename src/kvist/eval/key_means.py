@@ -20,12 +20,11 @@ from kvist.cache.pool import floats_of
 from kvist.eval.force import Reading
 from kvist.eval.method import Method
 from kvist.eval.text import Document
-from kvist.kernels.program import Rotary
+from kvist.kernels.program import Floats, Rotary
 from kvist.layers import takes_means
 from kvist.llm import LLM
 from kvist.models.rotary import local_rotary_tables, rotary_tables
 
-Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 POSITIONS = 4096
@@ -43,17 +42,22 @@ def key_means(llm: LLM, layers: Sequence[int], texts: Sequence[Document]) -> dic
     config = llm.model.config
     if not takes_means(config):
         return {}
-    positions = min(POSITIONS, config.max_positions)
-    longest = max(positions, *(text.positions for text in texts))
-    tables = rotary_tables(config, longest, llm.model.rope_divisors), local_rotary_tables(config, longest)
-    own = {layer: tables[config.window(layer) is not None and tables[1] is not None] for layer in layers}
-    totals, count = _totals(llm, own, texts)
+    totals, count = _totals(llm, _tables(llm, layers, max(text.positions for text in texts)), texts)
     if not count:
         return {}
+    positions = min(POSITIONS, config.max_positions)
+    tables = _tables(llm, layers, positions)
     return {
-        layer: turned(total / count, own[layer], positions).reshape(-1).astype(np.float32)
+        layer: turned(total / count, tables[layer], positions).reshape(-1).astype(np.float32)
         for layer, total in totals.items()
     }
+
+
+def _tables(llm: LLM, layers: Sequence[int], positions: int) -> dict[int, Rotary | None]:
+    """The angles of layers in an engine for so many positions: some embeddings go by their number."""
+    config = llm.model.config
+    plain, local = rotary_tables(config, positions, llm.model.rope_divisors), local_rotary_tables(config, positions)
+    return {layer: plain if local is None or config.window(layer) is None else local for layer in layers}
 
 
 def turned(mean: Doubles, rotary: Rotary | None, positions: int) -> Doubles:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,10 +30,11 @@ from kvist.cache.pool import PagePool
 from kvist.errors import UsageError
 from kvist.eval.evaluate import Progress, identity
 from kvist.eval.force import CHUNK, Reading, force
-from kvist.eval.key_means import Floats, key_means
+from kvist.eval.key_means import key_means
 from kvist.eval.method import Method
 from kvist.eval.store import Store, key_of
 from kvist.eval.text import Document, digest
+from kvist.kernels.program import Floats
 from kvist.layers import layer_specs
 from kvist.llm import LLM
 
@@ -57,7 +58,7 @@ class Sensitivity:
     probe: str
     divergence: Mapping[Place, float]
     errors: Mapping[Place, Mapping[str, float]]
-    means: Mapping[int, Floats] = field(default_factory=dict)
+    means: Mapping[int, Floats]
 
     def cost(self, place: Place, name: str) -> float:
         """What a codec costs in a place; nothing where it makes no error."""

@@ -29,20 +29,7 @@ from kvist.kernels.cpu.packed_lanes import emit_dot, emit_splat_at, words
 from kvist.kernels.cpu.scalar import get_f32, get_i32, prefetch, put_f32, put_i32
 from kvist.kernels.cpu.sketch import block_bytes, mean_bytes, round_bytes, turn
 from kvist.kernels.cpu.tile import fold
-from kvist.kernels.cpu.vector import (
-    F32,
-    I8,
-    I32,
-    I64,
-    V16F,
-    V16I,
-    emit_fma,
-    emit_load,
-    external,
-    has,
-    pointer,
-    shuffle,
-)
+from kvist.kernels.cpu.vector import F32, I8, I32, I64, V16F, V16I, emit_fma, emit_load, external, has, pointer, shuffle
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
 V64B = ir.VectorType(I8, 64)
