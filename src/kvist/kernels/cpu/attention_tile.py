@@ -11,13 +11,14 @@ Each query row has chains of its own, so the number of rows a call takes changes
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from kvist.kernels.cpu.vector import F32, I64, V16F, emit_fma, emit_load, emit_prefetch, emit_splat, pointer
+from kvist.kernels.cpu.vector import F32, I64, V16F, emit_fma, emit_load, emit_prefetch, emit_splat, has, pointer
 from kvist.kernels.cpu.vector_memory import ITEMSIZE
 
 BLOCKS = 4  # blocks of sixteen slots in a tile of 64 positions
@@ -42,6 +43,11 @@ def end_loop(builder: Any, before: Any, loop: Any, after: Any, counter: Any, lim
     builder.position_at_end(after)
 
 
+def together(rows: int) -> int:
+    """Vectors that pass by so many rows at once: their sums fill the registers, of which AVX-512 has four times."""
+    return BLOCKS if has("avx512f") or not has("avx2") else max(1, min(BLOCKS, 6 // rows))
+
+
 def make_scores(dtype: str, rows: int, ahead: bool) -> Any:
     """``scores(q, q_stride, k0, k1, k2, k3, dims, out, n0, n1, n2, n3)``.
 
@@ -49,6 +55,26 @@ def make_scores(dtype: str, rows: int, ahead: bool) -> Any:
     four K blocks; out rows lie 256 bytes apart. ahead: ask for the K blocks n0..n3, to be read next: pages lie
     anywhere, so no processor can guess them.
     """
+
+    def loop_over(builder: Any, q_rows: list[Any], blocks: list[Any], dims: Any, following: list[Any]) -> Any:
+        """Scores of some blocks, [row][block]."""
+        before, loop, after, dim = begin_loop(builder)
+        sums = [[builder.phi(V16F) for _ in blocks] for _ in range(rows)]
+        offset = builder.mul(dim, I64(16 * ITEMSIZE[dtype]))
+        for block in following:
+            emit_prefetch(builder, block, offset)
+        keys = [emit_load(builder, block, dtype, offset) for block in blocks]
+        new = []
+        for r in range(rows):
+            number = builder.load(pointer(builder, q_rows[r], F32, builder.mul(dim, I64(4))))
+            wide = emit_splat(builder, number)
+            new.append([emit_fma(builder, wide, key, total) for key, total in zip(keys, sums[r], strict=True)])
+        zero = ir.Constant(V16F, [0.0] * 16)
+        for phi, made in zip(chain(*sums), chain(*new), strict=True):
+            phi.add_incoming(zero, before)
+            phi.add_incoming(made, builder.block)
+        end_loop(builder, before, loop, after, dim, dims)
+        return new
 
     @intrinsic
     def scores(
@@ -58,27 +84,13 @@ def make_scores(dtype: str, rows: int, ahead: bool) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             q, stride, *blocks, dims, out = args[:8]
             q_rows = [builder.add(q, builder.mul(stride, I64(r))) for r in range(rows)]
-            before, loop, after, dim = begin_loop(builder)
-            sums = [[builder.phi(V16F) for _ in range(BLOCKS)] for _ in range(rows)]
-            offset = builder.mul(dim, I64(16 * ITEMSIZE[dtype]))
-            if ahead:
-                for block in args[8:]:
-                    emit_prefetch(builder, block, offset)
-            keys = [emit_load(builder, block, dtype, offset) for block in blocks]
-            new = []
-            for r in range(rows):
-                number = builder.load(pointer(builder, q_rows[r], F32, builder.mul(dim, I64(4))))
-                wide = emit_splat(builder, number)
-                new.append([emit_fma(builder, wide, keys[b], sums[r][b]) for b in range(BLOCKS)])
-            zero = ir.Constant(V16F, [0.0] * 16)
-            for r in range(rows):
-                for b in range(BLOCKS):
-                    sums[r][b].add_incoming(zero, before)
-                    sums[r][b].add_incoming(new[r][b], builder.block)
-            end_loop(builder, before, loop, after, dim, dims)
-            for r in range(rows):
-                for b in range(BLOCKS):
-                    builder.store(new[r][b], pointer(builder, out, V16F, I64(r * 256 + b * 64)), align=4)
+            step = together(rows)
+            for first in range(0, BLOCKS, step):
+                following = args[8:][first : first + step] if ahead else []
+                new = loop_over(builder, q_rows, blocks[first : first + step], dims, following)
+                for r in range(rows):
+                    for b, made in enumerate(new[r], first):
+                        builder.store(made, pointer(builder, out, V16F, I64(r * 256 + b * 64)), align=4)
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 12), codegen
@@ -95,35 +107,41 @@ def make_weigh(dtype: str, rows: int, width: int, ahead: bool) -> Any:
     memory.
     ahead: ask for the same slots and dims of the V block `following`.
     """
+    size = 16 * ITEMSIZE[dtype]
+
+    def loop_over(builder: Any, args: Any, rows_at: list[Any], vectors: range) -> None:
+        """Some vectors of dims."""
+        p, v, v_stride, slots, _, _, following = args
+        start = [[emit_load(builder, row, "f32", I64(64 * j)) for j in vectors] for row in rows_at]
+        before, loop, after, slot = begin_loop(builder)
+        sums = [[builder.phi(V16F) for _ in vectors] for _ in range(rows)]
+        base = builder.add(v, builder.mul(slot, v_stride))
+        if ahead:
+            for line in range(-(-size * vectors.start // 64) * 64, size * vectors.stop, 64):
+                emit_prefetch(builder, following, builder.add(builder.mul(slot, v_stride), I64(line)))
+        values = [emit_load(builder, base, dtype, I64(size * j)) for j in vectors]
+        new = []
+        for r in range(rows):
+            place = builder.add(builder.mul(slot, I64(4)), I64(256 * r))
+            wide = emit_splat(builder, builder.load(pointer(builder, p, F32, place)))
+            new.append([emit_fma(builder, wide, value, total) for value, total in zip(values, sums[r], strict=True)])
+        for phi, begun, made in zip(*(chain(*every) for every in (sums, start, new)), strict=True):
+            phi.add_incoming(begun, before)
+            phi.add_incoming(made, builder.block)
+        end_loop(builder, before, loop, after, slot, slots)
+        for made_row, row in zip(new, rows_at, strict=True):
+            for j, value in zip(vectors, made_row, strict=True):
+                builder.store(value, pointer(builder, row, V16F, I64(64 * j)), align=4)
 
     @intrinsic
     def weigh(
         typingctx: Any, p: Any, v: Any, v_stride: Any, slots: Any, acc: Any, acc_stride: Any, following: Any
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            p, v, v_stride, slots, acc, acc_stride, following = args
+            acc, acc_stride = args[4:6]
             rows_at = [builder.add(acc, builder.mul(acc_stride, I64(r))) for r in range(rows)]
-            start = [[emit_load(builder, rows_at[r], "f32", I64(64 * j)) for j in range(width)] for r in range(rows)]
-            before, loop, after, slot = begin_loop(builder)
-            sums = [[builder.phi(V16F) for _ in range(width)] for _ in range(rows)]
-            base = builder.add(v, builder.mul(slot, v_stride))
-            if ahead:
-                for line in range(0, 16 * width * ITEMSIZE[dtype], 64):
-                    emit_prefetch(builder, following, builder.add(builder.mul(slot, v_stride), I64(line)))
-            values = [emit_load(builder, base, dtype, I64(16 * j * ITEMSIZE[dtype])) for j in range(width)]
-            new = []
-            for r in range(rows):
-                place = builder.add(builder.mul(slot, I64(4)), I64(256 * r))
-                wide = emit_splat(builder, builder.load(pointer(builder, p, F32, place)))
-                new.append([emit_fma(builder, wide, values[j], sums[r][j]) for j in range(width)])
-            for r in range(rows):
-                for j in range(width):
-                    sums[r][j].add_incoming(start[r][j], before)
-                    sums[r][j].add_incoming(new[r][j], builder.block)
-            end_loop(builder, before, loop, after, slot, slots)
-            for r in range(rows):
-                for j in range(width):
-                    builder.store(new[r][j], pointer(builder, rows_at[r], V16F, I64(64 * j)), align=4)
+            for first in range(0, width, together(rows)):
+                loop_over(builder, args, rows_at, range(first, min(width, first + together(rows))))
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 7), codegen

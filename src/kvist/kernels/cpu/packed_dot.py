@@ -19,91 +19,9 @@ from numba.extending import intrinsic
 
 from kvist.cache.codec.base import Packed
 from kvist.kernels.cpu.attention_tile import BLOCKS, begin_loop, end_loop
-from kvist.kernels.cpu.packed_lanes import (
-    V16B,
-    Cell,
-    emit_dot,
-    emit_splat_at,
-    emit_splat_word,
-    emit_whole,
-    words,
-)
-from kvist.kernels.cpu.vector import (
-    I32,
-    I64,
-    V16F,
-    V16I,
-    emit_fma,
-    emit_load,
-    emit_prefetch,
-    external,
-    f32x16,
-    has,
-    pointer,
-)
-
-V32H = ir.VectorType(ir.IntType(16), 32)
-
-LARGEST_BYTE = 127.0  # of a factor that is one byte
-LARGEST = 127 * 128.0  # of one that is two: -127..127 and -64..63
-
-
-@intrinsic
-def split_tile(typingctx: Any, w0: Any, w1: Any, w2: Any, w3: Any, out: Any) -> Any:
-    """A tile's whole numbers, held as floats, as 128 high + low: int8 [high, low][four slots][block][slot]."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        *numbers, out = args
-        wide = [builder.fptosi(vector, V16I) for vector in numbers]
-        pairs = [emit_pack(builder, wide[0], wide[1]), emit_pack(builder, wide[2], wide[3])]
-        upper = [builder.ashr(builder.add(pair, _halves(64)), _halves(7)) for pair in pairs]
-        lower = [builder.sub(pair, builder.shl(up, _halves(7))) for pair, up in zip(pairs, upper, strict=True)]
-        for part, (a, b) in enumerate((upper, lower)):
-            packed = emit_pack(builder, a, b)
-            builder.store(packed, pointer(builder, out, packed.type, I64(64 * part)), align=4)
-        return context.get_dummy_value()
-
-    return types.none(*[f32x16] * 4, types.int64), codegen
-
-
-def emit_pack(builder: Any, a: Any, b: Any) -> Any:
-    """Two vectors of 64 bytes in one, numbers half as wide, which they fit; sixteen bytes of each take turns."""
-    bits, lanes = a.type.element.width, a.type.count
-    narrow = ir.VectorType(ir.IntType(bits // 2), 2 * lanes)
-    if has("avx512bw"):
-        name = "packssdw" if bits == 32 else "packsswb"
-        return builder.call(external(builder, f"llvm.x86.avx512.{name}.512", narrow, [a.type] * 2), [a, b])
-    each = lanes // 4
-    order = [side * lanes + part * each + lane for part in range(4) for side in range(2) for lane in range(each)]
-    together = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 2 * lanes), order))
-    return builder.trunc(together, narrow)
-
-
-@intrinsic
-def split_bytes(typingctx: Any, address: Any, codes: Any) -> Any:
-    """Sixteen whole numbers, held as floats, as 128 high + low: the high bytes, then the low ones."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        whole = builder.fptosi(args[1], V16I)
-        upper = builder.ashr(builder.add(whole, words(64)), words(7))
-        lower = builder.sub(whole, builder.shl(upper, words(7)))
-        for part, value in enumerate((upper, lower)):
-            builder.store(builder.trunc(value, V16B), pointer(builder, args[0], V16B, I64(16 * part)), align=1)
-        return context.get_dummy_value()
-
-    return types.none(types.int64, f32x16), codegen
-
-
-@intrinsic
-def put_bytes(typingctx: Any, address: Any, codes: Any) -> Any:
-    """Sixteen whole numbers, held as floats, as bytes, signed or not."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        whole = builder.fptosi(args[1], V16I)
-        builder.store(builder.trunc(whole, V16B), pointer(builder, args[0], V16B), align=1)
-        return context.get_dummy_value()
-
-    return types.none(types.int64, f32x16), codegen
+from kvist.kernels.cpu.packed_lanes import Cell, emit_splat_at, words
+from kvist.kernels.cpu.packed_products import emit_cells, way_of
+from kvist.kernels.cpu.vector import I1, I64, V16F, V16I, emit_fma, emit_load, emit_prefetch, pointer
 
 
 def make_dot_scores(codec: Packed, rows: int) -> Any:
@@ -115,26 +33,23 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
     for the first group, else they are added to what is there.
     n: the same cells of two of the blocks that are read next.
     """
-    parts = codec.query_parts
-    together = BLOCKS // parts  # blocks that pass by at once: their sums fill the registers
+    way, parts = way_of(codec.bits, codec.query_parts), codec.query_parts
 
     def loop_over(builder: Any, starts: list[Any], blocks: list[Any], cells: Any, following: list[Any]) -> Any:
-        """Sums of some blocks, of each row, over all cells, in high bytes (and low ones) of the query."""
+        """Sums of some blocks, of each row, over all cells."""
         before, loop, after, cell = begin_loop(builder)
-        sums = [[[builder.phi(V16I) for _ in range(parts)] for _ in blocks] for _ in starts]
+        sums = [[[builder.phi(V16I) for _ in range(way.sums)] for _ in blocks] for _ in starts]
         offset, at = builder.mul(cell, I64(codec.cell_bytes)), builder.mul(cell, I64(16 * parts))
         for n in following:
             for line in range(0, codec.cell_bytes, 64):
                 emit_prefetch(builder, n, builder.add(offset, I64(line)))
         squares = [Cell(codec, builder, builder.add(block, offset)) for block in blocks]
         new = [[list(block) for block in row] for row in sums]
-        for i in range(4):
-            quads = [square.quad(i) for square in squares]
-            for row, start in zip(new, starts, strict=True):
-                for part in range(parts):
-                    factors = emit_splat_word(builder, start, builder.add(at, I64(16 * part + 4 * i)))
-                    for block, quad in zip(row, quads, strict=True):
-                        block[part] = emit_dot(builder, block[part], quad, factors)
+
+        def place(row: int, part: int, quad: int) -> Any:
+            return builder.add(starts[row], builder.add(at, I64(way.place(part, quad))))
+
+        emit_cells(builder, way, new, squares, place)
         for row, made in zip(sums, new, strict=True):
             for phi, following_sum in zip(chain(*row), chain(*made), strict=True):
                 phi.add_incoming(words(0), before)
@@ -154,10 +69,11 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
             for scales, block, n in zip(s[:2], k[:2], following, strict=True) if not codec.channels else ():
                 emit_prefetch(builder, builder.add(n, builder.sub(scales, block)), I64(0))
             new = [list[Any]() for _ in starts]
-            for b in range(0, BLOCKS, together):
-                lines = following if b == 0 else []
-                for row, made in zip(new, loop_over(builder, starts, k[b : b + together], cells, lines), strict=True):
-                    row += made
+            for b in range(0, BLOCKS, way.blocks):
+                lines = following[b // 2 :][: way.blocks] if b % 2 == 0 and way.blocks * b < 4 else []
+                made = loop_over(builder, starts, k[b : b + way.blocks], cells, lines)
+                for row, sums in zip(new, made, strict=True):
+                    row += sums
             begins = builder.icmp_signed("==", first, I64(0))
             for r in range(rows):
                 own = builder.add(f, builder.mul(stride, I64(r)))
@@ -166,7 +82,7 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
                     place = pointer(builder, out, V16F, I64(r * 256 + b * 64))
                     zero = ir.Constant(V16F, [0.0] * 16)
                     score = builder.select(begins, zero, builder.load(place, align=4))
-                    whole = builder.fmul(emit_whole(builder, *new[r][b]), step)
+                    whole = builder.fmul(way.whole(builder, new[r][b]), step)
                     if codec.channels:
                         score = builder.fadd(whole, builder.fadd(score, total))
                     else:
@@ -180,12 +96,49 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
     return scores
 
 
+def weigh_width(codec: Packed) -> int:
+    """Vectors of dims that `make_dot_weigh` takes at once."""
+    return way_of(codec.bits, 2).width
+
+
 def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
     """``weigh(w, w_stride, f, v0..v3, acc, acc_stride, n2, n3)``: acc[row][16 * width dims] += a tile's values.
 
     w: row 0's weights as `split_tile` has them, the next row's `w_stride` further; f: step and sum of
     its weights, as far apart. v: `width` cells of each of the four blocks; n: the same of two that are read next.
     """
+    way = way_of(codec.bits, 2)
+
+    def add_block(
+        builder: Any, starts: list[Any], sums: Any, block: Any, number: int, following: Any, lines: range
+    ) -> None:  # fmt: skip
+        """Add a block's values. Lines of what follows are asked for evenly, for few can be under way."""
+        for line in lines:
+            emit_prefetch(builder, following, I64(line))
+        cells = [Cell(codec, builder, builder.add(block, I64(j * codec.cell_bytes))) for j in range(width)]
+
+        def place(row: int, part: int, quad: int) -> Any:
+            return builder.add(starts[row], I64(way.tile_place(part, number, quad)))
+
+        emit_cells(builder, way, sums, cells, place)
+
+    def loop_over(builder: Any, starts: list[Any], begun: Any, blocks: list[Any], following: list[Any]) -> Any:
+        """The same for all blocks in a loop: without it, so many sums and factors are shuffled about in vain."""
+        before, loop, after, number = begin_loop(builder)
+        sums = [[[builder.phi(V16I) for _ in state] for state in row] for row in begun]
+        made = [[list(state) for state in row] for row in sums]
+        block, odd = blocks[0], builder.trunc(number, I1)
+        for b in range(1, BLOCKS):
+            block = builder.select(builder.icmp_signed("==", number, I64(b)), blocks[b], block)
+        own = [builder.add(start, builder.mul(number, I64(way.tile_place(0, 1, 0)))) for start in starts]
+        asked = builder.select(odd, following[1], following[0])
+        asked = builder.add(asked, builder.shl(builder.lshr(number, I64(1)), I64(6)))
+        add_block(builder, own, made, block, 0, asked, range(0, width * codec.cell_bytes, 128))
+        for phi, start, following_sum in zip(*(chain(*chain(*every)) for every in (sums, begun, made)), strict=True):
+            phi.add_incoming(start, before)
+            phi.add_incoming(following_sum, builder.block)
+        end_loop(builder, before, loop, after, number, I64(BLOCKS))
+        return made
 
     @intrinsic
     def weigh(
@@ -196,31 +149,23 @@ def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
             w, stride, f = args[:3]
             blocks, (acc, acc_stride), following = args[3:7], args[7:9], args[9:]
             starts = [builder.add(w, builder.mul(stride, I64(r))) for r in range(rows)]
-            sums = [[[words(0)] * 2 for _ in range(width)] for _ in range(rows)]
-            for b, block in enumerate(blocks):
-                for line in range(64 * (b // 2), width * codec.cell_bytes, 128):  # evenly: few can be under way
-                    emit_prefetch(builder, following[b % 2], I64(line))
-                squares = [Cell(codec, builder, builder.add(block, I64(j * codec.cell_bytes))) for j in range(width)]
-                for i in range(4):
-                    quads = [square.quad(i) for square in squares]
-                    for r in range(rows):
-                        for part in range(2):
-                            factors = emit_splat_word(builder, starts[r], I64(64 * part + 16 * i + 4 * b))
-                            for j in range(width):
-                                sums[r][j][part] = emit_dot(builder, sums[r][j][part], quads[j], factors)
+            sums = [[[words(0)] * way.sums for _ in range(width)] for _ in range(rows)]
+            if way.blocks == 1:
+                sums = loop_over(builder, starts, sums, blocks, following)
+            else:
+                for b, block in enumerate(blocks):
+                    lines = range(64 * (b // 2), width * codec.cell_bytes, 128)
+                    add_block(builder, starts, sums, block, b, following[b % 2], lines)
             for r in range(rows):
                 own = builder.add(f, builder.mul(stride, I64(r)))
                 step, total = emit_splat_at(builder, own, 0), emit_splat_at(builder, own, 4)
                 for j in range(width):
                     place = pointer(builder, builder.add(acc, builder.mul(acc_stride, I64(r))), V16F, I64(64 * j))
                     begun = builder.fadd(builder.load(place, align=4), total)
-                    builder.store(emit_fma(builder, emit_whole(builder, *sums[r][j]), step, begun), place, align=4)
+                    builder.store(emit_fma(builder, way.whole(builder, sums[r][j]), step, begun), place, align=4)
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 11), codegen
 
     return weigh
 
-
-def _halves(value: int) -> Any:
-    return ir.Constant(V32H, [value] * 32)

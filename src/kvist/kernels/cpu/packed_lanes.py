@@ -27,9 +27,11 @@ from kvist.kernels.cpu.vector import (
     external,
     has,
     pointer,
+    shuffle,
 )
 
 V16B = ir.VectorType(I8, LANES)
+V8F, V8I = ir.VectorType(F32, 8), ir.VectorType(I32, 8)
 
 
 def words(value: int) -> Any:
@@ -75,10 +77,8 @@ class Cell:
             return self._looked_up(shifted(builder, self.quad(i // 4), 8 * (i % 4)))
         assert codec.grid == "e4m3", codec
         codes = builder.load(pointer(builder, self._address, V16B, I64(16 * i)), align=1)
-        wide = builder.zext(codes, V16S)
-        sign = builder.and_(builder.shl(wide, _halves(8)), _halves(0x8000))
-        rest = builder.and_(builder.shl(wide, _halves(7)), _halves(0x3F80))
-        return builder.fpext(builder.bitcast(builder.or_(sign, rest), V16H), V16F)
+        wide = builder.shl(builder.sext(codes, V16S), _halves(7))  # the sign comes twice
+        return builder.fpext(builder.bitcast(builder.and_(wide, _halves(0xBF80)), V16H), V16F)
 
     def _word(self, offset: int) -> Any:
         if offset not in self._words:
@@ -102,12 +102,30 @@ class Cell:
         if has("avx512f"):  # looks at the lowest four bits only
             function = external(builder, "llvm.x86.avx512.permvar.sf.512", V16F, [V16F, V16I])
             return builder.call(function, [numbers, codes])
+        if has("avx2"):
+            return self._looked_up_by_eights(numbers, codes)
         codes = builder.and_(codes, words(len(table) - 1))
         found = ir.Constant(V16F, ir.Undefined)
         for lane in range(LANES):
             number = builder.extract_element(numbers, builder.extract_element(codes, I32(lane)))
             found = builder.insert_element(found, number, I32(lane))
         return found
+
+    def _looked_up_by_eights(self, numbers: Any, codes: Any) -> Any:
+        """An instruction looks at the lowest three bits; the fourth chooses between two that it found."""
+        builder, found = self._builder, []
+        function = external(builder, "llvm.x86.avx2.permps", V8F, [V8F, V8I])
+        low, high = (shuffle(builder, numbers, numbers, list(range(part, part + 8))) for part in (0, 8))
+        for part in (0, 8):
+            own = shuffle(builder, codes, codes, list(range(part, part + 8)))
+            lower, upper = (builder.call(function, [half, own]) for half in (low, high))
+            if len(grid(self._codec)) > 8:
+                fourth = builder.icmp_signed(
+                    "<", builder.shl(own, ir.Constant(V8I, [28] * 8)), ir.Constant(V8I, [0] * 8)
+                )
+                lower = builder.select(fourth, upper, lower)
+            found.append(lower)
+        return shuffle(builder, *found, list(range(LANES)))
 
 
 def _halves(value: int) -> Any:
@@ -126,18 +144,11 @@ def emit_dot(builder: Any, total: Any, codes: Any, factors: Any) -> Any:
     return total
 
 
-def emit_splat_word(builder: Any, address: Any, offset: Any) -> Any:
-    """The word at address + offset in all lanes."""
-    word = builder.load(pointer(builder, address, I32, offset), align=4)
+def emit_splat_word(builder: Any, address: Any) -> Any:
+    """The word at an address in all lanes."""
+    word = builder.load(pointer(builder, address, I32), align=4)
     vector = builder.insert_element(ir.Constant(V16I, ir.Undefined), word, I32(0))
     return builder.shuffle_vector(vector, ir.Constant(V16I, ir.Undefined), ir.Constant(V16I, [0] * LANES))
-
-
-def emit_whole(builder: Any, high: Any, low: Any = None) -> Any:
-    """128 high + low, or what is in one part, as floats."""
-    if low is None:
-        return builder.sitofp(high, V16F)
-    return builder.sitofp(builder.add(builder.shl(high, words(7)), low), V16F)
 
 
 def emit_splat_at(builder: Any, address: Any, offset: int) -> Any:

@@ -12,7 +12,8 @@ from typing import Any
 
 from kvist.cache.codec.base import AnyCodec, Packed
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.packed_dot import LARGEST, LARGEST_BYTE, put_bytes, split_bytes
+from kvist.kernels.cpu.packed_factors import put_bytes, split_factors
+from kvist.kernels.cpu.packed_products import LARGEST, LARGEST_BYTE
 from kvist.kernels.cpu.scalar import prefetch, put_f32
 from kvist.kernels.cpu.vector import absolute, add, fma, maximum, mul, reduce_add, reduce_max, round_even, splat
 from kvist.kernels.cpu.vector_memory import load, load_f32, store_f32
@@ -104,7 +105,7 @@ def make_prepare(codec: AnyCodec) -> Any:
                     code = round_even(mul(x, inverse))
                     codes = add(codes, code)
                     if wide:
-                        split_bytes(row + 2 * d, code)
+                        split_factors(row + 2 * d, code)
                     else:
                         put_bytes(row + d, code)
                 beside, unit = row + 2 * dims + first // step * 8, largest / most if largest > SMALLEST else 0.0

@@ -7,7 +7,9 @@ from typing import Any
 from kvist.cache.codec.base import AnyCodec, Packed
 from kvist.kernels.cpu.attention_rows import make_weigh_rows
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.packed_dot import LARGEST, make_dot_weigh, split_tile
+from kvist.kernels.cpu.packed_dot import make_dot_weigh, weigh_width
+from kvist.kernels.cpu.packed_factors import split_tile
+from kvist.kernels.cpu.packed_products import LARGEST
 from kvist.kernels.cpu.packed_rows import (
     PORTION,
     SMALLEST,
@@ -96,7 +98,8 @@ def _make_weigh_grid(codec: Packed) -> Any:
 
 def _make_weigh_dot(codec: Packed) -> Any:
     """`make_weigh_side` for evenly spaced codes: weights are rounded for the whole tile."""
-    wide1, wide2, wide3, wide4 = (make_dot_weigh(codec, rows, 2) for rows in (1, 2, 3, 4))
+    width = weigh_width(codec)
+    wide1, wide2, wide3, wide4 = (make_dot_weigh(codec, rows, width) for rows in (1, 2, 3, 4))
     thin1 = make_dot_weigh(codec, 1, 1)
     size, scales, group = codec.cell_bytes, codec.parameters * 32, codec.group
     block, _ = part_bytes(codec, keys=False)
@@ -142,11 +145,11 @@ def _make_weigh_dot(codec: Packed) -> Any:
                 for i in range(n):
                     place = p + (r + i) * 256
                     round_weights(place, low, high, v0 + at, v1 + at, v2 + at, v3 + at, scratch + i * WEIGHT_BYTES)
-                for d in range(first, first + step, 32):
+                for d in range(first, first + step, 16 * width):
                     c, out = d // 16 * size, acc + r * stride + d * 4
                     a0, a1, a2, a3 = v0 + c, v1 + c, v2 + c, v3 + c
                     b2, b3 = n2 + c, n3 + c
-                    if d + 32 > first + step:
+                    if d + 16 * width > first + step:
                         for i in range(n):
                             beside, row = i * WEIGHT_BYTES, out + i * stride
                             thin1(scratch + beside, 0, f + beside, a0, a1, a2, a3, row, 0, b2, b3)

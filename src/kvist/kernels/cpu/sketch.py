@@ -19,7 +19,7 @@ from kvist.cache.sketch import LARGEST, LENGTHS_BYTES, LONGEST, SPAN, STEP_BYTES
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.mix import transform
-from kvist.kernels.cpu.packed_dot import put_bytes
+from kvist.kernels.cpu.packed_factors import put_bytes
 from kvist.kernels.cpu.packed_lanes import words
 from kvist.kernels.cpu.scalar import arg, get_f32, get_i32, put_f32, put_i64, slot
 from kvist.kernels.cpu.vector import (

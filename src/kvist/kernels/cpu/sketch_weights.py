@@ -24,7 +24,7 @@ from numba.extending import intrinsic
 from kvist.cache.sketch import CHUNK, HIGHEST, LENGTHS_BYTES, SPAN, STEEPEST, STEP_BYTES
 from kvist.kernels.cpu.attention_tile import begin_loop, end_loop
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.packed_dot import put_bytes
+from kvist.kernels.cpu.packed_factors import put_bytes
 from kvist.kernels.cpu.packed_lanes import emit_dot, emit_splat_at, words
 from kvist.kernels.cpu.scalar import get_f32, get_i32, prefetch, put_f32, put_i32
 from kvist.kernels.cpu.sketch import block_bytes, mean_bytes, round_bytes, turn

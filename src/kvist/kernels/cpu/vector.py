@@ -22,7 +22,7 @@ LANES = 16
 
 F32 = ir.FloatType()
 F16 = ir.HalfType()
-I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 V16F = ir.VectorType(F32, LANES)
 V16H = ir.VectorType(F16, LANES)
 V16S = ir.VectorType(I16, LANES)

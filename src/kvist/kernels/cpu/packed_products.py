@@ -1,0 +1,173 @@
+"""How codes meet factors: a *way* for what a processor is good at. All give the same whole numbers, exactly.
+
+::
+
+    way      factors of a quad          sums           a quad times its factors
+    Quads    bytes; or high, low ones   one for each   four products at a time: vpdpbusd, or what it means in plain IR
+    Pairs    16 bits: (0, 2), (1, 3)    one            two at a time (vpmaddwd), even codes and odd ones apart
+    Bytes    bytes                      one            two at a time (vpmaddubsw), in 16 bits, widened every few quads
+
+Factors lie as one word or two for each quad. Without AVX-512 there are half as many registers, each half as wide: there
+one block, or sixteen dims, of all rows pass by at once, whose sums just fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+
+from kvist.kernels.cpu.packed_lanes import Cell, emit_dot, emit_splat_word, words
+from kvist.kernels.cpu.vector import I8, I16, I32, LANES, V16F, V16I, external, has
+
+LARGEST_BYTE = 127.0  # of a factor that is one byte
+LARGEST = 127 * 128.0  # of one that has two: -127..127 and -64..63
+
+State = list[Any]
+"""A way's sums of one row and block: LLVM values, `sums` of them, and what else it keeps within a cell."""
+
+
+class Quads:
+    """Four products at a time; factors of two bytes are two factors."""
+
+    def __init__(self, parts: int) -> None:
+        self.parts = self.sums = parts
+        self.blocks, self.width = 4 // parts, 2
+
+    def place(self, part: int, quad: int) -> int:
+        """Where a query's factors lie in those of its cell."""
+        return 16 * part + 4 * quad
+
+    def tile_place(self, part: int, block: int, quad: int) -> int:
+        """Where a tile's weights lie."""
+        return 64 * part + 16 * quad + 4 * block
+
+    def codes(self, builder: Any, quad: Any) -> list[Any]:
+        """A quad as its factors' parts meet it."""
+        return [quad] * self.parts
+
+    def add(self, builder: Any, state: State, part: int, quad: int, codes: Any, factors: Any) -> None:
+        """Add products to the sums."""
+        state[part] = emit_dot(builder, state[part], codes, factors)
+
+    def whole(self, builder: Any, state: State) -> Any:
+        """The sum, 128 high + low where there are two, as floats."""
+        if self.parts == 1:
+            return builder.sitofp(state[0], V16F)
+        return builder.sitofp(builder.add(builder.shl(state[0], words(7)), state[1]), V16F)
+
+
+class Pairs:
+    """Two products at a time, of 16 bits each."""
+
+    parts, sums = 2, 1
+    blocks = width = 1
+
+    def place(self, part: int, quad: int) -> int:
+        """Where a query's factors lie in those of its cell."""
+        return 8 * quad + 4 * part
+
+    def tile_place(self, part: int, block: int, quad: int) -> int:
+        """Where a tile's weights lie."""
+        return 32 * block + 8 * quad + 4 * part
+
+    def codes(self, builder: Any, quad: Any) -> list[Any]:
+        """The even codes, the odd ones."""
+        halves = ir.VectorType(I16, 2 * LANES)
+        odd = builder.lshr(builder.bitcast(quad, halves), ir.Constant(halves, [8] * 2 * LANES))
+        return [builder.and_(quad, words(0x00FF_00FF)), builder.bitcast(odd, V16I)]
+
+    def add(self, builder: Any, state: State, part: int, quad: int, codes: Any, factors: Any) -> None:
+        """Add products to the sums."""
+        state[0] = builder.add(state[0], emit_pairs(builder, codes, factors))
+
+    def whole(self, builder: Any, state: State) -> Any:
+        """The sum as floats."""
+        return builder.sitofp(state[0], V16F)
+
+
+class Bytes(Pairs):
+    """Two products at a time, of a byte each; the sums of a few quads fit in 16 bits."""
+
+    parts = 1
+
+    def __init__(self, bits: int) -> None:
+        most = 2 * 128 * ((1 << bits) - 1)
+        self._together = max(n for n in (1, 2, 4) if n * most < 1 << 15)
+        assert most < 1 << 15, bits
+
+    def place(self, part: int, quad: int) -> int:
+        """Where a query's factors lie in those of its cell."""
+        return 4 * quad
+
+    def codes(self, builder: Any, quad: Any) -> list[Any]:
+        """As they are."""
+        return [quad]
+
+    def add(self, builder: Any, state: State, part: int, quad: int, codes: Any, factors: Any) -> None:
+        """Add products to the sums, once they are as many as fit."""
+        found = emit_byte_pairs(builder, codes, factors)
+        if len(state) == 2:
+            found = builder.add(state.pop(), found)
+        if (quad + 1) % self._together == 0:
+            state[0] = builder.add(state[0], emit_pairs(builder, builder.bitcast(found, V16I), words(0x0001_0001)))
+        else:
+            state.append(found)
+
+
+Way = Quads | Pairs
+
+
+def in_pairs() -> bool:
+    """Whether the processor that code is being made for multiplies two at a time rather than four."""
+    return has("avx2") and not has("avx512vnni")
+
+
+def way_of(bits: int, parts: int) -> Way:
+    """How codes of so many bits meet factors of one byte or two, on the processor that code is being made for."""
+    if not in_pairs():
+        return Quads(parts)
+    return Pairs() if parts == 2 else Bytes(bits)
+
+
+def emit_cells(
+    builder: Any, way: Way, sums: list[list[State]], cells: Sequence[Cell], place: Callable[[int, int, int], Any]
+) -> None:  # fmt: skip
+    """Add the products of cells, a vector of quads each, to sums [row][cell]. place: address of a row, part, quad."""
+    for quad in range(4):
+        codes = [way.codes(builder, cell.quad(quad)) for cell in cells]
+        for r, row in enumerate(sums):
+            for part in range(way.parts):
+                factors = emit_splat_word(builder, place(r, part, quad))
+                for state, parts in zip(row, codes, strict=True):
+                    way.add(builder, state, part, quad, parts[part], factors)
+
+
+def emit_pairs(builder: Any, a: Any, b: Any) -> Any:
+    """Words: the sum of two products of signed 16 bits each."""
+    return _emit_wide(builder, "pmadd.wd", "pmaddw.d.512", I16, I32, a, b)
+
+
+def emit_byte_pairs(builder: Any, codes: Any, factors: Any) -> Any:
+    """Of unsigned bytes and signed ones the sums of two products each, in 16 bits, which they fit."""
+    return _emit_wide(builder, "pmadd.ub.sw", "pmaddubs.w.512", I8, I16, codes, factors)
+
+
+def _emit_wide(builder: Any, name: str, name_512: str, item: Any, made: Any, a: Any, b: Any) -> Any:
+    """An instruction that makes of two vectors of `item` one of half as many `made`: sixteen words, whole or halved."""
+    count = 16 * 32 // item.width
+    narrow, wide = ir.VectorType(item, count), ir.VectorType(made, count // 2)
+    a, b = builder.bitcast(a, narrow), builder.bitcast(b, narrow)
+    if has("avx512bw"):
+        return builder.call(external(builder, f"llvm.x86.avx512.{name_512}", wide, [narrow] * 2), [a, b])
+    half, half_wide = ir.VectorType(item, count // 2), ir.VectorType(made, count // 4)
+    function = external(builder, f"llvm.x86.avx2.{name}", half_wide, [half] * 2)
+    parts = [builder.call(function, [_half(builder, v, part) for v in (a, b)]) for part in range(2)]
+    return builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(I32, count // 2), list(range(count // 2))))
+
+
+def _half(builder: Any, vector: Any, part: int) -> Any:
+    count = vector.type.count // 2
+    lanes = ir.Constant(ir.VectorType(I32, count), [part * count + lane for lane in range(count)])
+    return builder.shuffle_vector(vector, vector, lanes)
