@@ -168,4 +168,3 @@ def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
         return types.none(*[types.int64] * 11), codegen
 
     return weigh
-

@@ -125,23 +125,11 @@ class Cell:
                 )
                 lower = builder.select(fourth, upper, lower)
             found.append(lower)
-        return shuffle(builder, *found, list(range(LANES)))
+        return shuffle(builder, found[0], found[1], list(range(LANES)))
 
 
 def _halves(value: int) -> Any:
     return ir.Constant(V16S, [value] * LANES)
-
-
-def emit_dot(builder: Any, total: Any, codes: Any, factors: Any) -> Any:
-    """Words plus the sum of four products each: unsigned bytes of `codes` times signed ones of `factors`."""
-    if has("avx512vnni"):
-        function = external(builder, "llvm.x86.avx512.vpdpbusd.512", V16I, [V16I] * 3)
-        return builder.call(function, [total, codes, factors])
-    for k in range(4):
-        code = builder.and_(shifted(builder, codes, 8 * k), words(0xFF))
-        factor = builder.ashr(shifted(builder, factors, 8 * k - 24), words(24))
-        total = builder.add(total, builder.mul(code, factor))
-    return total
 
 
 def emit_splat_word(builder: Any, address: Any) -> Any:

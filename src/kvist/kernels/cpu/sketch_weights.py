@@ -25,14 +25,14 @@ from kvist.cache.sketch import CHUNK, HIGHEST, LENGTHS_BYTES, SPAN, STEEPEST, ST
 from kvist.kernels.cpu.attention_tile import begin_loop, end_loop
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_factors import put_bytes
-from kvist.kernels.cpu.packed_lanes import emit_dot, emit_splat_at, words
+from kvist.kernels.cpu.packed_lanes import emit_splat_at, words
+from kvist.kernels.cpu.packed_products import V32H, emit_dot, emit_pairs, in_pairs
 from kvist.kernels.cpu.scalar import get_f32, get_i32, prefetch, put_f32, put_i32
 from kvist.kernels.cpu.sketch import block_bytes, mean_bytes, round_bytes, turn
+from kvist.kernels.cpu.sketch_lookup import V64B, emit_add_bytes, emit_lookup
 from kvist.kernels.cpu.tile import fold
-from kvist.kernels.cpu.vector import F32, I8, I32, I64, V16F, V16I, emit_fma, emit_load, external, has, pointer, shuffle
+from kvist.kernels.cpu.vector import F32, I32, I64, V16F, V16I, emit_fma, emit_load, pointer, shuffle
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
-
-V64B = ir.VectorType(I8, 64)
 
 PORTION = 4  # heads that pass by together
 PAIRS = 2 * PORTION  # of a page and a head
@@ -94,20 +94,6 @@ def put_quad(typingctx: Any, x: Any, out: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(types.int64, types.int64), codegen
-
-
-def emit_lookup(builder: Any, table: Any, places: Any) -> Any:
-    """Bytes of a table of 64, four times sixteen: byte i looks in part i % 4. places: bytes, 0 to 15."""
-    parts = ir.Constant(V64B, [16 * (lane % 4) for lane in range(64)])
-    if has("avx512vbmi"):
-        function = external(builder, "llvm.x86.avx512.permvar.qi.512", V64B, [V64B, V64B])
-        return builder.call(function, [table, builder.or_(places, parts)])
-    found = ir.Constant(V64B, [0] * 64)
-    for place in range(16):
-        lanes = ir.Constant(ir.VectorType(I32, 64), [16 * (lane % 4) + place for lane in range(64)])
-        here = builder.icmp_unsigned("==", places, ir.Constant(V64B, [place] * 64))
-        found = builder.select(here, builder.shuffle_vector(table, table, lanes), found)
-    return found
 
 
 def make_height(rows: int) -> Any:
@@ -209,9 +195,9 @@ def _emit_lookups(builder: Any, blocks: list[Any], spans: Any, tables: list[Any]
 
     A table is loaded once for all blocks: while memory is waited for, loads are what there is least of.
     """
-    low, ones = ir.Constant(V64B, [15] * 64), words(0x01010101)
+    low, kind = ir.Constant(V64B, [15] * 64), V32H if in_pairs() else V16I
     before, loop, after, span = begin_loop(builder)
-    totals, halves = [[builder.phi(V16I) for _ in tables] for _ in blocks], []
+    totals, halves = [[builder.phi(kind) for _ in tables] for _ in blocks], []
     for block in blocks:
         marks = builder.load(pointer(builder, block, V64B, builder.mul(span, I64(64))), align=2)
         high = builder.bitcast(builder.lshr(builder.bitcast(marks, V16I), words(4)), V64B)
@@ -222,10 +208,12 @@ def _emit_lookups(builder: Any, blocks: list[Any], spans: Any, tables: list[Any]
             at = builder.add(builder.mul(span, I64(128)), I64(64 * half))
             sums = builder.load(pointer(builder, table, V64B, at), align=4)
             for row, places in zip(made, halves, strict=True):
-                found = emit_lookup(builder, sums, places[half])
-                row[r] = emit_dot(builder, row[r], ones, builder.bitcast(found, V16I))
-    _close(totals, made, [[words(0)] * len(tables)] * len(blocks), before, builder.block)
+                row[r] = emit_add_bytes(builder, row[r], emit_lookup(builder, sums, places[half]))
+    zero = ir.Constant(kind, [0] * kind.count)
+    _close(totals, made, [[zero] * len(tables)] * len(blocks), before, builder.block)
     end_loop(builder, before, loop, after, span, spans)
+    if in_pairs():
+        return [[emit_pairs(builder, total, words(0x0001_0001)) for total in row] for row in made]
     return made
 
 
