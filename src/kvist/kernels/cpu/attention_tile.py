@@ -44,8 +44,11 @@ def end_loop(builder: Any, before: Any, loop: Any, after: Any, counter: Any, lim
 
 
 def together(rows: int) -> int:
-    """Vectors that pass by so many rows at once: their sums fill the registers, of which AVX-512 has four times."""
-    return BLOCKS if has("avx512f") or not has("avx2") else max(1, min(BLOCKS, 6 // rows))
+    """Vectors (1, 2 or 4) that pass by so many rows at once: their sums just fit the registers.
+
+    AVX2 has sixteen of half a vector; plainer processors are slow anyway, and keep the code short.
+    """
+    return BLOCKS if has("avx512f") or not has("avx2") else {1: 4, 2: 2, 3: 2}.get(rows, 1)
 
 
 def make_scores(dtype: str, rows: int, ahead: bool) -> Any:

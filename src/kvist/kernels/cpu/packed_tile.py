@@ -7,6 +7,7 @@ in scratch, for any lane can be read from there.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from llvmlite import ir
@@ -14,7 +15,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from kvist.cache.codec.base import Packed
-from kvist.kernels.cpu.attention_tile import BLOCKS, begin_loop, end_loop
+from kvist.kernels.cpu.attention_tile import BLOCKS, begin_loop, end_loop, together
 from kvist.kernels.cpu.packed_lanes import Cell, emit_splat_at
 from kvist.kernels.cpu.vector import F32, I64, V16F, emit_fma, emit_load, emit_prefetch, emit_splat, pointer
 
@@ -26,6 +27,34 @@ def make_packed_scores(codec: Packed, rows: int) -> Any:
     the four blocks; s: their float16 scales. n: the same cells of blocks that are read next.
     """
 
+    def loop_over(
+        builder: Any, q_rows: list[Any], blocks: list[Any], scales: list[Any], following: list[Any], cells: Any,
+        begin: Any, places: list[list[Any]],
+    ) -> None:  # fmt: skip
+        """Some blocks. scales: their lanes; begin: whether this is the first group; places: of their scores."""
+        zero = ir.Constant(V16F, [0.0] * 16)
+        start = [[builder.select(begin, zero, builder.load(at, align=4)) for at in row] for row in places]
+        before, loop, after, cell = begin_loop(builder)
+        sums = [[builder.phi(V16F) for _ in blocks] for _ in range(rows)]
+        offset = builder.mul(cell, I64(codec.cell_bytes))
+        for block in following:
+            for line in range(0, codec.cell_bytes, 64):
+                emit_prefetch(builder, block, builder.add(offset, I64(line)))
+        squares = [Cell(codec, builder, builder.add(block, offset)) for block in blocks]
+        new = [list(row) for row in sums]
+        for i in range(16):
+            at = builder.add(builder.mul(cell, I64(64)), I64(4 * i))
+            keys = [builder.fmul(square.number(i), lanes) for square, lanes in zip(squares, scales, strict=True)]
+            for r in range(rows):
+                wide = emit_splat(builder, builder.load(pointer(builder, q_rows[r], F32, at)))
+                new[r] = [emit_fma(builder, wide, key, total) for key, total in zip(keys, new[r], strict=True)]
+        for phi, begun, made in zip(*(chain(*every) for every in (sums, start, new)), strict=True):
+            phi.add_incoming(begun, before)
+            phi.add_incoming(made, builder.block)
+        end_loop(builder, before, loop, after, cell, cells)
+        for made, place in zip(chain(*new), chain(*places), strict=True):
+            builder.store(made, place, align=4)
+
     @intrinsic
     def scores(
         typingctx: Any, q: Any, qs: Any, k0: Any, k1: Any, k2: Any, k3: Any, s0: Any, s1: Any, s2: Any, s3: Any,
@@ -34,36 +63,18 @@ def make_packed_scores(codec: Packed, rows: int) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             q, stride = args[:2]
             k, s, (cells, out, first), n = args[2:6], args[6:10], args[10:13], args[13:]
-            zero = ir.Constant(V16F, [0.0] * 16)
             q_rows = [builder.add(q, builder.mul(stride, I64(r))) for r in range(rows)]
             begin = builder.icmp_signed("==", first, I64(0))
-            places = [[pointer(builder, out, V16F, I64(r * 256 + b * 64)) for b in range(BLOCKS)] for r in range(rows)]
-            start = [[builder.select(begin, zero, builder.load(at, align=4)) for at in row] for row in places]
-            lanes = [emit_load(builder, address, "f16") for address in s]
             for block, own, scales in zip(n, k, s, strict=True):
                 emit_prefetch(builder, builder.add(block, builder.sub(scales, own)), I64(0))
-            before, loop, after, cell = begin_loop(builder)
-            sums = [[builder.phi(V16F) for _ in range(BLOCKS)] for _ in range(rows)]
-            offset = builder.mul(cell, I64(codec.cell_bytes))
-            for block in n:
-                for line in range(0, codec.cell_bytes, 64):
-                    emit_prefetch(builder, block, builder.add(offset, I64(line)))
-            squares = [Cell(codec, builder, builder.add(block, offset)) for block in k]
-            new = [list(row) for row in sums]
-            for i in range(16):
-                at = builder.add(builder.mul(cell, I64(64)), I64(4 * i))
-                keys = [builder.fmul(squares[b].number(i), lanes[b]) for b in range(BLOCKS)]
-                for r in range(rows):
-                    wide = emit_splat(builder, builder.load(pointer(builder, q_rows[r], F32, at)))
-                    new[r] = [emit_fma(builder, wide, keys[b], new[r][b]) for b in range(BLOCKS)]
-            for r in range(rows):
-                for b in range(BLOCKS):
-                    sums[r][b].add_incoming(start[r][b], before)
-                    sums[r][b].add_incoming(new[r][b], builder.block)
-            end_loop(builder, before, loop, after, cell, cells)
-            for r in range(rows):
-                for b in range(BLOCKS):
-                    builder.store(new[r][b], places[r][b], align=4)
+            step = together(rows)
+            for b in range(0, BLOCKS, step):
+                places = [
+                    [pointer(builder, out, V16F, I64(r * 256 + i * 64)) for i in range(b, b + step)]
+                    for r in range(rows)
+                ]
+                lanes = [emit_load(builder, address, "f16") for address in s[b : b + step]]
+                loop_over(builder, q_rows, k[b : b + step], lanes, n[b : b + step], cells, begin, places)
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 17), codegen

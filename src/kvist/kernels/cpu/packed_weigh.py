@@ -6,6 +6,7 @@ from typing import Any
 
 from kvist.cache.codec.base import AnyCodec, Packed
 from kvist.kernels.cpu.attention_rows import make_weigh_rows
+from kvist.kernels.cpu.attention_tile import together
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_dot import make_dot_weigh, weigh_width
 from kvist.kernels.cpu.packed_factors import split_tile
@@ -62,7 +63,7 @@ def make_weigh_side(codec: AnyCodec) -> Any:
 
 def _make_weigh_grid(codec: Packed) -> Any:
     """One block of codes that are not evenly spaced."""
-    width = min(4, codec.group // 16)
+    width = min(together(PORTION), codec.group // 16)
     wide1, wide2, wide3, wide4 = (make_packed_weigh(codec, rows, width) for rows in (1, 2, 3, 4))
     narrow1 = make_packed_weigh(codec, 1, 1)
     size, group = codec.cell_bytes, codec.group
