@@ -75,7 +75,7 @@ def can_be(name: str, part: np.ndarray) -> tuple[np.ndarray, float]:
         return np.array(e4m3()) * top / 448, 2**-11 * top
     if found.grid == "bell":
         scale = math.sqrt(float((part.astype(np.float64) ** 2).mean()))
-        return np.array(bell(found.bits)) * scale, (2**-11 * 2.8 + 0.014) * scale
+        return np.array(bell(found.bits)) * scale, (2**-11 * 2.8 + 0.014 + 0.022) * scale
     steps = 2**found.bits - 1
     return low + np.arange(steps + 1) * (high - low) / steps, 2**-10 * (3 * (high - low) + abs(low))
 

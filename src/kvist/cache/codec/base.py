@@ -66,6 +66,11 @@ class Packed:
         return CELL * CELL * self.bits // 8
 
     @property
+    def step_bits(self) -> int:
+        """Bits of what codes are multiplied as: themselves, or how far a bell's step is above the lowest."""
+        return 7 if self.grid == "bell" else self.bits
+
+    @property
     def query_parts(self) -> int:
         """Signed bytes that a query's number is rounded to where codes are evenly apart.
 

@@ -40,8 +40,11 @@ BELL = {
 
 Within 0.014 of the steps that are best for a normal distribution (Max 1960, Lloyd 1982)."""
 
+STEEPEST = 63
+"""A bell's steps are whole numbers from -63 to 63, so that they can be multiplied as bytes: within 0.022 of those."""
+
 FAIR = {4: 1.009618, 3: 1.035780}
-"""How much larger than the root mean square a bell's scale is.
+"""How much larger than the root mean square the unit of a bell's steps is.
 
 A nearest step is nearer to 0 than its numbers are on average (they say 1% and 3.5% too little), and that adds up where
 many numbers do. So much larger, and what is read is as long, along what was written, as that was.
@@ -65,10 +68,14 @@ def grid(codec: Packed) -> Floats:
         halves = ((codes & 0x80) << 8 | (codes & 0x7F) << 7).astype(np.uint16).view(np.float16)
         return halves.astype(np.float32)
     if codec.grid == "bell":
-        a, b, c = map(np.float64, BELL[codec.bits])
-        x = codes - (len(codes) - 1) / 2
-        return np.asarray(x * (a + x * x * (b + x * x * c)), np.float32)
+        steps = _bell(codec.bits)
+        return np.asarray(np.rint(steps * (STEEPEST / steps[-1])), np.float32)
     return np.asarray(codes, np.float32)
+
+
+def bell_scale(bits: int) -> float:
+    """A bell's scale over the root mean square of what is stored."""
+    return float(FAIR[bits] * _bell(bits)[-1] / STEEPEST)
 
 
 def borders(codec: Packed) -> Floats:
@@ -114,11 +121,11 @@ def unpack(codec: Packed, header: Bytes, blocks: Bytes, head_dim: int, *, keys: 
 def asked(codec: Packed, queries: NDArray[np.float64]) -> NDArray[np.float64]:
     """Queries (..., dims) as packed keys are multiplied with them.
 
-    By evenly spaced codes, as whole numbers of a group's step, other codes with the queries as they are.
+    As whole numbers of a group's step; e4m3 codes with the queries as they are.
     By channels each page rounds what its own scales make of the query, and the middle of its codes stays exact: that is
     within a hundredth of the queries as they are, which this gives.
     """
-    if codec.grid != "even" or codec.channels:
+    if codec.grid == "e4m3" or codec.channels:
         return queries
     dims = queries.shape[-1]
     parts = queries.astype(np.float32).reshape(*queries.shape[:-1], codec.groups(dims), -1)
@@ -134,9 +141,16 @@ def _fit(codec: Packed, parts: Floats) -> tuple[Halves, Halves]:
         return _half(scale), np.zeros_like(scale, np.float16)
     if codec.grid == "bell":
         scale = np.sqrt(np.square(parts).sum(-1, dtype=np.float32, keepdims=True) / np.float32(parts.shape[-1]))
-        return _half(scale * np.float32(FAIR[codec.bits])), np.zeros_like(scale, np.float16)
+        return _half(scale * np.float32(bell_scale(codec.bits))), np.zeros_like(scale, np.float16)
     low, high = parts.min(-1, keepdims=True), parts.max(-1, keepdims=True)
     return _half((high - low) / np.float32((1 << codec.bits) - 1)), _half(low)
+
+
+def _bell(bits: int) -> NDArray[np.float64]:
+    """A bell's steps, for numbers whose mean square is 1."""
+    a, b, c = BELL[bits]
+    x = np.arange(1 << bits) - ((1 << bits) - 1) / 2
+    return np.asarray(x * (a + x * x * (b + x * x * c)), np.float64)
 
 
 def _half(numbers: Floats) -> Halves:

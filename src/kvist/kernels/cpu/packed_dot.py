@@ -18,6 +18,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from kvist.cache.codec.base import Packed
+from kvist.cache.codec.packed import STEEPEST
 from kvist.kernels.cpu.attention_tile import BLOCKS, begin_loop, end_loop
 from kvist.kernels.cpu.packed_lanes import Cell, emit_splat_at, words
 from kvist.kernels.cpu.packed_products import emit_cells, way_of
@@ -33,7 +34,13 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
     for the first group, else they are added to what is there.
     n: the same cells of two of the blocks that are read next.
     """
-    way, parts = way_of(codec.bits, codec.query_parts), codec.query_parts
+    way, parts = way_of(codec.step_bits, codec.query_parts), codec.query_parts
+
+    def offsets_of(builder: Any, scales: Any) -> Any:
+        """Of a bell its lowest step."""
+        if codec.offset:
+            return emit_load(builder, scales, "f16", I64(32))
+        return builder.fmul(emit_load(builder, scales, "f16"), ir.Constant(V16F, [-float(STEEPEST)] * 16))
 
     def loop_over(builder: Any, starts: list[Any], blocks: list[Any], cells: Any, following: list[Any]) -> Any:
         """Sums of some blocks, of each row, over all cells."""
@@ -86,7 +93,7 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
                     if codec.channels:
                         score = builder.fadd(whole, builder.fadd(score, total))
                     else:
-                        score = emit_fma(builder, emit_load(builder, scales, "f16", I64(32)), total, score)
+                        score = emit_fma(builder, offsets_of(builder, scales), total, score)
                         score = emit_fma(builder, whole, emit_load(builder, scales, "f16"), score)
                     builder.store(score, place, align=4)
             return context.get_dummy_value()
@@ -98,7 +105,7 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
 
 def weigh_width(codec: Packed) -> int:
     """Vectors of dims that `make_dot_weigh` takes at once."""
-    return way_of(codec.bits, 2).width
+    return way_of(codec.step_bits, 2).width
 
 
 def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
@@ -107,7 +114,7 @@ def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
     w: row 0's weights as `split_tile` has them, the next row's `w_stride` further; f: step and sum of
     its weights, as far apart. v: `width` cells of each of the four blocks; n: the same of two that are read next.
     """
-    way = way_of(codec.bits, 2)
+    way = way_of(codec.step_bits, 2)
 
     def add_block(
         builder: Any, starts: list[Any], sums: Any, block: Any, number: int, following: Any, lines: range

@@ -11,8 +11,7 @@ from numba.extending import intrinsic
 from kvist.kernels.cpu.packed_lanes import V16B, words
 from kvist.kernels.cpu.packed_products import in_pairs
 from kvist.kernels.cpu.vector import I32, I64, LANES, V16I, V16S, external, f32x16, has, pointer, shuffle
-
-V32H = ir.VectorType(ir.IntType(16), 32)
+from kvist.kernels.cpu.vector_bytes import halves
 
 
 @intrinsic
@@ -30,8 +29,8 @@ def split_tile(typingctx: Any, w0: Any, w1: Any, w2: Any, w3: Any, out: Any) -> 
                 _put_pairs(builder, builder.add(out, I64(32 * block)), whole)
             return context.get_dummy_value()
         pairs = [emit_pack(builder, wide[0], wide[1]), emit_pack(builder, wide[2], wide[3])]
-        upper = [builder.ashr(builder.add(pair, _halves(64)), _halves(7)) for pair in pairs]
-        lower = [builder.sub(pair, builder.shl(up, _halves(7))) for pair, up in zip(pairs, upper, strict=True)]
+        upper = [builder.ashr(builder.add(pair, halves(64)), halves(7)) for pair in pairs]
+        lower = [builder.sub(pair, builder.shl(up, halves(7))) for pair, up in zip(pairs, upper, strict=True)]
         for part, (a, b) in enumerate((upper, lower)):
             packed = emit_pack(builder, a, b)
             builder.store(packed, pointer(builder, out, packed.type, I64(64 * part)), align=4)
@@ -90,7 +89,3 @@ def _put_pairs(builder: Any, address: Any, whole: Any) -> None:
     turned = [lane + step for lane in range(0, LANES, 4) for step in (0, 2, 1, 3)]
     pairs = builder.trunc(shuffle(builder, whole, whole, turned), V16S)
     builder.store(pairs, pointer(builder, address, V16S), align=2)
-
-
-def _halves(value: int) -> Any:
-    return ir.Constant(V32H, [value] * 32)

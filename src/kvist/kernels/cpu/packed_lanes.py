@@ -12,7 +12,7 @@ from typing import Any
 from llvmlite import ir
 
 from kvist.cache.codec.base import Packed
-from kvist.cache.codec.packed import grid
+from kvist.cache.codec.packed import STEEPEST, grid
 from kvist.kernels.cpu.vector import (
     F32,
     I8,
@@ -24,14 +24,12 @@ from kvist.kernels.cpu.vector import (
     V16I,
     V16S,
     emit_splat,
-    external,
     has,
     pointer,
-    shuffle,
 )
+from kvist.kernels.cpu.vector_bytes import V64B, emit_shuffle_bytes
 
 V16B = ir.VectorType(I8, LANES)
-V8F, V8I = ir.VectorType(F32, 8), ir.VectorType(I32, 8)
 
 
 def words(value: int) -> Any:
@@ -54,7 +52,10 @@ class Cell:
         self._words: dict[int, Any] = {}
 
     def quad(self, i: int) -> Any:
-        """The codes of vectors 4i to 4i + 3, in the bytes of each word."""
+        """What the codes of vectors 4i to 4i + 3 are multiplied as, in the bytes of each word."""
+        return self._risen(self._codes(i)) if self._codec.grid == "bell" else self._codes(i)
+
+    def _codes(self, i: int) -> Any:
         builder, bits = self._builder, self._codec.bits
         if bits == 8:
             return self._word(64 * i)
@@ -71,11 +72,8 @@ class Cell:
         return low
 
     def number(self, i: int) -> Any:
-        """What the codes of vector i stand for, before the scale: sixteen floats."""
-        codec, builder = self._codec, self._builder
-        if codec.grid == "bell":
-            return self._looked_up(shifted(builder, self.quad(i // 4), 8 * (i % 4)))
-        assert codec.grid == "e4m3", codec
+        """What the e4m3 codes of vector i stand for, before the scale: sixteen floats."""
+        builder = self._builder
         codes = builder.load(pointer(builder, self._address, V16B, I64(16 * i)), align=1)
         wide = builder.shl(builder.sext(codes, V16S), _halves(7))  # the sign comes twice
         return builder.fpext(builder.bitcast(builder.and_(wide, _halves(0xBF80)), V16H), V16F)
@@ -95,37 +93,18 @@ class Cell:
             self._words[offset] = builder.and_(builder.or_(half, builder.shl(half, words(4))), words(0x0F0F_0F0F))
         return self._words[offset]
 
-    def _looked_up(self, codes: Any) -> Any:
-        """The grid's number of each word's lowest byte."""
-        builder, table = self._builder, grid(self._codec)
-        numbers = ir.Constant(V16F, [float(table[i % len(table)]) for i in range(LANES)])
-        if has("avx512f"):  # looks at the lowest four bits only
-            function = external(builder, "llvm.x86.avx512.permvar.sf.512", V16F, [V16F, V16I])
-            return builder.call(function, [numbers, codes])
+    def _risen(self, codes: Any) -> Any:
+        """Bytes: how far the steps of codes lie above the lowest one."""
+        builder, above = self._builder, [int(step) + STEEPEST for step in grid(self._codec)]
+        places = builder.bitcast(codes, V64B)
         if has("avx2"):
-            return self._looked_up_by_eights(numbers, codes)
-        codes = builder.and_(codes, words(len(table) - 1))
-        found = ir.Constant(V16F, ir.Undefined)
-        for lane in range(LANES):
-            number = builder.extract_element(numbers, builder.extract_element(codes, I32(lane)))
-            found = builder.insert_element(found, number, I32(lane))
-        return found
-
-    def _looked_up_by_eights(self, numbers: Any, codes: Any) -> Any:
-        """An instruction looks at the lowest three bits; the fourth chooses between two that it found."""
-        builder, found = self._builder, []
-        function = external(builder, "llvm.x86.avx2.permps", V8F, [V8F, V8I])
-        low, high = (shuffle(builder, numbers, numbers, list(range(part, part + 8))) for part in (0, 8))
-        for part in (0, 8):
-            own = shuffle(builder, codes, codes, list(range(part, part + 8)))
-            lower, upper = (builder.call(function, [half, own]) for half in (low, high))
-            if len(grid(self._codec)) > 8:
-                fourth = builder.icmp_signed(
-                    "<", builder.shl(own, ir.Constant(V8I, [28] * 8)), ir.Constant(V8I, [0] * 8)
-                )
-                lower = builder.select(fourth, upper, lower)
-            found.append(lower)
-        return shuffle(builder, found[0], found[1], list(range(LANES)))
+            table = ir.Constant(V64B, [above[lane % 16 % len(above)] for lane in range(4 * LANES)])
+            return builder.bitcast(emit_shuffle_bytes(builder, table, places), V16I)
+        found = ir.Constant(V64B, [0] * 4 * LANES)
+        for code, step in enumerate(above):
+            here = builder.icmp_unsigned("==", places, ir.Constant(V64B, [code] * 4 * LANES))
+            found = builder.select(here, ir.Constant(V64B, [step] * 4 * LANES), found)
+        return builder.bitcast(found, V16I)
 
 
 def _halves(value: int) -> Any:

@@ -16,15 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llvmlite import ir
-
 from kvist.kernels.cpu.packed_lanes import Cell, emit_splat_word, shifted, words
-from kvist.kernels.cpu.vector import I8, I16, I32, LANES, V16F, V16I, external, has
+from kvist.kernels.cpu.vector import V16F, V16I, external, has
+from kvist.kernels.cpu.vector_bytes import V32H, emit_byte_pairs, emit_pairs, halves
 
 LARGEST_BYTE = 127.0  # of a factor that is one byte
 LARGEST = 127 * 128.0  # of one that has two: -127..127 and -64..63
-
-V32H = ir.VectorType(I16, 2 * LANES)
 
 State = list[Any]
 """A way's sums of one row and block: LLVM values, `sums` of them, and what else it keeps within a cell."""
@@ -76,7 +73,7 @@ class Pairs:
 
     def codes(self, builder: Any, quad: Any) -> list[Any]:
         """The even codes, the odd ones."""
-        odd = builder.lshr(builder.bitcast(quad, V32H), _halves(8))
+        odd = builder.lshr(builder.bitcast(quad, V32H), halves(8))
         return [builder.and_(quad, words(0x00FF_00FF)), builder.bitcast(odd, V16I)]
 
     def add(self, builder: Any, state: State, part: int, quad: int, codes: Any, factors: Any) -> None:
@@ -153,7 +150,7 @@ def emit_dot(builder: Any, total: Any, codes: Any, factors: Any) -> Any:
         return builder.call(function, [total, codes, factors])
     if in_pairs():
         bytes_of = builder.bitcast(factors, V32H)
-        wide = [builder.ashr(part, _halves(8)) for part in (builder.shl(bytes_of, _halves(8)), bytes_of)]
+        wide = [builder.ashr(part, halves(8)) for part in (builder.shl(bytes_of, halves(8)), bytes_of)]
         for part, factor in zip(PAIRS.codes(builder, codes), wide, strict=True):
             total = builder.add(total, emit_pairs(builder, part, factor))
         return total
@@ -162,41 +159,3 @@ def emit_dot(builder: Any, total: Any, codes: Any, factors: Any) -> Any:
         factor = builder.ashr(shifted(builder, factors, 8 * k - 24), words(24))
         total = builder.add(total, builder.mul(code, factor))
     return total
-
-
-def emit_pairs(builder: Any, a: Any, b: Any) -> Any:
-    """Words: the sum of two products of signed 16 bits each."""
-    return _emit_wide(builder, "pmadd.wd", "pmaddw.d.512", I16, I32, a, b)
-
-
-def emit_byte_pairs(builder: Any, codes: Any, factors: Any) -> Any:
-    """Of unsigned bytes and signed ones the sums of two products each, in 16 bits, which they fit."""
-    return _emit_wide(builder, "pmadd.ub.sw", "pmaddubs.w.512", I8, I16, codes, factors)
-
-
-def emit_shuffle_bytes(builder: Any, table: Any, places: Any) -> Any:
-    """Of each sixteen bytes of `places`, 0 to 15, what stands there in the same sixteen of a table."""
-    return _emit_wide(builder, "pshuf.b", "pshuf.b.512", I8, I8, table, places)
-
-
-def _emit_wide(builder: Any, name: str, name_512: str, item: Any, made: Any, a: Any, b: Any) -> Any:
-    """An instruction that makes of two vectors of `item` one of `made`: sixteen words, at once or in two halves."""
-    count, size = LANES * 32 // item.width, LANES * 32 // made.width
-    narrow, wide = ir.VectorType(item, count), ir.VectorType(made, size)
-    a, b = builder.bitcast(a, narrow), builder.bitcast(b, narrow)
-    if has("avx512bw"):
-        return builder.call(external(builder, f"llvm.x86.avx512.{name_512}", wide, [narrow] * 2), [a, b])
-    half, half_wide = ir.VectorType(item, count // 2), ir.VectorType(made, size // 2)
-    function = external(builder, f"llvm.x86.avx2.{name}", half_wide, [half] * 2)
-    parts = [builder.call(function, [_half(builder, v, part) for v in (a, b)]) for part in range(2)]
-    return builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(I32, size), list(range(size))))
-
-
-def _half(builder: Any, vector: Any, part: int) -> Any:
-    count = vector.type.count // 2
-    lanes = ir.Constant(ir.VectorType(I32, count), [part * count + lane for lane in range(count)])
-    return builder.shuffle_vector(vector, vector, lanes)
-
-
-def _halves(value: int) -> Any:
-    return ir.Constant(V32H, [value] * 2 * LANES)

@@ -77,7 +77,7 @@ def make_prepare(codec: AnyCodec) -> Any:
     factors of its own; what rounding takes from them is made good for the middle of the codes, and only what a code is
     away from that misses it.
     """
-    if not isinstance(codec, Packed) or codec.grid != "even":
+    if not isinstance(codec, Packed) or codec.grid == "e4m3":
         return jit(lambda q, rows, dims, header, out: None)
     group, channels, middle = codec.group, codec.channels, ((1 << codec.bits) - 1) / 2
     wide, most = codec.query_parts == 2, LARGEST if codec.query_parts == 2 else LARGEST_BYTE

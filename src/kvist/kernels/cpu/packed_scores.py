@@ -28,7 +28,7 @@ def make_score_side(codec: AnyCodec) -> Any:
             rows_of_floats(q, rows, dims, k0, k1, k2, k3, p, n0, n1, n2, n3)
 
         return score_floats
-    if codec.grid != "even":
+    if codec.grid == "e4m3":
         return _make_score_grid(codec)
     dot1, dot2, dot3, dot4 = (make_dot_scores(codec, rows) for rows in (1, 2, 3, 4))
     size, scales, group, channels = codec.cell_bytes, codec.parameters * 32, codec.group, codec.channels

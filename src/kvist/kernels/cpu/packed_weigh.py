@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.cache.codec.base import AnyCodec, Packed
+from kvist.cache.codec.packed import STEEPEST
 from kvist.kernels.cpu.attention_rows import make_weigh_rows
 from kvist.kernels.cpu.attention_tile import together
 from kvist.kernels.cpu.math import jit
@@ -23,7 +24,7 @@ from kvist.kernels.cpu.packed_rows import (
 )
 from kvist.kernels.cpu.packed_tile import make_packed_weigh
 from kvist.kernels.cpu.scalar import prefetch, put_f32
-from kvist.kernels.cpu.vector import fma, maximum, mul, reduce_add, reduce_max, round_even, splat
+from kvist.kernels.cpu.vector import add, fma, maximum, mul, reduce_add, reduce_max, round_even, splat
 from kvist.kernels.cpu.vector_memory import load_f32
 
 
@@ -39,7 +40,7 @@ def make_weigh_side(codec: AnyCodec) -> Any:
         def one_block(p: int, rows: int, v: int, acc: int, dims: int, scratch: int, following: int) -> None:
             rows_of_floats(p, rows, v, 16, acc, dims, following)
 
-    elif codec.grid != "even":
+    elif codec.grid == "e4m3":
         one_block = _make_weigh_grid(codec)
     else:
         return _make_weigh_dot(codec)
@@ -102,7 +103,7 @@ def _make_weigh_dot(codec: Packed) -> Any:
     width = weigh_width(codec)
     wide1, wide2, wide3, wide4 = (make_dot_weigh(codec, rows, width) for rows in (1, 2, 3, 4))
     thin1 = make_dot_weigh(codec, 1, 1)
-    size, scales, group = codec.cell_bytes, codec.parameters * 32, codec.group
+    size, scales, group, offset = codec.cell_bytes, codec.parameters * 32, codec.group, codec.offset
     block, _ = part_bytes(codec, keys=False)
 
     @jit
@@ -114,14 +115,17 @@ def _make_weigh_dot(codec: Packed) -> Any:
         w2 = mul(load_f32(p + 128), load_f16(s2)) if low <= 2 < high else zero
         w3 = mul(load_f32(p + 192), load_f16(s3)) if low <= 3 < high else zero
         total = zero
-        if low <= 0 < high:
-            total = fma(load_f32(p), load_f16(s0 + 32), total)
-        if low <= 1 < high:
-            total = fma(load_f32(p + 64), load_f16(s1 + 32), total)
-        if low <= 2 < high:
-            total = fma(load_f32(p + 128), load_f16(s2 + 32), total)
-        if low <= 3 < high:
-            total = fma(load_f32(p + 192), load_f16(s3 + 32), total)
+        if offset:
+            if low <= 0 < high:
+                total = fma(load_f32(p), load_f16(s0 + 32), total)
+            if low <= 1 < high:
+                total = fma(load_f32(p + 64), load_f16(s1 + 32), total)
+            if low <= 2 < high:
+                total = fma(load_f32(p + 128), load_f16(s2 + 32), total)
+            if low <= 3 < high:
+                total = fma(load_f32(p + 192), load_f16(s3 + 32), total)
+        else:  # a bell's lowest step
+            total = mul(add(add(w0, w1), add(w2, w3)), splat(-STEEPEST))
         largest = reduce_max(maximum(maximum(w0, w1), maximum(w2, w3)))
         inverse = splat(LARGEST / largest if largest > SMALLEST else 0.0)
         w0, w1 = round_even(mul(w0, inverse)), round_even(mul(w1, inverse))

@@ -16,7 +16,7 @@ from typing import Any
 
 from kvist.cache.codec import any_codec, codec
 from kvist.cache.codec.base import AnyCodec, Packed
-from kvist.cache.codec.packed import FAIR
+from kvist.cache.codec.packed import bell_scale
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_rows import group_of, part_bytes
@@ -144,14 +144,14 @@ def _make_fit(packed: Packed) -> Any:
     """
     put, get = store["f16"], load["f16"]
     bits, kind = packed.bits, packed.grid
-    steps, fair = float((1 << bits) - 1), FAIR.get(bits, 1.0)
+    steps, unit = float((1 << bits) - 1), bell_scale(bits) if kind == "bell" else 1.0
 
     @jit
     def fit(low: int, high: int, count: int, scales: int, offsets: int, out: int) -> None:
         for i in range(0, count, 16):
             least, most = load_f32(low + i * 4), load_f32(high + i * 4)
             if kind == "bell":
-                scale = mul(sqrt(most), splat(fair))
+                scale = mul(sqrt(most), splat(unit))
             elif kind == "e4m3":
                 scale = mul(most, splat(256.0 / 448.0))
             else:

@@ -7,10 +7,9 @@ from typing import Any
 from llvmlite import ir
 
 from kvist.kernels.cpu.packed_lanes import words
-from kvist.kernels.cpu.packed_products import emit_byte_pairs, emit_dot, emit_shuffle_bytes, in_pairs
-from kvist.kernels.cpu.vector import I8, I32, V16I, external, has
-
-V64B = ir.VectorType(I8, 64)
+from kvist.kernels.cpu.packed_products import emit_dot, in_pairs
+from kvist.kernels.cpu.vector import I32, V16I, external, has
+from kvist.kernels.cpu.vector_bytes import V64B, emit_byte_pairs, emit_shuffle_bytes
 
 
 def emit_lookup(builder: Any, table: Any, places: Any) -> Any:
