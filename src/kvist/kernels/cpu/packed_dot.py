@@ -1,4 +1,4 @@
-"""The micro-kernels over evenly spaced codes: scores of a tile, and the weighted sum of its values, in whole numbers.
+"""The micro-kernels over whole numbers: scores of a tile, and the weighted sum of its values.
 
 A row of factors is rounded to signed bytes: a query to one, or to two where codes have 8 bits, the weights of a tile
 to two, ``128 high + low``, for few of them may be large. Products of codes and bytes are summed in 32 bits, exactly; so
@@ -6,6 +6,8 @@ neither the order nor the processor matters, and codes that are weighed by 0 may
 
     score[slot] = scale[slot] * step * sum(q code) + offset[slot] * sum(q)        step: of the row's rounding
     out[dim]   += step * sum(w code) + sum(p offset)                              w = p * scale, by slot
+
+Of a bell a code is how far its step is above the lowest one, and the offset is that step, in scales.
 """
 
 from __future__ import annotations

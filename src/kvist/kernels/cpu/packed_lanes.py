@@ -1,8 +1,8 @@
 """Packed codes as vectors of sixteen lanes: what `cache.codec.packed` defines, in instructions.
 
-Codes that are evenly apart stay whole numbers: a quad (four codes in the bytes of each word) is multiplied by four
-signed bytes and added up, which one instruction does where a processor has it, exactly, in any order. Codes of the
-other grids become the floats they stand for, vector by vector.
+Codes that are evenly apart stay whole numbers, and those of a bell become its steps, which are whole numbers too: a
+quad (four of them in the bytes of each word) is multiplied by four signed bytes and added up, exactly, in any order
+(see `packed_products`). Small floats become what they stand for, vector by vector.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What both sides of attention over packed pages share: sizes, and queries rounded for whole-number products.
 
 K's side gives scores (`packed_scores`), V's side weighs values (`packed_weigh`). Each has one of three kinds of
-micro-kernels: whole numbers for evenly spaced codes (`packed_dot`), floats unpacked on the way for other grids
+micro-kernels: whole numbers (`packed_dot`), small floats unpacked on the way
 (`packed_tile`), and those of plain floats (`attention_rows`). Rows pass by in portions of four; each has chains of its
 own, so portions change no bits.
 """
@@ -16,7 +16,7 @@ from kvist.kernels.cpu.packed_factors import put_bytes, split_factors
 from kvist.kernels.cpu.packed_products import LARGEST, LARGEST_BYTE
 from kvist.kernels.cpu.scalar import prefetch, put_f32
 from kvist.kernels.cpu.vector import absolute, add, fma, maximum, mul, reduce_add, reduce_max, round_even, splat
-from kvist.kernels.cpu.vector_memory import load, load_f32, store_f32
+from kvist.kernels.cpu.vector_memory import load, load_f32
 
 load_f16 = load["f16"]
 PORTION = 4  # rows that pass by packed numbers together
@@ -48,13 +48,6 @@ def part_bytes(codec: AnyCodec, *, keys: bool) -> tuple[Any, Any]:
 def group_of(dims: int, group: int) -> int:
     """Dims that share a scale."""
     return group if dims & (group - 1) == 0 else dims
-
-
-@jit
-def widen(source: int, count: int, out: int) -> None:
-    """Put float16 numbers, a multiple of sixteen, as float32."""
-    for i in range(0, count, 16):
-        store_f32(out + i * 4, load_f16(source + i * 2))
 
 
 @jit

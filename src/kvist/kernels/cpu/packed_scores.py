@@ -62,7 +62,7 @@ def make_score_side(codec: AnyCodec) -> Any:
 
 
 def _make_score_grid(codec: Packed) -> Any:
-    """`make_score_side` for codes that are not evenly spaced."""
+    """`make_score_side` for small floats."""
     scores1, scores2, scores3, scores4 = (make_packed_scores(codec, rows) for rows in (1, 2, 3, 4))
     size, group = codec.cell_bytes, codec.group
 

@@ -1,8 +1,8 @@
-"""The micro-kernels of attention over codes that are not evenly spaced (fp8, lm): unpacked as floats on the way.
+"""The micro-kernels of attention over small floats (fp8), unpacked on the way.
 
 As over pages of floats (see `attention_tile`) each query row has chains of its own, dims and slots ascending. K's
-scales lie slot by slot: a vector of them for the sixteen slots of a block. V's are one number for each vector: float32
-in scratch, for any lane can be read from there.
+scales lie slot by slot: what a group of dims sums up to is multiplied by a vector of them, for the sixteen slots of a
+block. V's are multiplied with the weights before.
 """
 
 from __future__ import annotations
@@ -44,16 +44,17 @@ def make_packed_scores(codec: Packed, rows: int) -> Any:
         new = [list(row) for row in sums]
         for i in range(16):
             at = builder.add(builder.mul(cell, I64(64)), I64(4 * i))
-            keys = [builder.fmul(square.number(i), lanes) for square, lanes in zip(squares, scales, strict=True)]
+            keys = [square.number(i) for square in squares]
             for r in range(rows):
                 wide = emit_splat(builder, builder.load(pointer(builder, q_rows[r], F32, at)))
                 new[r] = [emit_fma(builder, wide, key, total) for key, total in zip(keys, new[r], strict=True)]
-        for phi, begun, made in zip(*(chain(*every) for every in (sums, start, new)), strict=True):
-            phi.add_incoming(begun, before)
+        for phi, made in zip(chain(*sums), chain(*new), strict=True):
+            phi.add_incoming(zero, before)
             phi.add_incoming(made, builder.block)
         end_loop(builder, before, loop, after, cell, cells)
-        for made, place in zip(chain(*new), chain(*places), strict=True):
-            builder.store(made, place, align=4)
+        for made_row, start_row, row in zip(new, start, places, strict=True):
+            for made, begun, lanes, place in zip(made_row, start_row, scales, row, strict=True):
+                builder.store(emit_fma(builder, made, lanes, begun), place, align=4)
 
     @intrinsic
     def scores(
@@ -83,32 +84,31 @@ def make_packed_scores(codec: Packed, rows: int) -> Any:
 
 
 def make_packed_weigh(codec: Packed, rows: int, width: int) -> Any:
-    """``weigh(p, v, scales, acc, acc_stride, following)``: acc[row][16 * width dims] += p[row][slot] * V[slot][dim].
+    """``weigh(w, v, acc, acc_stride, following)``: acc[row][16 * width dims] += w[row][slot] * V[slot][dim].
 
-    All sixteen slots of a block, in ascending order; v: `width` cells, one after the other, which share the float32
-    scales at `scales`; following: the same cells of a block that is read next.
+    All sixteen slots of a block, in ascending order. w: weights times the slots' scales, float32, rows 64 bytes apart;
+    v: `width` cells, one after the other; following: the same cells of a block that is read next.
     """
 
     @intrinsic
-    def weigh(typingctx: Any, p: Any, v: Any, scales: Any, acc: Any, acc_stride: Any, following: Any) -> Any:
+    def weigh(typingctx: Any, w: Any, v: Any, acc: Any, acc_stride: Any, following: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            p, v, scales, acc, acc_stride, following = args
+            w, v, acc, acc_stride, following = args
             for line in range(0, width * codec.cell_bytes, 64):
                 emit_prefetch(builder, following, I64(line))
             rows_at = [builder.add(acc, builder.mul(acc_stride, I64(r))) for r in range(rows)]
             sums = [[emit_load(builder, rows_at[r], "f32", I64(64 * j)) for j in range(width)] for r in range(rows)]
             squares = [Cell(codec, builder, builder.add(v, I64(j * codec.cell_bytes))) for j in range(width)]
             for slot in range(16):
-                scale = emit_splat_at(builder, scales, 4 * slot)
-                values = [builder.fmul(square.number(slot), scale) for square in squares]
+                values = [square.number(slot) for square in squares]
                 for r in range(rows):
-                    wide = emit_splat_at(builder, p, 256 * r + 4 * slot)
+                    wide = emit_splat_at(builder, w, 64 * r + 4 * slot)
                     sums[r] = [emit_fma(builder, wide, values[j], sums[r][j]) for j in range(width)]
             for r in range(rows):
                 for j in range(width):
                     builder.store(sums[r][j], pointer(builder, rows_at[r], V16F, I64(64 * j)), align=4)
             return context.get_dummy_value()
 
-        return types.none(*[types.int64] * 6), codegen
+        return types.none(*[types.int64] * 5), codegen
 
     return weigh

@@ -20,18 +20,17 @@ from kvist.kernels.cpu.packed_rows import (
     group_of,
     load_f16,
     part_bytes,
-    widen,
 )
 from kvist.kernels.cpu.packed_tile import make_packed_weigh
 from kvist.kernels.cpu.scalar import prefetch, put_f32
 from kvist.kernels.cpu.vector import add, fma, maximum, mul, reduce_add, reduce_max, round_even, splat
-from kvist.kernels.cpu.vector_memory import load_f32
+from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
 
 def make_weigh_side(codec: AnyCodec) -> Any:
     """``weigh(p, rows, low, high, v0..v3, acc, dims, scratch, n0..n3)``: add the values of the blocks low..high-1.
 
-    scratch: room for a portion's rounded weights, or a block's scales; n: blocks that are read next.
+    scratch: room for a portion's weights, rounded or scaled; n: blocks that are read next.
     """
     if not isinstance(codec, Packed):
         rows_of_floats = make_weigh_rows(codec.name, True)
@@ -63,7 +62,7 @@ def make_weigh_side(codec: AnyCodec) -> Any:
 
 
 def _make_weigh_grid(codec: Packed) -> Any:
-    """One block of codes that are not evenly spaced."""
+    """One block of small floats."""
     width = min(together(PORTION), codec.group // 16)
     wide1, wide2, wide3, wide4 = (make_packed_weigh(codec, rows, width) for rows in (1, 2, 3, 4))
     narrow1 = make_packed_weigh(codec, 1, 1)
@@ -75,31 +74,34 @@ def _make_weigh_grid(codec: Packed) -> Any:
         for first in range(0, dims, step):
             beside = dims // 16 * size + first // step * 32
             prefetch(following + beside)
-            widen(v + beside, 16, scratch)
-            d = first
-            while d < first + step:
-                cell, n_cell = v + d // 16 * size, following + d // 16 * size
-                whole = d + 16 * width <= first + step
-                for r in range(0, rows, PORTION):
-                    n, pr, ar = min(PORTION, rows - r), p + r * 256, acc + r * stride + d * 4
+            scale = load_f16(v + beside)
+            for r in range(0, rows, PORTION):
+                n = min(PORTION, rows - r)
+                for i in range(n):
+                    store_f32(scratch + i * 64, mul(load_f32(p + (r + i) * 256), scale))
+                d = first
+                while d < first + step:
+                    cell, n_cell = v + d // 16 * size, following + d // 16 * size
+                    whole = d + 16 * width <= first + step
+                    row = acc + r * stride + d * 4
                     if not whole:
                         for i in range(n):
-                            narrow1(pr + i * 256, cell, scratch, ar + i * stride, stride, n_cell)
+                            narrow1(scratch + i * 64, cell, row + i * stride, stride, n_cell)
                     elif n == 1:
-                        wide1(pr, cell, scratch, ar, stride, n_cell)
+                        wide1(scratch, cell, row, stride, n_cell)
                     elif n == 2:
-                        wide2(pr, cell, scratch, ar, stride, n_cell)
+                        wide2(scratch, cell, row, stride, n_cell)
                     elif n == 3:
-                        wide3(pr, cell, scratch, ar, stride, n_cell)
+                        wide3(scratch, cell, row, stride, n_cell)
                     else:
-                        wide4(pr, cell, scratch, ar, stride, n_cell)
-                d += 16 * width if whole else 16
+                        wide4(scratch, cell, row, stride, n_cell)
+                    d += 16 * width if whole else 16
 
     return one_block
 
 
 def _make_weigh_dot(codec: Packed) -> Any:
-    """`make_weigh_side` for evenly spaced codes: weights are rounded for the whole tile."""
+    """`make_weigh_side` for whole numbers: weights are rounded for the whole tile."""
     width = weigh_width(codec)
     wide1, wide2, wide3, wide4 = (make_dot_weigh(codec, rows, width) for rows in (1, 2, 3, 4))
     thin1 = make_dot_weigh(codec, 1, 1)
