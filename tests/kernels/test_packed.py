@@ -7,28 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kvist.cache.codec import Packed, any_codec, codec
-from kvist.cache.codec.packed import signs
-from kvist.cache.layout import LayerSpec, PageLayout
 from kvist.cache.pool import PagePool
 from kvist.kernels.program import (
-    Attend,
     Backend,
-    BatchMetadata,
-    Buffer,
-    Floats,
     Limits,
-    Mix,
-    Op,
-    Program,
-    RotaryStore,
     Seal,
-    SequenceRows,
 )
 from kvist.kernels.reference import ReferenceBackend
-from ops import fill, numbers, same_bits
+from ops import same_bits
+from packed_layer import KV_HEADS, World
 
-HEADS, KV_HEADS = 6, 2
 PAIRS = [  # every codec once or twice; each pair is compiled
     ("int8", "int8"), ("int4", "int4"), ("kivi4", "kivi4"), ("int5", "int3"), ("fp8", "lm4"), ("lm3", "int6"), ("f16", "kivi2"),
 ]  # fmt: skip
@@ -36,53 +24,6 @@ PAIRS = [  # every codec once or twice; each pair is compiled
 
 def page_sizes(*names: str) -> list[int]:
     return [64, 128] if any(name.startswith("kivi") for name in names) else [16, 64]
-
-
-class World:
-    """One packed layer: pools of exact and sealed pages, every position's q, k and v from fixed numbers."""
-
-    def __init__(self, k: str, v: str, page_size: int, dims: int, exact: str = "f16", length: int = 300) -> None:
-        self.dims, self.page_size, self.length = dims, page_size, length
-        spec = LayerSpec(KV_HEADS, dims, any_codec(k), any_codec(v))
-        pages = -(-length // page_size)
-        self.sealed = PagePool(PageLayout((spec,), page_size, codec(exact)), pages)
-        self.exact = PagePool(PageLayout((spec.exact,), page_size, codec(exact)), pages)
-        for pool in (self.sealed, self.exact):
-            pool.data[:] = 0xFF  # what nobody wrote is no number
-        turned = [isinstance(c, Packed) and c.rotated for c in (spec.k, spec.v)]
-        self.mix = Mix(signs(dims), turned[0], turned[1]) if any(turned) else None
-
-    def program(self, window: int | None = None) -> Program:
-        q, k, v = Buffer("q", HEADS * self.dims), Buffer("k", KV_HEADS * self.dims), Buffer("v", KV_HEADS * self.dims)
-        out = Buffer("out", HEADS * self.dims)
-        ops: list[Op] = [
-            fill(q, numbers(1, self.length, q.width)),
-            fill(k, numbers(2, self.length, k.width) + 2 * numbers(4, 1, k.width)),  # channels have offsets
-            fill(v, numbers(3, self.length, v.width)),
-            RotaryStore(q, k, v, 0, None, self.mix),
-            Seal(0),
-            Attend(q, out, 0, 0.2, window, mix=self.mix),
-        ]  # fmt: skip
-        return Program(tuple(ops), len(ops), HEADS, KV_HEADS, self.dims, 1, out.width)
-
-    def batch(self, start: int, end: int) -> BatchMetadata:
-        """Exact pages lie in the order of positions, sealed ones the other way round."""
-        positions, total = np.arange(start, end, dtype=np.int32), self.sealed.num_pages
-        places = np.arange(-(-end // self.page_size))
-        pages = np.ascontiguousarray(np.stack([total - 1 - places, places]).astype(np.int32))
-        full = pages[:, max(1, start // self.page_size) : end // self.page_size]
-        return BatchMetadata(
-            positions, positions, np.ascontiguousarray(pages[:, positions // self.page_size]), positions - start,
-            [SequenceRows(0, end - start, start, pages)], positions, np.ascontiguousarray(full),
-        )  # fmt: skip
-
-    def run(self, backend: Backend, chunk: int, window: int | None = None) -> Floats:
-        """All positions, so many in a step."""
-        executable = backend.bind(self.program(window), [self.sealed, self.exact], Limits(self.length, self.length, 1))
-        ends = range(chunk, self.length + chunk, chunk)
-        return np.concatenate([
-            executable.run(self.batch(end - chunk, min(end, self.length))).copy() for end in ends
-        ])  # fmt: skip
 
 
 @pytest.mark.parametrize(("k", "v"), PAIRS)

@@ -1,7 +1,8 @@
 """The same bits on plainer processors: sixteen lanes are what is meant, whatever the width of the machine.
 
-The same units are compiled for x86-64 with AVX2 (eight lanes at a time) and for the plainest there is (SSE2: four lanes;
-fused multiply-adds, rounding and float16 are calls of library functions) and run here, beside those for this machine.
+The same units are compiled for x86-64 with AVX2 (eight lanes at a time; codes are multiplied in pairs) and for the
+plainest there is (SSE2: four lanes; fused multiply-adds, rounding and float16 are calls of library functions) and run
+here, beside those for this machine.
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ from kvist.kernels.cpu.chooser import CpuChooser
 from kvist.kernels.program import Backend, Buffer, Floats, Gate, Matmul, Norm, Weight
 from kvist.models.load import load_model
 from ops import fill, numbers, row_batch, run_ops, same_bits, weight
+from packed_layer import World
 from steps import logits_of
 from tiny import MODELS, write_gguf
 
 NEEDS = {"x86-64-v3": ["avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe"], "x86-64": []}
 CALLED = {"fmaf": "libm.so.6", "rintf": "libm.so.6", "__extendhfsf2": "libgcc_s.so.1", "__truncsfhf2": "libgcc_s.so.1"}
+FEATURES = {"x86-64-v3": "+avx2", "x86-64": ""}  # what kernels are told that there is, beside the processor's name
+PACKED = (("int8", "lm3"), ("lm4", "int5"))
 UNITS = ("run", "choosing", "attend_f16", "weights_f32", "weights_f16", "weights_q4_1", "best_f16")
 
 
@@ -48,7 +52,7 @@ def plain(request: pytest.FixtureRequest) -> Iterator[CpuBackend]:
         pytest.skip(f"this processor lacks {', '.join(missing)}")
     if request.param == "x86-64":
         _make_known()
-    made = CpuBackend(2, target=Target(request.param, ""))
+    made = CpuBackend(2, target=Target(request.param, FEATURES[request.param]))
     for unit in UNITS:
         made.team.prepare([unit])
         made.team.unit(unit)
@@ -147,6 +151,16 @@ def test_choosing_pages(backend: CpuBackend, plain: CpuBackend) -> None:
         assert same_bits(mine.whole(), theirs.whole())
         assert mine.pool.sketches.tobytes() == theirs.pool.sketches.tobytes() and mine.pool.sketches.any()
         assert same_bits(mine.run((0, 399, 1)), theirs.run((0, 399, 1)))
+
+
+@pytest.mark.parametrize(("k", "v"), PACKED)
+def test_packed_pages(backend: CpuBackend, plain: CpuBackend, k: str, v: str) -> None:
+    """What is packed, and what attention makes of it: prompts, chunks, single positions."""
+    mine, theirs = World(k, v, 16, 64, length=200), World(k, v, 16, 64, length=200)
+    wanted = mine.run(backend, 200)
+    assert same_bits(theirs.run(plain, 200), wanted) and np.isfinite(wanted).all()
+    assert mine.sealed.data.tobytes() == theirs.sealed.data.tobytes()
+    assert same_bits(World(k, v, 16, 64, length=200).run(plain, 7), wanted)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
