@@ -72,7 +72,7 @@ class Packed:
 
     @property
     def query_parts(self) -> int:
-        """Signed bytes that a query's number is rounded to where codes are evenly apart.
+        """Signed bytes that a query's number is rounded to where it meets whole numbers.
 
         One is enough beside codes of 6 bits and less; beside those of 8 it would double K's error.
         """

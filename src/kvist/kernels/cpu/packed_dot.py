@@ -30,7 +30,7 @@ from kvist.kernels.cpu.vector import I1, I64, V16F, V16I, emit_fma, emit_load, e
 def make_dot_scores(codec: Packed, rows: int) -> Any:
     """``scores(q, q_stride, f, k0..k3, s0..s3, cells, out, first, n0, n1)``: a tile's scores over a group of dims.
 
-    q: the group's bytes of row 0, of sixteen dims the high ones, then any low ones; the next row's are `q_stride`
+    q: the group's factors of row 0 as `packed_factors` puts them, sixteen dims together; the next row's are `q_stride`
     further; f: its step and sum (float32), as far apart. k: cells of the four blocks; s: their float16 scales and
     offsets (by channels: none, the row's factors and sum hold them). out: 64 scores a row, 256 bytes apart; first: 0
     for the first group, else they are added to what is there.

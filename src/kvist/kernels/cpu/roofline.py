@@ -8,10 +8,11 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from kvist.kernels.cpu.attention_tile import begin_loop, end_loop
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.scalar import arg, put_f32
 from kvist.kernels.cpu.sizes import FMA_CHAINS
-from kvist.kernels.cpu.vector import I64, V16F, add, emit_fma, emit_load, reduce_add, splat
+from kvist.kernels.cpu.vector import I64, V16F, add, emit_fma, emit_load, has, reduce_add, splat
 from kvist.kernels.cpu.vector_memory import load_f32
 
 
@@ -24,22 +25,17 @@ def multiply_adds(typingctx: Any, start: Any, count: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         address, count = args
-        before = builder.block
         seeds = [emit_load(builder, address, "f32", I64(64 * i)) for i in range(FMA_CHAINS)]
-        loop, after = builder.append_basic_block("loop"), builder.append_basic_block("done")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        counter = builder.phi(I64)
-        sums = [builder.phi(V16F) for _ in range(FMA_CHAINS)]
-        new = [emit_fma(builder, s, seeds[0], seeds[1]) for s in sums]
-        following = builder.add(counter, I64(1))
-        counter.add_incoming(I64(0), before)
-        counter.add_incoming(following, loop)
-        for phi, seed, value in zip(sums, seeds, new, strict=True):
-            phi.add_incoming(seed, before)
-            phi.add_incoming(value, loop)
-        builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
-        builder.position_at_end(after)
+        new, together = [], FMA_CHAINS if has("avx512f") else 4  # AVX2: eight registers, two whole latencies
+        for first in range(0, FMA_CHAINS, together):
+            before, loop, after, counter = begin_loop(builder)
+            sums = [builder.phi(V16F) for _ in range(together)]
+            made = [emit_fma(builder, total, seeds[0], seeds[1]) for total in sums]
+            for phi, seed, value in zip(sums, seeds[first:], made, strict=False):
+                phi.add_incoming(seed, before)
+                phi.add_incoming(value, loop)
+            end_loop(builder, before, loop, after, counter, count)
+            new += made
         total = new[0]
         for value in new[1:]:
             total = builder.fadd(total, value)
