@@ -80,16 +80,16 @@ def together(engine: Engine, prompts: list[list[int]], tokens: int) -> list[list
     return [found[name] for name in names]
 
 
-@pytest.mark.parametrize("kv", ["f32", "lm4"])  # which multiply floats, so that both choose the same
+@pytest.mark.parametrize("kv", ["f32", "fp8"])  # which multiply floats, so that both choose the same
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_close_to_the_reference_and_far_from_full(make_engine: MakeEngine, name: str, kv: str) -> None:
     ids = prompt(LENGTH)
     found = forced(make_engine(name, kv_cache_dtype=kv), ids, 64)
     truth = forced(make_engine(name, on=ReferenceBackend(), kv_cache_dtype=kv), ids, 64)
-    assert np.abs(found - truth).max() < (1e-4 if kv == "f32" else 1e-3)
+    assert np.abs(found - truth).max() < (1e-4 if kv == "f32" else 3e-3)  # a code at a border may fall either way
     full = forced(make_engine(name, "full", kv_cache_dtype=kv), ids, 64)
     assert np.array_equal(found[:48], full[:48]), "three pages are always read"
-    assert np.abs(found[64:] - full[64:]).max() > 1e-3
+    assert np.abs(found[64:] - full[64:]).max() > 1e-2
 
 
 @pytest.mark.parametrize("kv", CODECS)
