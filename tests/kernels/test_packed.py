@@ -8,11 +8,7 @@ import numpy as np
 import pytest
 
 from kvist.cache.pool import PagePool
-from kvist.kernels.program import (
-    Backend,
-    Limits,
-    Seal,
-)
+from kvist.kernels.program import Backend, Limits, Seal
 from kvist.kernels.reference import ReferenceBackend
 from ops import same_bits
 from packed_layer import KV_HEADS, World

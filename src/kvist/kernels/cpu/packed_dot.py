@@ -79,6 +79,7 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
                 emit_prefetch(builder, builder.add(n, builder.sub(scales, block)), I64(0))
             new = [list[Any]() for _ in starts]
             for b in range(0, BLOCKS, way.blocks):
+                # both are asked for in the first pass, or, of four passes, one in the first and one in the third
                 lines = following[b // 2 :][: way.blocks] if b % 2 == 0 and way.blocks * b < 4 else []
                 made = loop_over(builder, starts, k[b : b + way.blocks], cells, lines)
                 for row, sums in zip(new, made, strict=True):

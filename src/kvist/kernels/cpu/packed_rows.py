@@ -1,9 +1,8 @@
 """What both sides of attention over packed pages share: sizes, and queries rounded for whole-number products.
 
 K's side gives scores (`packed_scores`), V's side weighs values (`packed_weigh`). Each has one of three kinds of
-micro-kernels: whole numbers (`packed_dot`), small floats unpacked on the way
-(`packed_tile`), and those of plain floats (`attention_rows`). Rows pass by in portions of four; each has chains of its
-own, so portions change no bits.
+micro-kernels: whole numbers (`packed_dot`), small floats unpacked on the way (`packed_tile`), and those of plain floats
+(`attention_rows`). Rows pass by in portions of four; each has chains of its own, so portions change no bits.
 """
 
 from __future__ import annotations
