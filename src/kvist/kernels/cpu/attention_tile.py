@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from kvist.kernels.cpu.vector import F32, I64, V16F, emit_fma, emit_load, emit_prefetch, emit_splat, has, pointer
+from kvist.kernels.cpu.vector import F32, I64, V16F, emit_fma, emit_load, emit_prefetch, emit_splat, in_halves, pointer
 from kvist.kernels.cpu.vector_memory import ITEMSIZE
 
 BLOCKS = 4  # blocks of sixteen slots in a tile of 64 positions
@@ -48,7 +48,7 @@ def together(rows: int) -> int:
 
     AVX2 has sixteen of half a vector; plainer processors are slow anyway, and keep the code short.
     """
-    return BLOCKS if has("avx512f") or not has("avx2") else {1: 4, 2: 2, 3: 2}.get(rows, 1)
+    return {1: 4, 2: 2, 3: 2}.get(rows, 1) if in_halves() else BLOCKS
 
 
 def make_scores(dtype: str, rows: int, ahead: bool) -> Any:

@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.formats import FORMATS
 from kvist.kernels.cpu.math import activate, jit
+from kvist.kernels.cpu.panel import first_rows, make_keep_tile, make_panel_tile
 from kvist.kernels.cpu.scalar import arg, get_i32, prefetch, slot
 from kvist.kernels.cpu.sizes import PANEL_BYTES, PANEL_COLUMNS, PANEL_ROWS, SUMS_BYTES, WIDE, X_BYTES
-from kvist.kernels.cpu.tile import LINE, make_keep_tile, make_panel_tile, make_stream
+from kvist.kernels.cpu.tile import LINE, make_stream
 from kvist.kernels.cpu.vector import mul
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
@@ -100,7 +100,7 @@ def block_columns(K: int) -> int:
 
 def make_many(dtype: str) -> Any:
     """The kernel for 4 weight rows times more than a few activation rows (six at least)."""
-    first = WIDE if FORMATS[dtype].vectors == 1 else 4  # unpacking blocks takes registers
+    first = first_rows(dtype)
     keep = make_keep_tile(dtype, first)
     tile1, tile2, tile3, tile4, tile6 = (make_panel_tile(C) for C in (1, 2, 3, 4, WIDE))
 
@@ -112,6 +112,7 @@ def make_many(dtype: str) -> Any:
         high, end = block_columns(K), ahead + PANEL_ROWS * ws
         for k in range(0, K, high):
             columns, begins, ends = min(high, K - k), int(k == 0), int(k + high >= K)
+            apart = SUMS_BYTES if high < K else 0  # what need not wait may all be in one place
             sums, left, xk, rk, ok = panel + PANEL_BYTES, rows, x + k * 4, res, out
             while left > 0:
                 n = first if left == rows else WIDE if left >= WIDE else 4 if left >= 4 else left
@@ -132,7 +133,7 @@ def make_many(dtype: str) -> Any:
                 xk += n * xs
                 rk += n * rs
                 ok += n * os
-                sums += n * SUMS_BYTES
+                sums += n * apart
                 ahead = min(ahead + columns // 16 * LINE, end)
 
     return many

@@ -39,6 +39,11 @@ def has(feature: str) -> bool:
     return feature in FEATURES
 
 
+def in_halves() -> bool:
+    """Whether registers hold eight lanes, and are sixteen in all: AVX2. Sums of a tile have to fit them."""
+    return has("avx2") and not has("avx512f")
+
+
 class F32x16(types.Type):
     """Numba type of sixteen float32 lanes."""
 
