@@ -20,8 +20,8 @@ from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.attention_extras import block_at, soften
 from kvist.kernels.cpu.attention_rows import make_score_rows, make_weigh_rows
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.packed_rows import PORTION, WEIGHT_BYTES, make_prepare, part_bytes, query_bytes
-from kvist.kernels.cpu.packed_scores import make_score_side
+from kvist.kernels.cpu.packed_rows import PORTION, WEIGHT_BYTES, ask_for, make_prepare, part_bytes, query_bytes
+from kvist.kernels.cpu.packed_scores import asks_for_two, make_score_side
 from kvist.kernels.cpu.packed_weigh import make_weigh_side
 from kvist.kernels.cpu.scalar import arg, slot
 from kvist.kernels.cpu.vector import keep_first, splat
@@ -37,6 +37,14 @@ def sealed_scratch(rows: int, dims: int) -> int:
 
 
 @jit
+def sealed_places(copy: int, rows: int, dims: int) -> tuple[int, int, int]:
+    """Where they lie, behind the turned queries."""
+    rounded = copy + rows * dims * 4
+    other = rounded + rows * query_bytes(dims)
+    return rounded, other, other + rows * 256
+
+
+@jit
 def packed_ids(item: int, op: int, kv_head: int) -> int:
     """Address of the ids of an item's packed pages: those of their group, or the second side of what is chosen."""
     pages, stride = slot(item, abi.ITEM_PAGES), slot(item, abi.ITEM_STRIDE)
@@ -48,6 +56,12 @@ def forget_before(p: int, low: int) -> None:
     """Weights of the slots 0..low-1 of a tile become 0: the row's window begins at `low`."""
     for i in range(4):
         store_f32(p + i * 64, keep_first(splat(0.0), low - i * 16, load_f32(p + i * 64)))
+
+
+@jit
+def first_header(pages: int, begin: int, low: int, page_size: int, page_bytes: int, head: int) -> int:
+    """Address of the header of the page that block `low` of a tile lies in."""
+    return block_at(pages, (begin + low * 16) & -page_size, page_size, page_bytes, head, 0)
 
 
 @jit
@@ -114,6 +128,7 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> tuple[Any, Any]:
     channels = getattr(k_codec, "channels", False)
     prepare, score_sealed, weigh_sealed = make_prepare(k_codec), make_score_side(k_codec), make_weigh_side(v_codec)
     score_exact, weigh_exact = make_exact(exact)
+    asks_later = asks_for_two(k_codec)
 
     @jit
     def begin_item(q: int, rows: int, dims: int, copy: int) -> None:
@@ -131,11 +146,8 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> tuple[Any, Any]:
         split, header, sealed_bytes = k_bytes(dims), k_header(dims) + v_header(dims), arg(op, 16)
         size = split + v_bytes(dims)
         head_bytes = header + (page_size >> 4) * size
-        top = arg(op, 15) + kv_head * head_bytes
-        blocks = top + header
-        rounded = copy + rows * dims * 4
-        other = rounded + rows * query_bytes(dims)
-        scratch = other + rows * 256
+        blocks = arg(op, 15) + kv_head * head_bytes + header
+        rounded, other, scratch = sealed_places(copy, rows, dims)
         low = min(4, (page_size - begin) >> 4) if begin < page_size else 0  # blocks of page 0
         token, tokens = max(0, begin - position), min(rows // group, begin + TILE - 1 + window - position)
         while token < tokens:
@@ -143,28 +155,31 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> tuple[Any, Any]:
             next_token = tokens if own >= TILE else min(tokens, own + begin + page_size - position)
             high = max(low, min(4, own >> 4))
             n, at, last = (next_token - token) * group, token * group, position + next_token - 1
-            qs, ps, acs = q + at * dims * 4, p + at * 256, acc + at * dims * 4
+            qs, asked = q + at * dims * 4, rounded + at * query_bytes(dims)
+            ps, acs = p + at * 256, acc + at * dims * 4
             # blocks before the window may be gone; whatever is read there is weighed by 0
             old = max(low, max(0, position + token - window + 1 - begin) >> 4)
             b0 = b1 = b2 = b3 = n0 = n1 = n2 = n3 = 0
             if old < high:
                 b0, b1, b2, b3 = four_blocks(sealed_pages, begin, old, high, page_size, sealed_bytes, blocks, size)
+                n_pages, n_tile, n_blocks, whole = sealed_pages, begin + TILE, blocks, own >= 2 * TILE
+                if tile + 1 >= end:
+                    n_pages, n_tile = packed_ids(follower, op, n_kv_head), n_begin
+                    n_blocks += (n_kv_head - kv_head) * head_bytes
+                    whole = (slot(follower, abi.ITEM_POSITION) & -page_size) - n_begin >= TILE
                 n0, n1, n2, n3 = b0, b1, b2, b3
-                if tile + 1 < end and own >= 2 * TILE:
-                    at_next = begin + TILE
-                    n0, n1, n2, n3 = four_blocks(sealed_pages, at_next, 0, 4, page_size, sealed_bytes, blocks, size)
-                elif tile + 1 >= end and (slot(follower, abi.ITEM_POSITION) & -page_size) - n_begin >= TILE:
-                    n_pages = packed_ids(follower, op, n_kv_head)
-                    n_blocks = blocks + (n_kv_head - kv_head) * head_bytes
-                    n0, n1, n2, n3 = four_blocks(n_pages, n_begin, 0, 4, page_size, sealed_bytes, n_blocks, size)
-                asked = rounded + at * query_bytes(dims)
+                if whole:
+                    n0, n1, n2, n3 = four_blocks(n_pages, n_tile, 0, 4, page_size, sealed_bytes, n_blocks, size)
                 if channels:
-                    page = block_at(sealed_pages, (begin + old * 16) & -page_size, page_size, sealed_bytes, top, 0)
+                    page = first_header(sealed_pages, begin, old, page_size, sealed_bytes, blocks - header)
                     prepare(qs, n, dims, page, asked)
                 score_sealed(qs, asked, n, dims, b0, b1, b2, b3, ps, n0, n1, n2, n3)
             if low > 0 or high < 4:
                 score_exact(begin, low, high, last, n, dims, pages, page_size, page_bytes, head, qs, ps, other)
+            later = split if asks_later and old < high else 0
+            ask_for(n2, later)
             soften(p, at, at + n, group, position, begin, row_max, row_sum, acc, dims, window, cap)
+            ask_for(n3, later)
             if low > 0 or high < 4:
                 for t in range(token, next_token):
                     pt, at_acc = p + t * group * 256, acc + t * group * dims * 4

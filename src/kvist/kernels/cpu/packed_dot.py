@@ -24,7 +24,7 @@ from kvist.cache.codec.packed import STEEPEST
 from kvist.kernels.cpu.attention_tile import BLOCKS, begin_loop, end_loop
 from kvist.kernels.cpu.packed_lanes import Cell, emit_splat_at, words
 from kvist.kernels.cpu.packed_products import emit_cells, way_of
-from kvist.kernels.cpu.vector import I1, I64, V16F, V16I, emit_fma, emit_load, emit_prefetch, pointer
+from kvist.kernels.cpu.vector import I64, V16F, V16I, emit_fma, emit_load, emit_prefetch, pointer
 
 
 def make_dot_scores(codec: Packed, rows: int) -> Any:
@@ -37,6 +37,7 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
     n: the same cells of two of the blocks that are read next.
     """
     way, parts = way_of(codec.step_bits, codec.query_parts), codec.query_parts
+    asked = codec.cell_bytes // 2 if way.blocks == 1 else codec.cell_bytes
 
     def offsets_of(builder: Any, scales: Any) -> Any:
         """Of a bell its lowest step."""
@@ -50,7 +51,7 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
         sums = [[[builder.phi(V16I) for _ in range(way.sums)] for _ in blocks] for _ in starts]
         offset, at = builder.mul(cell, I64(codec.cell_bytes)), builder.mul(cell, I64(16 * parts))
         for n in following:
-            for line in range(0, codec.cell_bytes, 64):
+            for line in range(0, asked, 64):
                 emit_prefetch(builder, n, builder.add(offset, I64(line)))
         squares = [Cell(codec, builder, builder.add(block, offset)) for block in blocks]
         new = [[list(block) for block in row] for row in sums]
@@ -79,8 +80,9 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
                 emit_prefetch(builder, builder.add(n, builder.sub(scales, block)), I64(0))
             new = [list[Any]() for _ in starts]
             for b in range(0, BLOCKS, way.blocks):
-                # both are asked for in the first pass, or, of four passes, one in the first and one in the third
-                lines = following[b // 2 :][: way.blocks] if b % 2 == 0 and way.blocks * b < 4 else []
+                lines = following if b == 0 else []
+                if way.blocks == 1:  # half a cell in each pass
+                    lines = [builder.add(following[b // 2], I64(b % 2 * codec.cell_bytes // 2))]
                 made = loop_over(builder, starts, k[b : b + way.blocks], cells, lines)
                 for row, sums in zip(new, made, strict=True):
                     row += sums
@@ -112,10 +114,11 @@ def weigh_width(codec: Packed) -> int:
 
 
 def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
-    """``weigh(w, w_stride, f, v0..v3, acc, acc_stride, n2, n3)``: acc[row][16 * width dims] += a tile's values.
+    """``weigh(w, w_stride, f, v0..v3, acc, acc_stride, n0, n1)``: acc[row][16 * width dims] += a tile's values.
 
     w: row 0's weights as `split_tile` has them, the next row's `w_stride` further; f: step and sum of
-    its weights, as far apart. v: `width` cells of each of the four blocks; n: the same of two that are read next.
+    its weights, as far apart. v: `width` cells of each of the four blocks; n: the same of two that are read next, or,
+    where blocks pass by one at a time, n0: as many cells to ask for as the call reads.
     """
     way = way_of(codec.step_bits, 2)
 
@@ -137,13 +140,12 @@ def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
         before, loop, after, number = begin_loop(builder)
         sums = [[[builder.phi(V16I) for _ in state] for state in row] for row in begun]
         made = [[list(state) for state in row] for row in sums]
-        block, odd = blocks[0], builder.trunc(number, I1)
+        block = blocks[0]
         for b in range(1, BLOCKS):
             block = builder.select(builder.icmp_signed("==", number, I64(b)), blocks[b], block)
         own = [builder.add(start, builder.mul(number, I64(way.tile_place(0, 1, 0)))) for start in starts]
-        asked = builder.select(odd, following[1], following[0])
-        asked = builder.add(asked, builder.shl(builder.lshr(number, I64(1)), I64(6)))
-        add_block(builder, own, made, block, 0, asked, range(0, width * codec.cell_bytes, 128))
+        asked = builder.add(following[0], builder.mul(number, I64(width * codec.cell_bytes)))
+        add_block(builder, own, made, block, 0, asked, range(0, width * codec.cell_bytes, 64))
         for phi, start, following_sum in zip(*(chain(*chain(*every)) for every in (sums, begun, made)), strict=True):
             phi.add_incoming(start, before)
             phi.add_incoming(following_sum, builder.block)
@@ -153,7 +155,7 @@ def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
     @intrinsic
     def weigh(
         typingctx: Any, w: Any, ws: Any, f: Any, v0: Any, v1: Any, v2: Any, v3: Any, acc: Any, acc_stride: Any,
-        n2: Any, n3: Any,
+        n0: Any, n1: Any,
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             w, stride, f = args[:3]

@@ -8,8 +8,17 @@ from kvist.cache.codec.base import AnyCodec, Packed
 from kvist.kernels.cpu.attention_rows import make_score_rows
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_dot import make_dot_scores
+from kvist.kernels.cpu.packed_products import in_pairs
 from kvist.kernels.cpu.packed_rows import PORTION, ask_for, group_of, part_bytes, query_bytes
 from kvist.kernels.cpu.packed_tile import make_packed_scores
+
+
+def asks_for_two(codec: AnyCodec) -> bool:
+    """Whether K's side asks for n0 and n1 alone: the other two have their turns later, for few lines can be under way.
+
+    Where registers hold eight lanes a tile takes so long that what follows can be asked for evenly.
+    """
+    return in_pairs() and isinstance(codec, Packed) and codec.grid != "e4m3"
 
 
 def make_score_side(codec: AnyCodec) -> Any:
@@ -32,6 +41,7 @@ def make_score_side(codec: AnyCodec) -> Any:
         return _make_score_grid(codec)
     dot1, dot2, dot3, dot4 = (make_dot_scores(codec, rows) for rows in (1, 2, 3, 4))
     size, scales, group, channels = codec.cell_bytes, codec.parameters * 32, codec.group, codec.channels
+    spread = asks_for_two(codec)
     (block, _), parts = part_bytes(codec, keys=True), codec.query_parts
 
     @jit
@@ -55,8 +65,9 @@ def make_score_side(codec: AnyCodec) -> Any:
                     dot3(x, stride, f, a, b, c, d, s0, s1, s2, s3, cells, out, first, na, nb)
                 else:
                     dot4(x, stride, f, a, b, c, d, s0, s1, s2, s3, cells, out, first, na, nb)
-        ask_for(n2, block(dims))
-        ask_for(n3, block(dims))
+        if not spread:
+            ask_for(n2, block(dims))
+            ask_for(n3, block(dims))
 
     return score
 

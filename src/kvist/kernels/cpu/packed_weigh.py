@@ -11,7 +11,7 @@ from kvist.kernels.cpu.attention_tile import together
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_dot import make_dot_weigh, weigh_width
 from kvist.kernels.cpu.packed_factors import split_tile
-from kvist.kernels.cpu.packed_products import LARGEST
+from kvist.kernels.cpu.packed_products import LARGEST, in_pairs
 from kvist.kernels.cpu.packed_rows import (
     PORTION,
     SMALLEST,
@@ -107,6 +107,7 @@ def _make_weigh_dot(codec: Packed) -> Any:
     thin1 = make_dot_weigh(codec, 1, 1)
     size, scales, group, offset = codec.cell_bytes, codec.parameters * 32, codec.group, codec.offset
     block, _ = part_bytes(codec, keys=False)
+    spread = in_pairs()
 
     @jit
     def round_weights(p: int, low: int, high: int, s0: int, s1: int, s2: int, s3: int, out: int) -> None:
@@ -141,10 +142,14 @@ def _make_weigh_dot(codec: Packed) -> Any:
         n0: int, n1: int, n2: int, n3: int,
     ) -> None:  # fmt: skip
         step, stride, f = group_of(dims, group), dims * 4, scratch + 128
-        ask_for(n0, block(dims))
-        ask_for(n1, block(dims))
+        if not spread:
+            ask_for(n0, block(dims))
+            ask_for(n1, block(dims))
         for first in range(0, dims, step):
             at = dims // 16 * size + first // step * scales
+            if spread:
+                prefetch(n0 + at)
+                prefetch(n1 + at)
             prefetch(n2 + at)
             prefetch(n3 + at)
             for r in range(0, rows, PORTION):
@@ -155,18 +160,21 @@ def _make_weigh_dot(codec: Packed) -> Any:
                 for d in range(first, first + step, 16 * width):
                     c, out = d // 16 * size, acc + r * stride + d * 4
                     a0, a1, a2, a3 = v0 + c, v1 + c, v2 + c, v3 + c
-                    b2, b3 = n2 + c, n3 + c
+                    m0, m1 = n2 + c, n3 + c
+                    if spread:  # block after block, four cells at a time
+                        number, cell = d // 4 // (dims // 16), d // 4 % (dims // 16)
+                        m0 = (n0 if number == 0 else n1 if number == 1 else n2 if number == 2 else n3) + cell * size
                     if d + 16 * width > first + step:
                         for i in range(n):
                             beside, row = i * WEIGHT_BYTES, out + i * stride
-                            thin1(scratch + beside, 0, f + beside, a0, a1, a2, a3, row, 0, b2, b3)
+                            thin1(scratch + beside, 0, f + beside, a0, a1, a2, a3, row, 0, m0, m1)
                     elif n == 1:
-                        wide1(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, b2, b3)
+                        wide1(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, m0, m1)
                     elif n == 2:
-                        wide2(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, b2, b3)
+                        wide2(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, m0, m1)
                     elif n == 3:
-                        wide3(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, b2, b3)
+                        wide3(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, m0, m1)
                     else:
-                        wide4(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, b2, b3)
+                        wide4(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, m0, m1)
 
     return weigh
