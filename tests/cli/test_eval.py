@@ -47,6 +47,21 @@ def test_a_stream(cli: Callable[..., Any], tiny_model: str) -> None:
     assert f"{method['parts'][9]['perplexity']:.3f}" in done.stdout.splitlines()[10]
 
 
+def test_steps_alone(cli: Callable[..., Any], tiny_model: str) -> None:
+    arguments = ("eval", tiny_model, "--speed", "160", "--sequences", "1,3", "--threads", "2")
+    found = json.loads(cli(*arguments, "--kv-cache-dtype", "int8", "--policy", "full,window:64+4", "--json").stdout)
+    rows = [(row["codec"], row["policy"], row["sequences"]) for row in found["speed"]]
+    methods = [("f16", "full"), ("int8", "full"), ("int8", "window:64+4")]
+    assert rows == [(*method, count) for method in methods for count in (1, 3)]
+    for row in found["speed"]:
+        assert [step["context"] for step in row["steps"]] == found["contexts"] == [20, 40, 80, 160]
+        assert all(step["seconds"] > 0 for step in row["steps"])
+    assert [row["slope_to_f16"] for row in found["speed"][:2]] == [1, 1]
+    table = cli(*arguments).stdout.splitlines()  # of codecs that go with a head of 16
+    assert [table[0], table[1].split()[0]] == ["1 sequence, ms a step", "method"]
+    assert "3 sequences, ms a step" in table and [line.split()[0] for line in table[2:4]] == ["f16", "int8"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -71,6 +86,12 @@ def test_a_stream(cli: Callable[..., Any], tiny_model: str) -> None:
         (["--stream", "2000"], "lets go of pages"),
         (["--stream", "10"], "--stream"),
         (["--stream", "2000", "--policy", "window:16+17"], "17 sinks"),
+        (["--speed", "10"], "--speed"),
+        (["--speed", "161"], "give 160 at most"),
+        (["--speed", "160", "--sequences", "1,0"], "from 1 to 64"),
+        (["--speed", "160", "--sequences", "all"], "from 1 to 64"),
+        (["--speed", "160", "--stream", "2000"], "leave --choose, --stream and --plots out"),
+        (["--sequences", "2"], "--speed"),
     ],
 )
 def test_nonsense_is_refused_in_one_line(

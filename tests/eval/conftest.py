@@ -34,3 +34,11 @@ def texts() -> list[Document]:
         Document("random", f"{i}", tuple(random.integers(2, 300, length + 1).tolist()))
         for i, length in enumerate(LENGTHS)
     ]
+
+
+@pytest.fixture
+def long(tmp_path: Path) -> LLM:
+    """A tiny model with room for 1,024 positions."""
+    return LLM(
+        tiny.write_folder(tiny.Tiny("llama", "llama", positions=1024), tmp_path / "m"), kv_cache_memory_bytes=16 << 20
+    )

@@ -28,7 +28,7 @@ from kvist.kernels.program import Mix
 from kvist.kernels.reference_pages import _mixed
 
 NAMES = ("int8", "int5", "int4", "lm3")
-PLAN = Plan(tokens=60, documents=3, lengths=(), seeds=1, contexts=())
+PLAN = Plan(tokens=60, documents=3, lengths=(), depths=10, seeds=1, contexts=())
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -176,7 +176,7 @@ def test_a_choice_is_written_measured_and_found_again(
 
 
 def test_layers_are_measured_on_other_text_than_the_choice(llm: LLM) -> None:
-    plan = Plan(tokens=40, documents=4, lengths=(), seeds=1, contexts=())
+    plan = Plan(tokens=40, documents=4, lengths=(), depths=10, seeds=1, contexts=())
     names = {(text.domain, text.name) for text in texts(llm, plan, 5, 100)}
     assert len(names) == 5
     evaluated = Evaluation(llm, Path(__file__), (REFERENCE,), plan, Store(), silent).documents

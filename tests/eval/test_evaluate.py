@@ -18,7 +18,7 @@ from kvist.eval.method import FLOOR, REFERENCE, Method, methods, names
 from kvist.eval.plan import FULL, QUICK, Plan
 from kvist.eval.store import Store
 
-PLAN = Plan(tokens=40, documents=5, lengths=(), seeds=1, contexts=(20, 80, 140))
+PLAN = Plan(tokens=40, documents=5, lengths=(), depths=10, seeds=1, contexts=(20, 80, 140))
 TIMED = ("step_ms_intercept", "step_us_per_1k_tokens", "slope_to_f16", "steps")
 
 
@@ -144,7 +144,7 @@ def test_names_of_methods() -> None:
 def test_plans_fit_the_model() -> None:
     assert FULL.within(8192) == FULL and QUICK.within(8192) == QUICK
     small = FULL.within(1100)
-    assert (small.tokens, small.lengths, small.contexts) == (1100, (1000,), (500, 1000))
+    assert (small.tokens, small.lengths, small.contexts) == (1100, (1000,), (250, 1000))
     assert QUICK.asking(8192, 100, 3, 0) == replace(QUICK, tokens=100, documents=3, seeds=0)
     assert QUICK.asking(64, None, None, None) == QUICK.within(64)
     assert QUICK.within(64).tokens == 64
@@ -153,7 +153,7 @@ def test_plans_fit_the_model() -> None:
 
 
 def test_documents_as_long_as_the_model_goes(llm: LLM, folder: Path) -> None:
-    plan = Plan(tokens=256, documents=2, lengths=(256,), seeds=1, contexts=(10, 256 - 48)).within(256)
+    plan = Plan(tokens=256, documents=2, lengths=(256,), depths=10, seeds=1, contexts=(10, 256 - 48)).within(256)
     found = run(llm, folder, Store(), plan)
     assert found["reference"]["positions"] == 512 and found["passkey_cells"] == 10
     assert [step["context"] for step in found["methods"][0]["steps"]] == [10, 208]

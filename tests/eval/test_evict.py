@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import tiny
 from kvist import LLM
 from kvist.errors import UsageError
 from kvist.eval.evaluate import Evaluation
@@ -17,19 +16,10 @@ from kvist.eval.passkey import ANSWER, answer
 from kvist.eval.plan import QUICK
 from kvist.eval.report import Report, Result
 from kvist.eval.scores import Scores
-from kvist.eval.speed import STEADY, step_seconds
 from kvist.eval.store import Store
 from kvist.eval.text import Document
 
 RULE = "evict:0.5,by=knorm"
-
-
-@pytest.fixture
-def long(tmp_path: Path) -> LLM:
-    """A tiny model with room for 1,024 positions."""
-    return LLM(
-        tiny.write_folder(tiny.Tiny("llama", "llama", positions=1024), tmp_path / "m"), kv_cache_memory_bytes=16 << 20
-    )
 
 
 def test_the_second_half_is_measured(long: LLM) -> None:
@@ -73,15 +63,8 @@ def test_the_question_comes_when_the_context_is_compressed(long: LLM) -> None:
             match.release()
 
 
-def test_steps_are_timed_over_what_is_kept(long: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"max_num_seqs": 1, "max_model_len": 700 + STEADY}
-    with long, Method("f32", RULE).engine(long, **sizes, kv_cache_memory_bytes=None) as engine:
-        assert len(step_seconds([engine], [300, 700], 300, 64)[0]) == 2
-        assert [(table.computed, table.kept) for table in engine.manager.tables] == [(700, None)]
-
-
 def test_documents_that_are_too_short(long: LLM, tmp_path: Path) -> None:
-    with long, Store() as store, pytest.raises(UsageError, match=r"first half of 256 tokens as it is: give --tokens"):
+    with long, Store() as store, pytest.raises(UsageError, match=r"first half of 200 tokens as it is: give --tokens"):
         Evaluation(long, tmp_path, [REFERENCE, Method("f32", RULE)], QUICK, store, lambda *_: None)
 
 

@@ -68,10 +68,10 @@ def test_what_counts_is_the_key_in_the_answer(llm: LLM, monkeypatch: pytest.Monk
         return llm.tokenizer.encode(f" {hidden.key}." if told[-1] % 3 else " 12345.")
 
     monkeypatch.setattr(passkey, "answer", knowing)
-    assert retrieved(llm.engine, llm.tokenizer, 200, 0, 64) == [depth % 3 != 0 for depth in range(DEPTHS)]
+    assert retrieved(llm.engine, llm.tokenizer, 200, DEPTHS, 0, 64) == [depth % 3 != 0 for depth in range(DEPTHS)]
 
 
 @pytest.mark.model
 def test_a_real_model_finds_most_keys_of_a_short_text(smollm2_path: Path) -> None:
     with LLM(smollm2_path, max_model_len=512, kv_cache_memory_bytes=64 << 20) as real:
-        assert sum(retrieved(real.engine, real.tokenizer, 400, 0, 512)) >= 7
+        assert sum(retrieved(real.engine, real.tokenizer, 400, DEPTHS, 0, 512)) >= 7

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,10 @@ from kvist.cli import flags
 from kvist.errors import UsageError
 
 if TYPE_CHECKING:
+    from kvist.eval.method import Method
     from kvist.llm import LLM
+
+MOST_SEQUENCES = 64
 
 Codecs = Annotated[
     str | None,
@@ -37,6 +40,16 @@ Plots = Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Draw
 Stream = Annotated[
     int | None,
     typer.Option("--stream", min=1000, max=1_000_000, metavar="N", help="Read N tokens on end under --policy instead."),
+]
+Speed = Annotated[
+    int | None,
+    typer.Option("--speed", min=100, max=1_000_000, metavar="N", help="Only time steps, at contexts up to N tokens."),
+]
+Sequences = Annotated[
+    str | None,
+    typer.Option(
+        "--sequences", metavar="COUNTS", help="For --speed: sequences in a step, separated by commas. [default: 1,16]"
+    ),
 ]
 Choose = Annotated[
     str | None,
@@ -67,6 +80,8 @@ def eval(
     plots: Plots = None,
     resume: Resume = None,
     stream: Stream = None,
+    speed: Speed = None,
+    sequences: Sequences = None,
     choose: Choose = None,
     output: Output = None,
     kv_cache_skip_layers: flags.KvCacheSkipLayers = None,
@@ -76,53 +91,91 @@ def eval(
     json: flags.Json = False,
 ) -> None:
     """Measure ways to keep the cache against uncached float32: quality, bytes and speed, on text and pass keys."""
-    from kvist.cache.codec import CODECS, FLOATS
+    from kvist.cache.codec import CODECS
     from kvist.cli.terminal import Activity
     from kvist.eval.choose import Wish, compared
     from kvist.eval.evaluate import Evaluation
     from kvist.eval.method import USUAL, methods, names
     from kvist.eval.plan import FULL, QUICK
     from kvist.eval.plots import draw, require
-    from kvist.eval.sensitivity import usable
     from kvist.eval.store import Store
     from kvist.eval.table import lines
-    from kvist.llm import LLM
     from kvist.models.hub import resolve
 
     usual = USUAL if choose is None else CODECS
     wanted = methods(usual if kv_cache_dtype is None else names(kv_cache_dtype), names(policy))
     wish = None if choose is None else Wish.parse(choose, output or Path("codecs.json"), wanted)
-    _check_choose(choose, output, policy, stream)
+    counts = _check_instead(choose, output, policy, stream, plots, speed, sequences)
     if plots is not None:
         require()
     path = resolve(model)
     options = flags.engine_options(
         kv_cache_skip_layers=kv_cache_skip_layers, weights=weights, page_size=page_size, threads=threads
     )
-    with Store(resume) as store:
-        with Activity("loading the model") as activity:
-            llm = LLM(path, progress=activity.report, **options)
+    with Store(resume) as store, _loaded(path, options) as llm:
         if stream is not None:
-            with llm:
-                _stream(llm, model, kv_cache_dtype or "f16", policy, stream, plots, json)
+            _stream(llm, model, kv_cache_dtype or "f16", policy, stream, plots, json)
             return
-        with llm, Activity("choosing text") as activity:
-            longest = llm.engine.limits.max_model_len
-            plan = (QUICK if quick else FULL).asking(longest, tokens, documents, passkeys)
-            if kv_cache_dtype is None:
-                fitting = {*FLOATS, *usable(llm)}
-                wanted = tuple(method for method in wanted if fitting.issuperset(method.codecs))
+        if kv_cache_dtype is None:
+            wanted = _fitting(llm, wanted)
+        if speed is not None:
+            _speed(llm, model, wanted, speed, counts, json)
+            return
+        with Activity("choosing text") as activity:
+            plan = (QUICK if quick else FULL).asking(llm.engine.limits.max_model_len, tokens, documents, passkeys)
             given = llm, path, plan, store, activity.report
             wanted, told = (wanted, None) if wish is None else compared(*given, model, wish, quick=quick)
             found = {**Evaluation(llm, path, wanted, plan, store, activity.report).run(model).as_json(), "choice": told}
     _tell(found, lines(found), json, draw(found, plots) if plots is not None else ())
 
 
-def _check_choose(choose: str | None, output: Path | None, policy: str, stream: int | None) -> None:
+def _check_instead(
+    choose: str | None, output: Path | None, policy: str, stream: int | None, plots: Path | None, speed: int | None,
+    sequences: str | None,
+) -> tuple[int, ...]:
+    """Refuse what says nothing beside another option. Returns how many sequences to time."""
     if choose is None and output is not None:
         raise UsageError("--output is where --choose writes its choice: give that as well")
     if choose is not None and (stream is not None or policy != "full"):
         raise UsageError("--choose measures layers that see all positions: leave --stream and --policy out")
+    if speed is not None and any(other is not None for other in (choose, stream, plots)):
+        raise UsageError("--speed only times steps: leave --choose, --stream and --plots out")
+    if sequences is not None and speed is None:
+        raise UsageError("--sequences is how many --speed times together: give that as well")
+    counts = [int(count) if count.isdecimal() else 0 for count in (sequences or "1,16").split(",")]
+    if not all(1 <= count <= MOST_SEQUENCES for count in counts):
+        raise UsageError(f"--sequences {sequences}: give numbers from 1 to {MOST_SEQUENCES}, separated by commas: 1,16")
+    return tuple(dict.fromkeys(counts))
+
+
+def _loaded(path: Path, options: dict[str, Any]) -> LLM:
+    """The model, with progress."""
+    from kvist.cli.terminal import Activity
+    from kvist.llm import LLM
+
+    with Activity("loading the model") as activity:
+        return LLM(path, progress=activity.report, **options)
+
+
+def _fitting(llm: LLM, methods: Sequence[Method]) -> tuple[Method, ...]:
+    """Of methods that nobody named those that go with the model and the page size."""
+    from kvist.cache.codec import FLOATS
+    from kvist.eval.sensitivity import usable
+
+    fitting = {*FLOATS, *usable(llm)}
+    return tuple(method for method in methods if fitting.issuperset(method.codecs))
+
+
+def _speed(
+    llm: LLM, model: str, methods: Sequence[Method], longest: int, counts: Sequence[int], json: bool
+) -> None:
+    """What a position of context costs a step, beside float16."""
+    from kvist.cli.terminal import Activity
+    from kvist.eval.steps import steps, steps_lines
+
+    with Activity("timing steps") as activity:
+        found = steps(llm, model, methods[1:], longest, counts, activity.report)  # float32 has nothing to say here
+    _tell(found, steps_lines(found), json, ())
 
 
 def _stream(llm: LLM, model: str, codecs: str, policies: str, tokens: int, plots: Path | None, json: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from kvist.eval.passkey import retrieved
 from kvist.eval.plan import Plan
 from kvist.eval.report import Report, Result
 from kvist.eval.scores import Scores
-from kvist.eval.speed import STEADY, step_seconds
+from kvist.eval.speed import STEADY
+from kvist.eval.steps import BUDGET, timed
 from kvist.eval.store import Store, key_of, model_digest, source_digest
 from kvist.eval.text import Document, documents
 from kvist.llm import LLM
@@ -28,9 +29,6 @@ SIDE_BY_SIDE = 16
 
 FEW = 4
 """Fewer documents side by side than this are worth measuring the methods in two halves."""
-
-BUDGET = 512
-"""Tokens of a step that computes a passkey's text."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -48,16 +46,20 @@ class Evaluation:
 
     def __init__(self, llm: LLM, path: Path, methods: Sequence[Method], plan: Plan, store: Store, report: Progress):
         """path: where the model's files are, which the results depend on. report: told what is measured."""
-        self._llm, self._methods, self._plan, self._store, self._report = llm, tuple(methods), plan, store, report
+        self._llm, self._methods, self._store, self._report = llm, tuple(methods), store, report
         for method in methods:
             _check_length(method, plan.tokens)
         self.documents = documents(llm.tokenizer.encode, plan.documents, plan.tokens)
         self._longest = max(document.positions for document in self.documents)  # some rotary embeddings go by it
         self._identity = identity(llm, path)
+        self._costs = {method: self._sizes(method) for method in methods}
+        largest = max(size.bytes_per_token for size in self._costs.values())
+        fitting = tuple(c for c in plan.contexts if (c + 2 * STEADY * len(plan.contexts)) * largest <= room())
+        self._plan = replace(plan, contexts=fitting)
 
     def run(self, model: str) -> Report:
         """Measure all. model: what the report calls it."""
-        sizes = {method: self._sizes(method) for method in self._methods}
+        sizes = self._costs
         self._read({method: size.bytes_per_token for method, size in sizes.items()})
         found = {method: self._passkeys(method, i) for i, method in enumerate(self._methods)}
         seconds = self._steps()
@@ -121,15 +123,16 @@ class Evaluation:
     def _passkeys(self, method: Method, number: int) -> list[bool]:
         """Of every length, seed and depth, in this order, whether the key was told."""
         longest = max(self._plan.lengths, default=0)
+        depths = self._plan.depths
         cells = [(length, seed) for length in self._plan.lengths for seed in range(self._plan.seeds)]
-        keys = [key_of("passkey", self._identity, method.key, cell, longest) for cell in cells]
+        keys = [key_of("passkey", self._identity, method.key, cell, depths, longest) for cell in cells]
         if any(self._store.get(key) is None for key in keys):
             sizes = {"max_num_seqs": 2, "max_model_len": longest, "max_num_batched_tokens": BUDGET}
             with method.engine(self._llm, **sizes, enable_prefix_caching=True) as engine:
                 for i, (key, (length, seed)) in enumerate(zip(keys, cells, strict=True)):
                     self._report("finding pass keys", number * len(keys) + i, len(self._methods) * len(keys))
                     if self._store.get(key) is None:
-                        self._store.put(key, retrieved(engine, self._llm.tokenizer, length, seed, BUDGET))
+                        self._store.put(key, retrieved(engine, self._llm.tokenizer, length, depths, seed, BUDGET))
         return [bool(told) for key in keys for told in self._store.get(key)]
 
     def _steps(self) -> Any:
@@ -137,16 +140,8 @@ class Evaluation:
         contexts, threads = self._plan.contexts, self._llm.backend.threads
         key = key_of("steps", self._identity, threads, [method.key for method in self._methods], contexts)
         if self._store.get(key) is None and contexts:
-            sizes = {"max_num_seqs": 1, "max_model_len": contexts[-1] + STEADY, "max_num_batched_tokens": BUDGET}
-            progress = iter(range(1, len(contexts) + 1))
-            self._report("timing decode steps", 0, len(contexts))
-            with ExitStack() as stack:
-                engines = [stack.enter_context(method.engine(self._llm, **sizes)) for method in self._methods]
-                found = step_seconds(
-                    engines, contexts, self._llm.model.config.vocab_size, BUDGET,
-                    lambda context: self._report("timing decode steps", next(progress), len(contexts)),
-                )  # fmt: skip
-            self._store.put(key, found)
+            found = timed(self._llm, self._methods, contexts, (1,), self._report)
+            self._store.put(key, [seconds for (seconds,) in found])
         return self._store.get(key) or [[] for _ in self._methods]
 
 

@@ -116,10 +116,10 @@ def answer(engine: Engine, context: list[int], question: list[int], budget: int)
         manager.release(table)
 
 
-def retrieved(engine: Engine, tokenizer: Tokenizer, length: int, seed: int, budget: int) -> list[bool]:
-    """At which depths the key is told."""
+def retrieved(engine: Engine, tokenizer: Tokenizer, length: int, depths: int, seed: int, budget: int) -> list[bool]:
+    """At which of so many depths, evenly apart, the key is told."""
     found = []
-    for depth in range(DEPTHS):
+    for depth in sorted({round(i * (DEPTHS - 1) / max(depths - 1, 1)) for i in range(depths)}):
         hidden = haystack(length, depth, seed, lambda text: len(tokenizer.encode(text, add_special=False)))
         context, question = prompt(hidden, tokenizer)
         found.append(hidden.key in tokenizer.decode(answer(engine, context, question, budget)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kvist.errors import UsageError
-from kvist.eval.passkey import MARGIN
+from kvist.eval.passkey import DEPTHS, MARGIN
 from kvist.eval.speed import STEADY
 
 
@@ -13,13 +13,14 @@ from kvist.eval.speed import STEADY
 class Plan:
     """Sizes in tokens, but for counts.
 
-    tokens: positions of a document at most. documents: how many. lengths, seeds: of passkey texts. contexts: where
-    decode steps are timed, more than `STEADY` apart.
+    tokens: positions of a document at most. documents: how many. lengths, depths, seeds: of passkey texts, and how many
+    places in each. contexts: where decode steps are timed, more than `STEADY` apart.
     """
 
     tokens: int
     documents: int
     lengths: tuple[int, ...]
+    depths: int
     seeds: int
     contexts: tuple[int, ...]
 
@@ -45,5 +46,8 @@ class Plan:
         )
 
 
-QUICK = Plan(tokens=256, documents=12, lengths=(1000,), seeds=1, contexts=(250, 500, 1000, 2000))
-FULL = Plan(tokens=8000, documents=64, lengths=(1000, 2000, 4000, 8000), seeds=20, contexts=(500, 1000, 2000, 4000))
+CONTEXTS = (250, 1000, 4000, 8000)
+QUICK = Plan(tokens=200, documents=6, lengths=(500,), depths=5, seeds=1, contexts=CONTEXTS)
+FULL = Plan(
+    tokens=8000, documents=64, lengths=(1000, 2000, 4000, 8000), depths=DEPTHS, seeds=20, contexts=CONTEXTS
+)  # fmt: skip

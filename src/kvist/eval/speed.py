@@ -1,4 +1,15 @@
-"""How long a decode step takes, by context: all methods in turns, so that whatever disturbs one disturbs all."""
+"""How long a decode step takes, by context: all methods in turns, so that whatever disturbs one disturbs all.
+
+Of each context a table is kept, so that contexts take turns as well. Several sequences in a step share nothing: the
+others are copies of the first in pages of their own. ::
+
+    first sequence     0 ──── REAL ════ context 1 ════════ context 2     ──── computed; a fork stays at each context
+    every other one    0 ══════════════ context 1 ════════ context 2     ════ copies of pages that were computed
+    timed              in turns: rounds x contexts x numbers of sequences x methods
+
+How long a step takes does not depend on what pages hold. Where it does, for a policy chooses by that, all of the first
+sequence is computed.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +19,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvist.cache.table import PageTable
+from kvist.cache.manager import CacheManager
+from kvist.cache.table import GONE, PageTable
 from kvist.engine.batch import Piece
 from kvist.engine.engine import Engine
 from kvist.errors import CapacityError
 
 ROUNDS, STEPS = 8, 6
-"""Turns at a context, and steps in each."""
+"""Turns of a context, and steps in each."""
 
 STEADY = ROUNDS * STEPS
 """Positions that a measurement goes on by."""
+
+REAL = 512
+"""Positions that are computed, whatever the method: whole pages of any size."""
+
+Advanced = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,31 +47,33 @@ class Line:
 
 def step_seconds(
     engines: Sequence[Engine], contexts: Sequence[int], vocab_size: int, budget: int,
-    advanced: Callable[[int], None] = lambda contexts: None,
-) -> list[list[float]]:  # fmt: skip
-    """For each engine the median seconds of a step with one sequence, at each of the ascending contexts."""
-    tokens = np.random.default_rng(0).integers(0, vocab_size, contexts[-1] + STEADY).tolist()
-    tables = [engine.manager.open() for engine in engines]
-    found: list[list[float]] = [[] for _ in engines]
-    for context in contexts:
-        for engine, table in zip(engines, tables, strict=True):
-            while table.computed < context:
-                _run(engine, table, tokens[table.computed : min(table.computed + budget, context)])
-        taken: list[list[float]] = [[] for _ in engines]
-        going = [_going_on(engine, table, tokens) for engine, table in zip(engines, tables, strict=True)]
-        for _ in range(ROUNDS):
-            for number, (engine, table) in enumerate(zip(engines, going, strict=True)):
-                for _ in range(STEPS):
-                    begin = time.perf_counter()
-                    _run(engine, table, [tokens[table.positions]])
-                    taken[number].append(time.perf_counter() - begin)
-        for engine, table, own in zip(engines, tables, going, strict=True):
-            if own is not table:
-                engine.manager.release(own)
-        for number, seconds in enumerate(taken):
-            found[number].append(float(np.median(seconds)))
-        advanced(1)
-    return found
+    *, counts: Sequence[int] = (1,), advanced: Advanced = lambda done, total: None,
+) -> list[list[list[float]]]:  # fmt: skip
+    """Median seconds of a step: of each engine, for each number of sequences, at each of the ascending contexts.
+
+    Pages must not be shared by prefix: the engines cache none. budget: tokens of a step that computes a context.
+    advanced: told of what is done, out of how much.
+    """
+    tokens = np.random.default_rng(0).integers(0, vocab_size, contexts[-1] + STEADY * len(counts)).tolist()
+    total = len(engines) * len(contexts) + ROUNDS
+    going: list[list[list[PageTable]]] = []
+    for number, engine in enumerate(engines):
+        going.append(_begin(engine, contexts, tokens, budget, max(counts)))
+        advanced((number + 1) * len(contexts), total)
+    taken = [[[list[float]() for _ in contexts] for _ in counts] for _ in engines]
+    for turn in range(ROUNDS):
+        for at in range(len(contexts)):
+            for which, count in enumerate(counts):
+                for engine, tables, seconds in zip(engines, going, taken, strict=True):
+                    for _ in range(STEPS):
+                        begin = time.perf_counter()
+                        _step(engine, tables[at][:count], tokens)
+                        seconds[which][at].append(time.perf_counter() - begin)
+        advanced(total - ROUNDS + turn + 1, total)
+    for engine, tables in zip(engines, going, strict=True):
+        for table in (table for row in tables for table in row):
+            engine.manager.release(table)
+    return [[[float(np.median(steps)) for steps in row] for row in rows] for rows in taken]
 
 
 def line(contexts: Sequence[int], seconds: Sequence[float]) -> Line:
@@ -63,14 +82,71 @@ def line(contexts: Sequence[int], seconds: Sequence[float]) -> Line:
     return Line(float(intercept), float(slope))
 
 
-def _going_on(engine: Engine, table: PageTable, tokens: Sequence[int]) -> PageTable:
-    """The table to time: where a policy evicts entries, another one, of what is kept."""
-    if engine.evictor is None:
-        return table
-    return engine.evictor.evict(engine.manager.fork(table), tokens[: table.computed + 1])
+def _begin(
+    engine: Engine, contexts: Sequence[int], tokens: Sequence[int], budget: int, count: int
+) -> list[list[PageTable]]:
+    """At each context so many tables to go on with."""
+    manager, found = engine.manager, list[list[PageTable]]()
+    first = manager.open()
+    for number, context in enumerate(contexts):
+        _extend(engine, first, tokens[:context], budget)
+        kept = manager.fork(first)
+        if engine.evictor is not None:
+            kept = engine.evictor.evict(kept, tokens[: context + 1])
+        if number and engine.evictor is None:
+            others = [manager.fork(own) for own in found[-1][1:]]
+        else:  # what is kept at one context is not what the next one begins with
+            others = [manager.open(manager.match((), kept=kept.kept)) for _ in range(1, count)]
+        found.append([kept, *(_copied(manager, kept, own, budget) for own in others)])
+    manager.release(first)
+    return found
 
 
-def _run(engine: Engine, table: PageTable, tokens: Sequence[int]) -> None:
-    if not engine.manager.reserve(table, len(tokens)):
-        raise CapacityError("the pages of the contexts to time do not fit: give more memory")
-    engine.runner.forward([Piece(table, tokens, table.positions, "last")])
+def _extend(engine: Engine, table: PageTable, tokens: Sequence[int], budget: int) -> None:
+    """Go on to the end of `tokens`, at most `budget` a step; past `REAL` with copies where that makes no difference."""
+    manager = engine.manager
+    chooses = engine.evictor is not None or any(
+        spec is not None and spec.sketch for group in manager.groups for spec in group.layout.layers
+    )
+    while (computed := table.computed) < len(tokens):
+        new = tokens[computed : min(computed + budget, len(tokens) if chooses or computed >= REAL else REAL)]
+        _reserve(manager, table, len(new))
+        if chooses or computed < REAL:
+            engine.runner.forward([Piece(table, new, table.positions, "none")])
+            continue
+        full = computed // manager.layout.page_size
+        for ledger, pages in zip(manager.ledgers, table.groups, strict=True):
+            held = [page for page in pages[:full] if page != GONE]
+            for i in range(full, len(pages)):
+                ledger.pool.copy(held[i % len(held)], pages[i])
+        manager.commit(table, new)
+
+
+def _copied(manager: CacheManager, source: PageTable, table: PageTable, budget: int) -> PageTable:
+    """The table, once it is as long as `source`, with the same content in pages of its own."""
+    while table.computed < source.computed:
+        new = source.tokens[table.computed : min(table.computed + budget, source.computed)]
+        _reserve(manager, table, len(new))
+        manager.commit(table, new)
+    for ledger, pages, own in zip(manager.ledgers, source.groups, table.groups, strict=True):
+        pool = ledger.pool
+        for page, target in zip(pages, own, strict=True):
+            if GONE not in (page, target):
+                pool.copy(page, target)
+                for layer, spec in enumerate(pool.layout.layers):
+                    if spec is not None and spec.sketch:
+                        for head in range(spec.kv_heads):
+                            pool.sketch(target, layer, head)[:] = pool.sketch(page, layer, head)
+    return table
+
+
+def _reserve(manager: CacheManager, table: PageTable, new_tokens: int) -> None:
+    if not manager.reserve(table, new_tokens):
+        raise CapacityError("the pages of the contexts to time do not fit: time shorter ones, or fewer sequences")
+
+
+def _step(engine: Engine, tables: Sequence[PageTable], tokens: Sequence[int]) -> None:
+    """One token more for each table."""
+    for table in tables:
+        _reserve(engine.manager, table, 1)
+    engine.runner.forward([Piece(table, [tokens[table.positions]], table.positions, "last") for table in tables])
