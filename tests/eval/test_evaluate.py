@@ -64,7 +64,7 @@ def test_what_is_stored_is_not_measured_again(
     with Store(tmp_path / "results") as store:
         first = run(llm, folder, store, plan)
     assert first["passkey_cells"] == 10
-    for name in ("force", "retrieved", "step_seconds"):
+    for name in ("force", "retrieved", "timed"):
         monkeypatch.setattr(evaluate, name, None)  # calling it would fail
     with Store(tmp_path / "results") as store:
         assert json.dumps(run(llm, folder, store, plan)) == json.dumps(first)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import tiny
 from kvist import LLM
 from kvist.cache.table import GONE, PageTable
 from kvist.engine.batch import Piece
@@ -69,6 +71,14 @@ def test_what_is_chosen_is_chosen_from_what_was_computed(long: LLM) -> None:
             computed.append(engine.runner.kv_projections - 2 * STEADY)
     assert computed == [REAL, CONTEXTS[-1]]
     long.close()
+
+
+@pytest.mark.parametrize("codec", ["f16", "int8"])
+def test_windows_smaller_than_a_page(tmp_path: Path, codec: str) -> None:
+    model = tiny.Tiny("mistral", "mistral", positions=1024, extra={"sliding_window": 8})
+    with LLM(tiny.write_folder(model, tmp_path / "m")) as llm:
+        found = timed(llm, [Method(codec)], (REAL + 88, REAL + 200), (2,), lambda *_: None)
+    assert np.shape(found) == (1, 1, 2)
 
 
 def test_all_methods_and_counts(long: LLM) -> None:

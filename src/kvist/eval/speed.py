@@ -114,10 +114,10 @@ def _extend(engine: Engine, table: PageTable, tokens: Sequence[int], budget: int
         if chooses or computed < REAL:
             engine.runner.forward([Piece(table, new, table.positions, "none")])
             continue
-        full = computed // manager.layout.page_size
+        size, filled = manager.layout.page_size, manager.layout.pages_for(computed)
         for ledger, pages in zip(manager.ledgers, table.groups, strict=True):
-            held = [page for page in pages[:full] if page != GONE]
-            for i in range(full, len(pages)):
+            held = [page for page in pages[:filled] if page != GONE]
+            for i in range(computed // size, len(pages)):
                 ledger.pool.copy(held[i % len(held)], pages[i])
         manager.commit(table, new)
 
