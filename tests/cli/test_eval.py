@@ -90,7 +90,7 @@ def test_steps_alone(cli: Callable[..., Any], tiny_model: str) -> None:
         (["--speed", "161"], "give 160 at most"),
         (["--speed", "160", "--sequences", "1,0"], "from 1 to 64"),
         (["--speed", "160", "--sequences", "all"], "from 1 to 64"),
-        (["--speed", "160", "--stream", "2000"], "leave --choose, --stream and --plots out"),
+        (["--speed", "160", "--stream", "2000"], "leave --choose, --stream, --plots and --resume out"),
         (["--sequences", "2"], "--speed"),
     ],
 )

@@ -144,12 +144,22 @@ def test_names_of_methods() -> None:
 def test_plans_fit_the_model() -> None:
     assert FULL.within(8192) == FULL and QUICK.within(8192) == QUICK
     small = FULL.within(1100)
-    assert (small.tokens, small.lengths, small.contexts) == (1100, (1000,), (250, 1000))
+    assert (small.tokens, small.lengths, small.contexts) == (1100, (1000,), (250, 900))
     assert QUICK.asking(8192, 100, 3, 0) == replace(QUICK, tokens=100, documents=3, seeds=0)
     assert QUICK.asking(64, None, None, None) == QUICK.within(64)
     assert QUICK.within(64).tokens == 64
+    assert len(QUICK.within(1024).contexts) == len(FULL.within(1024).contexts) == 2, "enough for a slope"
     with pytest.raises(UsageError, match="300 tokens"):
         QUICK.asking(256, 300, None, None)
+
+
+def test_contexts_that_do_not_fit_the_memory_are_left_out(
+    llm: LLM, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "room", lambda: 768 * (80 + 2 * 48 * 3))  # bytes of a float32 position
+    found = run(llm, folder, Store())
+    assert found["plan"]["contexts"] == (20, 80)
+    assert [[step["context"] for step in row["steps"]] for row in found["methods"]] == [[20, 80]] * 3
 
 
 def test_documents_as_long_as_the_model_goes(llm: LLM, folder: Path) -> None:

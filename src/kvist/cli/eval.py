@@ -105,7 +105,7 @@ def eval(
     usual = USUAL if choose is None else CODECS
     wanted = methods(usual if kv_cache_dtype is None else names(kv_cache_dtype), names(policy))
     wish = None if choose is None else Wish.parse(choose, output or Path("codecs.json"), wanted)
-    counts = _check_instead(choose, output, policy, stream, plots, speed, sequences)
+    counts = _check_instead(choose, output, policy, stream, plots, resume, speed, sequences)
     if plots is not None:
         require()
     path = resolve(model)
@@ -130,16 +130,16 @@ def eval(
 
 
 def _check_instead(
-    choose: str | None, output: Path | None, policy: str, stream: int | None, plots: Path | None, speed: int | None,
-    sequences: str | None,
+    choose: str | None, output: Path | None, policy: str, stream: int | None, plots: Path | None,
+    resume: Path | None, speed: int | None, sequences: str | None,
 ) -> tuple[int, ...]:
     """Refuse what says nothing beside another option. Returns how many sequences to time."""
     if choose is None and output is not None:
         raise UsageError("--output is where --choose writes its choice: give that as well")
     if choose is not None and (stream is not None or policy != "full"):
         raise UsageError("--choose measures layers that see all positions: leave --stream and --policy out")
-    if speed is not None and any(other is not None for other in (choose, stream, plots)):
-        raise UsageError("--speed only times steps: leave --choose, --stream and --plots out")
+    if speed is not None and any(other is not None for other in (choose, stream, plots, resume)):
+        raise UsageError("--speed only times steps: leave --choose, --stream, --plots and --resume out")
     if sequences is not None and speed is None:
         raise UsageError("--sequences is how many --speed times together: give that as well")
     counts = [int(count) if count.isdecimal() else 0 for count in (sequences or "1,16").split(",")]

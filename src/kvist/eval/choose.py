@@ -26,10 +26,10 @@ from kvist.cache.codec import CODECS, any_codec, codec
 from kvist.cache.codec.choice import AUTO, write_codecs
 from kvist.cache.layout import LayerSpec, PageLayout
 from kvist.errors import UsageError
-from kvist.eval.evaluate import Progress
 from kvist.eval.method import FLOOR, REFERENCE, Method
 from kvist.eval.plan import Plan
 from kvist.eval.sensitivity import Place, Sensitivity, measure, usable
+from kvist.eval.steps import Progress
 from kvist.eval.store import Store
 from kvist.eval.text import Document, digest, documents
 from kvist.kernels.program import Floats

@@ -19,7 +19,7 @@ from kvist.eval.plan import Plan
 from kvist.eval.report import Report, Result
 from kvist.eval.scores import Scores
 from kvist.eval.speed import STEADY
-from kvist.eval.steps import BUDGET, timed
+from kvist.eval.steps import BUDGET, Progress, timed
 from kvist.eval.store import Store, key_of, model_digest, source_digest
 from kvist.eval.text import Document, documents
 from kvist.llm import LLM
@@ -29,8 +29,6 @@ SIDE_BY_SIDE = 16
 
 FEW = 4
 """Fewer documents side by side than this are worth measuring the methods in two halves."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +50,19 @@ class Evaluation:
         self.documents = documents(llm.tokenizer.encode, plan.documents, plan.tokens)
         self._longest = max(document.positions for document in self.documents)  # some rotary embeddings go by it
         self._identity = identity(llm, path)
-        self._costs = {method: self._sizes(method) for method in methods}
-        largest = max(size.bytes_per_token for size in self._costs.values())
+        self._kept = {method: self._sizes(method) for method in methods}
+        largest = max(size.bytes_per_token for size in self._kept.values())
         fitting = tuple(c for c in plan.contexts if (c + 2 * STEADY * len(plan.contexts)) * largest <= room())
         self._plan = replace(plan, contexts=fitting)
 
     def run(self, model: str) -> Report:
         """Measure all. model: what the report calls it."""
-        sizes = self._costs
-        self._read({method: size.bytes_per_token for method, size in sizes.items()})
+        self._read({method: size.bytes_per_token for method, size in self._kept.items()})
         found = {method: self._passkeys(method, i) for i, method in enumerate(self._methods)}
         seconds = self._steps()
         results = [
             Result(
-                method, sizes[method].bytes_per_token, sizes[method].values,
+                method, self._kept[method].bytes_per_token, self._kept[method].values,
                 [Scores.from_json(self._store.get(self._key(method, document))) for document in self.documents],
                 found[method], seconds[i],
             )

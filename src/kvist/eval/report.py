@@ -16,7 +16,7 @@ import numpy.typing as npt
 from kvist.eval.bootstrap import interval
 from kvist.eval.method import FLOOR, REFERENCE, Method
 from kvist.eval.scores import Scores
-from kvist.eval.speed import Line, line
+from kvist.eval.speed import figures
 from kvist.eval.text import Document, digest
 from kvist.eval.tiers import verdict
 
@@ -57,7 +57,7 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """The shape that programs read."""
         truth = self.results[0].all("reference").astype(np.float64)
-        lines = self.lines()
+        floor = next((one.seconds for one in self.results if one.method == FLOOR), ())
         return {
             **self.circumstances,
             "reference": {
@@ -70,13 +70,10 @@ class Report:
             },
             "passkey_cells": len(self.results[0].passkeys),
             "passkey_cells_kept": sum(self.results[0].passkeys),
-            "methods": compared([{**self._quality(one), **self._speed(one, lines)} for one in self.results]),
+            "methods": compared(
+                [{**self._quality(one), **figures(self.contexts, one.seconds, floor)} for one in self.results]
+            ),
         }  # fmt: skip
-
-    def lines(self) -> dict[Method, Line]:
-        """The speed of each method, where two contexts or more were timed."""
-        timed = [one for one in self.results if len(one.seconds) > 1]
-        return {one.method: line(self.contexts, one.seconds) for one in timed}
 
     def _quality(self, one: Result) -> dict[str, Any]:
         positions = [scores.positions for scores in one.scores]
@@ -107,19 +104,6 @@ class Report:
         for domain in dict.fromkeys(document.domain for document in self.documents):
             of = [scores for scores, d in zip(one.scores, self.documents, strict=True) if d.domain == domain]
             yield {"domain": domain, **_brief(of)}
-
-    def _speed(self, one: Result, lines: dict[Method, Line]) -> dict[str, Any]:
-        found, floor = lines.get(one.method), lines.get(FLOOR)
-        steps = [
-            {"context": context, "seconds": seconds}
-            for context, seconds in zip(self.contexts, one.seconds, strict=True)
-        ]
-        return {
-            "step_ms_intercept": found and found.intercept * 1e3,
-            "step_us_per_1k_tokens": found and found.slope * 1e9,
-            "slope_to_f16": found and floor and found.slope / floor.slope,
-            "steps": steps,
-        }
 
 
 def compared(methods: list[dict[str, Any]]) -> list[dict[str, Any]]:

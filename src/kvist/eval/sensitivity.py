@@ -28,10 +28,11 @@ from kvist.cache.codec.packed import signs
 from kvist.cache.layout import LayerSpec, PageLayout
 from kvist.cache.pool import PagePool
 from kvist.errors import UsageError
-from kvist.eval.evaluate import Progress, identity
+from kvist.eval.evaluate import identity
 from kvist.eval.force import CHUNK, Reading, force
 from kvist.eval.key_means import key_means
 from kvist.eval.method import Method
+from kvist.eval.steps import Progress
 from kvist.eval.store import Store, key_of
 from kvist.eval.text import Document, digest
 from kvist.kernels.program import Floats

@@ -7,8 +7,8 @@ others are copies of the first in pages of their own. ::
     every other one    0 ══════════════ context 1 ════════ context 2     ════ copies of pages that were computed
     timed              in turns: rounds x contexts x numbers of sequences x methods
 
-How long a step takes does not depend on what pages hold. Where it does, for a policy chooses by that, all of the first
-sequence is computed.
+How long a step takes depends on what pages hold only where a policy chooses by that: there, all of the first sequence
+is computed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -80,6 +81,17 @@ def line(contexts: Sequence[int], seconds: Sequence[float]) -> Line:
     """The line through a method's measurements, at least two of them. The middle of a measurement is its context."""
     slope, intercept = np.polyfit(np.asarray(contexts) + STEADY / 2, seconds, 1)
     return Line(float(intercept), float(slope))
+
+
+def figures(contexts: Sequence[int], seconds: Sequence[float], floor: Sequence[float]) -> dict[str, Any]:
+    """A method's steps, and the line through two or more, in the shape that programs read. floor: float16's seconds."""
+    own, base = (line(contexts, each) if len(each) > 1 else None for each in (seconds, floor))
+    return {
+        "step_ms_intercept": own and own.intercept * 1e3,
+        "step_us_per_1k_tokens": own and own.slope * 1e9,
+        "slope_to_f16": own and base and own.slope / base.slope,
+        "steps": [{"context": c, "seconds": s} for c, s in zip(contexts, seconds, strict=True)],
+    }
 
 
 def _begin(

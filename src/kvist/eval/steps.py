@@ -8,7 +8,7 @@ from typing import Any
 
 from kvist.errors import UsageError
 from kvist.eval.method import FLOOR, Method
-from kvist.eval.speed import STEADY, line, step_seconds
+from kvist.eval.speed import STEADY, figures, step_seconds
 from kvist.llm import LLM
 
 BUDGET = 512
@@ -49,17 +49,12 @@ def steps(
     """Time methods, f16 among them, at contexts up to `longest`: the shape that programs read."""
     contexts = contexts_up_to(longest, llm, counts)
     found = timed(llm, methods, contexts, counts, report)
-    floor = [line(contexts, seconds) for seconds in found[methods.index(FLOOR)]]
-    rows = []
-    for method, of_counts in zip(methods, found, strict=True):
-        for count, seconds, base in zip(counts, of_counts, floor, strict=True):
-            own = line(contexts, seconds)
-            rows.append({
-                "codec": method.codec, "policy": method.policy, "sequences": count,
-                "step_ms_intercept": own.intercept * 1e3, "step_us_per_1k_tokens": own.slope * 1e9,
-                "slope_to_f16": own.slope / base.slope,
-                "steps": [{"context": c, "seconds": s} for c, s in zip(contexts, seconds, strict=True)],
-            })  # fmt: skip
+    floor = found[methods.index(FLOOR)]
+    rows = [
+        {"codec": method.codec, "policy": method.policy, "sequences": count, **figures(contexts, seconds, base)}
+        for method, of_counts in zip(methods, found, strict=True)
+        for count, seconds, base in zip(counts, of_counts, floor, strict=True)
+    ]
     return {
         "model": model, "weights": llm.model.weights, "threads": llm.backend.threads,
         "page_size": llm.config.page_size, "kv_cache_skip_layers": llm.config.kv_cache_skip_layers,

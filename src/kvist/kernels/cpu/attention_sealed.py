@@ -38,7 +38,7 @@ def sealed_scratch(rows: int, dims: int) -> int:
 
 @jit
 def sealed_places(copy: int, rows: int, dims: int) -> tuple[int, int, int]:
-    """Where they lie, behind the turned queries."""
+    """Where rounded queries, exact scores and rounded weights lie, behind the turned queries."""
     rounded = copy + rows * dims * 4
     other = rounded + rows * query_bytes(dims)
     return rounded, other, other + rows * 256

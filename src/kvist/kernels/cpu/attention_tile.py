@@ -18,29 +18,22 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from kvist.kernels.cpu.vector import F32, I64, V16F, emit_fma, emit_load, emit_prefetch, emit_splat, in_halves, pointer
+from kvist.kernels.cpu.vector import (
+    F32,
+    I64,
+    V16F,
+    begin_loop,
+    emit_fma,
+    emit_load,
+    emit_prefetch,
+    emit_splat,
+    end_loop,
+    in_halves,
+    pointer,
+)
 from kvist.kernels.cpu.vector_memory import ITEMSIZE
 
 BLOCKS = 4  # blocks of sixteen slots in a tile of 64 positions
-
-
-def begin_loop(builder: Any) -> tuple[Any, Any, Any, Any]:
-    """A loop over 0, 1, ...: the blocks before it, of it and after it, its counter."""
-    before = builder.block
-    loop = builder.append_basic_block("loop")
-    after = builder.append_basic_block("done")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    return before, loop, after, builder.phi(I64)
-
-
-def end_loop(builder: Any, before: Any, loop: Any, after: Any, counter: Any, limit: Any) -> None:
-    """Close what `begin_loop` began: once more while the counter is below `limit`."""
-    following = builder.add(counter, I64(1))
-    counter.add_incoming(I64(0), before)
-    counter.add_incoming(following, builder.block)
-    builder.cbranch(builder.icmp_signed("<", following, limit), loop, after)
-    builder.position_at_end(after)
 
 
 def together(rows: int) -> int:

@@ -21,10 +21,10 @@ from numba.extending import intrinsic
 
 from kvist.cache.codec.base import Packed
 from kvist.cache.codec.packed import STEEPEST
-from kvist.kernels.cpu.attention_tile import BLOCKS, begin_loop, end_loop
+from kvist.kernels.cpu.attention_tile import BLOCKS
 from kvist.kernels.cpu.packed_lanes import Cell, emit_splat_at, words
 from kvist.kernels.cpu.packed_products import emit_cells, way_of
-from kvist.kernels.cpu.vector import I64, V16F, V16I, emit_fma, emit_load, emit_prefetch, pointer
+from kvist.kernels.cpu.vector import I64, V16F, V16I, begin_loop, emit_fma, emit_load, emit_prefetch, end_loop, pointer
 
 
 def make_dot_scores(codec: Packed, rows: int) -> Any:

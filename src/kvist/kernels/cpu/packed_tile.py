@@ -15,9 +15,20 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from kvist.cache.codec.base import Packed
-from kvist.kernels.cpu.attention_tile import BLOCKS, begin_loop, end_loop, together
+from kvist.kernels.cpu.attention_tile import BLOCKS, together
 from kvist.kernels.cpu.packed_lanes import Cell, emit_splat_at
-from kvist.kernels.cpu.vector import F32, I64, V16F, emit_fma, emit_load, emit_prefetch, emit_splat, pointer
+from kvist.kernels.cpu.vector import (
+    F32,
+    I64,
+    V16F,
+    begin_loop,
+    emit_fma,
+    emit_load,
+    emit_prefetch,
+    emit_splat,
+    end_loop,
+    pointer,
+)
 
 
 def make_packed_scores(codec: Packed, rows: int) -> Any:

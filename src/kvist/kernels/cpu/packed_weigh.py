@@ -100,6 +100,18 @@ def _make_weigh_grid(codec: Packed) -> Any:
     return one_block
 
 
+@jit
+def cell_of_four(cell: int, cells: int, size: int, n0: int, n1: int, n2: int, n3: int) -> int:
+    """Address of a cell of four blocks of so many cells, counted through."""
+    if cell < cells:
+        return n0 + cell * size
+    if cell < 2 * cells:
+        return n1 + (cell - cells) * size
+    if cell < 3 * cells:
+        return n2 + (cell - 2 * cells) * size
+    return n3 + (cell - 3 * cells) * size
+
+
 def _make_weigh_dot(codec: Packed) -> Any:
     """`make_weigh_side` for whole numbers: weights are rounded for the whole tile."""
     width = weigh_width(codec)
@@ -162,8 +174,7 @@ def _make_weigh_dot(codec: Packed) -> Any:
                     a0, a1, a2, a3 = v0 + c, v1 + c, v2 + c, v3 + c
                     m0, m1 = n2 + c, n3 + c
                     if spread:  # block after block, four cells at a time
-                        number, cell = d // 4 // (dims // 16), d // 4 % (dims // 16)
-                        m0 = (n0 if number == 0 else n1 if number == 1 else n2 if number == 2 else n3) + cell * size
+                        m0 = cell_of_four(d >> 2, dims >> 4, size, n0, n1, n2, n3)
                     if d + 16 * width > first + step:
                         for i in range(n):
                             beside, row = i * WEIGHT_BYTES, out + i * stride

@@ -18,10 +18,10 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from kvist.kernels.cpu.formats import FORMATS, Format
-from kvist.kernels.cpu.panel_passes import emit_in_passes, emit_unpack
+from kvist.kernels.cpu.panel_passes import emit_in_passes, emit_unpack, places
 from kvist.kernels.cpu.sizes import PANEL_ROWS, WIDE
 from kvist.kernels.cpu.tile import ZEROS, Sums, emit_sums, rows_at, store_tile
-from kvist.kernels.cpu.vector import I64, V16F, emit_load, in_halves, pointer
+from kvist.kernels.cpu.vector import I64, V16F, emit_load, in_halves
 
 
 def first_rows(dtype: str) -> int:
@@ -116,7 +116,7 @@ def _emit_start(builder: Any, C: int, sums: Any, begins: Any) -> Sums:
     """Where the sums of a panel tile begin: at zero, or at what was left."""
 
     def load() -> Sums:
-        return [[builder.load(place, align=64) for place in row] for row in _places(builder, sums, C)]
+        return [[builder.load(place, align=64) for place in row] for row in places(builder, sums, C)]
 
     zeros = [[ZEROS] * C for _ in range(PANEL_ROWS)]
     return _emit_if(builder, builder.icmp_signed("==", begins, I64(0)), load, zeros)
@@ -131,19 +131,14 @@ def _emit_end(builder: Any, found: Sums, C: int, args: Sequence[Any]) -> None:
     fold, leave, done = (builder.append_basic_block(name) for name in ("fold", "leave", "done"))
     builder.cbranch(builder.icmp_signed("!=", ends, I64(0)), fold, leave)
     builder.position_at_end(leave)
-    for vectors, places in zip(found, _places(builder, sums, C), strict=True):
-        for vector, place in zip(vectors, places, strict=True):
+    for vectors, row in zip(found, places(builder, sums, C), strict=True):
+        for vector, place in zip(vectors, row, strict=True):
             builder.store(vector, place, align=64)
     builder.branch(done)
     builder.position_at_end(fold)
     store_tile(builder, found, PANEL_ROWS, C, bias, res, rs, out, os)
     builder.branch(done)
     builder.position_at_end(done)
-
-
-def _places(builder: Any, sums: Any, C: int) -> Sums:
-    """Pointers to the vectors of a tile's sums."""
-    return [[pointer(builder, sums, V16F, I64(64 * (r * C + c))) for c in range(C)] for r in range(PANEL_ROWS)]
 
 
 def _emit_if(builder: Any, condition: Any, then: Callable[[], Sums], otherwise: Sums) -> Sums:

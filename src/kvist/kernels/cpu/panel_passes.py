@@ -15,15 +15,19 @@ from typing import Any
 
 from llvmlite import ir
 
-from kvist.kernels.cpu.attention_tile import begin_loop, end_loop
 from kvist.kernels.cpu.formats import Format
 from kvist.kernels.cpu.sizes import PANEL_ROWS
 from kvist.kernels.cpu.tile import LINE, store_tile
-from kvist.kernels.cpu.vector import F32, I64, V16F, emit_prefetch, external, pointer
+from kvist.kernels.cpu.vector import F32, I64, V16F, begin_loop, emit_prefetch, end_loop, external, pointer
 
 HALF = 8  # lanes
 V8F = ir.VectorType(F32, HALF)
 MOST = 3  # activation rows of a pass
+
+
+def places(builder: Any, sums: Any, C: int, kind: Any = V16F) -> list[list[Any]]:
+    """Pointers to the vectors of a tile's sums, or to so many lanes of each, [weight row][activation row]."""
+    return [[pointer(builder, sums, kind, I64(64 * (r * C + c))) for c in range(C)] for r in range(PANEL_ROWS)]
 
 
 def emit_unpack(builder: Any, form: Format, rows: Sequence[Any], panel: Any, columns: Any) -> None:
@@ -46,33 +50,27 @@ def emit_in_passes(builder: Any, panel: Any, x_rows: Sequence[Any], columns: Any
     for first in range(0, C, MOST):
         rows = range(first, min(C, first + MOST))
         for part in range(16 // HALF):
-            places = [
-                [pointer(builder, sums, V8F, I64(64 * (r * C + c) + 4 * HALF * part)) for c in rows]
-                for r in range(PANEL_ROWS)
-            ]
             shift = I64(4 * HALF * part)
+            own = [row[rows.start : rows.stop] for row in places(builder, builder.add(sums, shift), C, V8F)]
             asked = ahead if first == 0 and part == 0 else None
             _emit_pass(
-                builder, builder.add(panel, shift), [builder.add(x_rows[c], shift) for c in rows], columns, places,
+                builder, builder.add(panel, shift), [builder.add(x_rows[c], shift) for c in rows], columns, own,
                 fresh, asked,
             )  # fmt: skip
     with builder.if_then(builder.icmp_signed("!=", ends, I64(0))):
-        found = [
-            [builder.load(pointer(builder, sums, V16F, I64(64 * (r * C + c))), align=64) for c in range(C)]
-            for r in range(PANEL_ROWS)
-        ]
+        found = [[builder.load(place, align=64) for place in row] for row in places(builder, sums, C)]
         store_tile(builder, found, PANEL_ROWS, C, bias, res, rs, out, os)
 
 
 def _emit_pass(
-    builder: Any, panel: Any, x_rows: Sequence[Any], columns: Any, places: list[list[Any]], fresh: Any, ahead: Any
+    builder: Any, panel: Any, x_rows: Sequence[Any], columns: Any, at: list[list[Any]], fresh: Any, ahead: Any
 ) -> None:
-    """Add to the sums at `places` [weight row][activation row], which begin at zero if they are fresh."""
+    """Add to the sums at `at` [weight row][activation row], which begin at zero if they are fresh."""
     zero = ir.Constant(V8F, [0.0] * HALF)
     fma = external(builder, f"llvm.fma.v{HALF}f32", V8F, [V8F] * 3)
-    start = [[builder.select(fresh, zero, builder.load(place, align=32)) for place in row] for row in places]
+    start = [[builder.select(fresh, zero, builder.load(place, align=32)) for place in row] for row in at]
     before, loop, after, step = begin_loop(builder)
-    sums = [[builder.phi(V8F) for _ in row] for row in places]
+    sums = [[builder.phi(V8F) for _ in row] for row in at]
     if ahead is not None:
         emit_prefetch(builder, ahead, builder.mul(step, I64(LINE)))
     x_at, w_at = builder.mul(step, I64(64)), builder.mul(step, I64(64 * PANEL_ROWS))
@@ -84,6 +82,6 @@ def _emit_pass(
             phi.add_incoming(builder.call(fma, [weights, x, phi]), builder.block)
     made = [[phi.incomings[1][0] for phi in row] for row in sums]
     end_loop(builder, before, loop, after, step, builder.lshr(columns, I64(4)))
-    for values, row in zip(made, places, strict=True):
+    for values, row in zip(made, at, strict=True):
         for value, place in zip(values, row, strict=True):
             builder.store(value, place, align=32)

@@ -8,11 +8,10 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from kvist.kernels.cpu.attention_tile import begin_loop, end_loop
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.scalar import arg, put_f32
 from kvist.kernels.cpu.sizes import FMA_CHAINS
-from kvist.kernels.cpu.vector import I64, V16F, add, emit_fma, emit_load, has, reduce_add, splat
+from kvist.kernels.cpu.vector import I64, V16F, add, begin_loop, emit_fma, emit_load, end_loop, has, reduce_add, splat
 from kvist.kernels.cpu.vector_memory import load_f32
 
 

@@ -22,7 +22,6 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from kvist.cache.sketch import CHUNK, HIGHEST, LENGTHS_BYTES, SPAN, STEEPEST, STEP_BYTES
-from kvist.kernels.cpu.attention_tile import begin_loop, end_loop
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_factors import put_bytes
 from kvist.kernels.cpu.packed_lanes import emit_splat_at, words
@@ -31,7 +30,19 @@ from kvist.kernels.cpu.scalar import get_f32, get_i32, prefetch, put_f32, put_i3
 from kvist.kernels.cpu.sketch import block_bytes, mean_bytes, round_bytes, turn
 from kvist.kernels.cpu.sketch_lookup import emit_add_bytes, emit_lookup
 from kvist.kernels.cpu.tile import fold
-from kvist.kernels.cpu.vector import F32, I32, I64, V16F, V16I, emit_fma, emit_load, pointer, shuffle
+from kvist.kernels.cpu.vector import (
+    F32,
+    I32,
+    I64,
+    V16F,
+    V16I,
+    begin_loop,
+    emit_fma,
+    emit_load,
+    end_loop,
+    pointer,
+    shuffle,
+)
 from kvist.kernels.cpu.vector_bytes import V32H, V64B, emit_pairs
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 

@@ -107,6 +107,25 @@ def emit_prefetch(builder: Any, address: Any, offset: Any) -> None:
     builder.call(function, [pointer(builder, address, I8, offset), I32(0), I32(2), I32(1)])
 
 
+def begin_loop(builder: Any) -> tuple[Any, Any, Any, Any]:
+    """A loop over 0, 1, ...: the blocks before it, of it and after it, its counter."""
+    before = builder.block
+    loop = builder.append_basic_block("loop")
+    after = builder.append_basic_block("done")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    return before, loop, after, builder.phi(I64)
+
+
+def end_loop(builder: Any, before: Any, loop: Any, after: Any, counter: Any, limit: Any) -> None:
+    """Close what `begin_loop` began: once more while the counter is below `limit`."""
+    following = builder.add(counter, I64(1))
+    counter.add_incoming(I64(0), before)
+    counter.add_incoming(following, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, limit), loop, after)
+    builder.position_at_end(after)
+
+
 def shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
     """Lanes of a (0 to 15) and b (16 to 31), chosen by number."""
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
