@@ -53,7 +53,7 @@ def test_rows_are_as_the_reference_has_them_and_chunks_change_no_bit(
         wanted = World(k, v, page_size, 64).run(ReferenceBackend(), 300, window)
         by_channel = k.startswith("kivi")  # the reference does not round queries page by page
         assert np.abs(whole - wanted).max() < (5e-2 if by_channel else 1e-2)  # a code at a border may fall either way
-        assert np.abs(whole - wanted).mean() < (1e-3 if by_channel else 2e-4)  # weights have 15 bits
+        assert np.abs(whole - wanted).mean() < (1e-3 if by_channel else 2e-4)  # it rounds weights as kernels do
         for chunk in (1, 7, 64):
             assert same_bits(World(k, v, page_size, 64).run(backend, chunk, window), whole)
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvist.cache.codec import AnyCodec, Packed
+from kvist.cache.codec.factors import spans
 from kvist.cache.codec.packed import pack, unpack
 from kvist.cache.layout import BLOCK, PageLayout
 from kvist.errors import CapacityError, UsageError
@@ -69,6 +70,12 @@ class PagePool:
         k = _read(k_codec, header, blocks[:, :split], dims, keys=True)
         v = _read(v_codec, header, blocks[:, split:], dims, keys=False)
         return k[slots], v[slots]
+
+    def spans(self, page: int, layer: int, head: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Scale and middle of packed V of one KV head, (page_size, head_dim) each (see `codec.factors`)."""
+        codec, split = self.layout.codecs(layer)[1], self.layout.v_offset(layer)
+        assert isinstance(codec, Packed), codec
+        return spans(codec, self._head(page, layer, head)[1][:, split:], self.layout.spec(layer).head_dim)
 
     def write(
         self, page: int, layer: int, head: int, slots: slice, k: NDArray[np.float32], v: NDArray[np.float32]

@@ -10,13 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from kvist.cache.codec.base import Packed
-from kvist.cache.codec.packed import asked
+from kvist.cache.codec.factors import asked, weighed
 from kvist.cache.pool import PagePool, floats_of, read_of
 from kvist.cache.table import GONE
 from kvist.kernels.program import Attend, BatchMetadata, Mix, Observe, Program, RotaryStore, SequenceRows
 from kvist.kernels.reference_choice import best_pages
 
 Array = npt.NDArray[np.float64]
+Places = npt.NDArray[np.intp]
+
+TILE = 64  # positions whose weights are rounded together
+EXACT = -1  # instead of a tile: what is read as floats
 
 
 class ReferencePages:
@@ -82,22 +86,41 @@ class ReferencePages:
                     seen = seen[np.isin(pages, chosen)]
                 own = (pages == 0) | (pages == (end - 1) // page_size)
                 K, V = (np.where(own[:, None], a[:end], b[:end]) for a, b in zip(exact, sealed, strict=True))
-                codec = self._pools_of(op.layer)[1][1].layout.codecs(op.layer)[0]
+                k_codec, v_codec = self._pools_of(op.layer)[1][1].layout.codecs(op.layer)
+                tiles = (seen if op.choice is None else np.arange(len(seen))) // TILE
+                tiles = np.where(own[seen] | (not isinstance(v_codec, Packed)), EXACT, tiles)
                 for head in range(kv_head * group, (kv_head + 1) * group):
-                    rounded = asked(codec, rows[r, head]) if isinstance(codec, Packed) else rows[r, head]
+                    rounded = asked(k_codec, rows[r, head]) if isinstance(k_codec, Packed) else rows[r, head]
                     scores = np.where(own[seen], K[seen] @ rows[r, head], K[seen] @ rounded) * op.scale
-                    value = V[seen]
-                    if kept := min(op.first, int(seen[0])):
+                    kept = min(op.first, int(seen[0]))
+                    if kept:
                         query = _turned_back(op, rows[r, head], end - 1 - (op.first + (op.window or 0) - 1))
                         scores = np.concatenate([K[:kept] @ query * op.scale, scores])
-                        value = np.concatenate([V[:kept], value])
                     scores = scores if op.softcap is None else op.softcap * np.tanh(scores / op.softcap)
                     top = scores.max() if op.sinks is None else max(scores.max(), op.sinks[head])
                     p = np.exp(scores - top)
                     rest = 0.0 if op.sinks is None else np.exp(op.sinks[head] - top)
-                    made = p @ value / (p.sum() + rest)
+                    made = p[:kept] @ V[:kept] + self._weighed(op, kv_head, sequence, p[kept:], V, seen, tiles)
+                    made /= p.sum() + rest
                     out[r, head] = _unmixed(op.mix, made) if op.mix is not None and op.mix.v else made
         return out.reshape(sequence.count, -1)
+
+    def _weighed(
+        self, op: Attend, kv_head: int, sequence: SequenceRows, p: Array, V: Array, seen: Places, tiles: Places
+    ) -> Array:  # fmt: skip
+        """Weights times the values of the positions that are seen, tile by tile where they are packed."""
+        made = np.asarray(p[tiles == EXACT] @ V[seen[tiles == EXACT]])
+        group, pool = self._pools_of(op.layer)[1]
+        for tile in np.unique(tiles[tiles != EXACT]):
+            here, page_size = seen[tiles == tile], pool.layout.page_size
+            pages = np.unique(here // page_size)
+            spans = [pool.spans(int(sequence.pages[group][page]), op.layer, kv_head) for page in pages]
+            places = np.searchsorted(pages, here // page_size) * page_size + here % page_size
+            scale, middle = (np.concatenate(side)[places] for side in zip(*spans, strict=True))
+            codec = pool.layout.codecs(op.layer)[1]
+            assert isinstance(codec, Packed)
+            made += weighed(codec, p[tiles == tile], V[here], scale, middle)
+        return made
 
     def _numbers(
         self, place: tuple[int, PagePool], layer: int, kv_head: int, sequence: SequenceRows

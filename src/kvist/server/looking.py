@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from kvist.assemble import assemble
 from kvist.cache.codec import Codec, Packed
-from kvist.cache.codec.packed import asked
+from kvist.cache.codec.factors import asked
 from kvist.cache.policy import policy
 from kvist.cache.policy.evict import Evict
 from kvist.cache.pool import PagePool, sealed_of

@@ -66,15 +66,10 @@ class Packed:
         return CELL * CELL * self.bits // 8
 
     @property
-    def step_bits(self) -> int:
-        """Bits of what codes are multiplied as: themselves, or how far a bell's step is above the lowest."""
-        return 7 if self.grid == "bell" else self.bits
+    def factor_bytes(self) -> int:
+        """Bytes that a query's number, or a weight of V, is rounded to where it meets whole numbers.
 
-    @property
-    def query_parts(self) -> int:
-        """Signed bytes that a query's number is rounded to where it meets whole numbers.
-
-        One is enough beside codes of 6 bits and less; beside those of 8 it would double K's error.
+        One is enough beside codes of 6 bits and less; beside those of 8 it would double their error.
         """
         return 2 if self.bits == 8 else 1
 

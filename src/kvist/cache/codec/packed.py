@@ -52,7 +52,6 @@ many numbers do. So much larger, and what is read is as long, along what was wri
 
 E4M3_LARGEST = np.float32(448.0)
 LARGEST = np.float32(65504.0)
-LARGEST_BYTE = np.float32(127.0)  # of a rounded query; a second byte has 7 bits more
 
 
 def signs(head_dim: int) -> Floats:
@@ -111,27 +110,15 @@ def unpack(codec: Packed, header: Bytes, blocks: Bytes, head_dim: int, *, keys: 
     if keys and codec.channels:
         scale, offset = np.ascontiguousarray(header).view(np.float16).astype(np.float64).reshape(2, head_dim)
         return np.asarray(numbers * scale + offset, np.float32)
-    groups = codec.groups(head_dim)
-    held = np.ascontiguousarray(blocks[:, cells:]).view(np.float16).astype(np.float64)
-    held = held.reshape(-1, groups, codec.parameters, CELL).transpose(2, 0, 3, 1).reshape(codec.parameters, -1, groups)
-    wide = held.repeat(head_dim // groups, axis=2)
+    wide = scales_of(codec, blocks, head_dim).repeat(head_dim // codec.groups(head_dim), axis=2)
     return np.asarray(numbers * wide[0] + (wide[1] if codec.offset else 0.0), np.float32)
 
 
-def asked(codec: Packed, queries: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Queries (..., dims) as packed keys are multiplied with them.
-
-    As whole numbers of a group's step; e4m3 codes with the queries as they are.
-    By channels each page rounds what its own scales make of the query, and the middle of its codes stays exact: that is
-    within a hundredth of the queries as they are, which this gives.
-    """
-    if codec.grid == "e4m3" or codec.channels:
-        return queries
-    dims = queries.shape[-1]
-    parts = queries.astype(np.float32).reshape(*queries.shape[:-1], codec.groups(dims), -1)
-    step = np.abs(parts).max(-1, keepdims=True) / (LARGEST_BYTE * np.float32(128 ** (codec.query_parts - 1)))
-    codes = np.rint(np.divide(parts, step, out=np.zeros_like(parts), where=step > 0))
-    return np.asarray(codes.astype(np.float64) * step, np.float64).reshape(queries.shape)
+def scales_of(codec: Packed, blocks: Bytes, head_dim: int) -> NDArray[np.float64]:
+    """The scales, and the offsets, that blocks have: (parameters, slots, groups)."""
+    groups = codec.groups(head_dim)
+    held = np.ascontiguousarray(blocks[:, head_dim // CELL * codec.cell_bytes :]).view(np.float16).astype(np.float64)
+    return held.reshape(-1, groups, codec.parameters, CELL).transpose(2, 0, 3, 1).reshape(codec.parameters, -1, groups)
 
 
 def _fit(codec: Packed, parts: Floats) -> tuple[Halves, Halves]:

@@ -20,7 +20,7 @@ from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.attention_extras import block_at, soften
 from kvist.kernels.cpu.attention_rows import make_score_rows, make_weigh_rows
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.packed_rows import PORTION, WEIGHT_BYTES, ask_for, make_prepare, part_bytes, query_bytes
+from kvist.kernels.cpu.packed_rows import WEIGH_SCRATCH, ask_for, make_prepare, part_bytes, query_bytes
 from kvist.kernels.cpu.packed_scores import asks_for_two, make_score_side
 from kvist.kernels.cpu.packed_weigh import make_weigh_side
 from kvist.kernels.cpu.scalar import arg, slot
@@ -32,8 +32,8 @@ TILE = abi.TILE
 
 @jit
 def sealed_scratch(rows: int, dims: int) -> int:
-    """Bytes behind the turned queries of an item: rounded queries, exact scores, rounded weights."""
-    return rows * (dims * 4 + query_bytes(dims) + 256) + PORTION * WEIGHT_BYTES
+    """Bytes behind the turned queries of an item: rounded queries, exact scores, rounded weights and scales."""
+    return rows * (dims * 4 + query_bytes(dims) + 256) + WEIGH_SCRATCH
 
 
 @jit

@@ -1,13 +1,15 @@
 """The micro-kernels over whole numbers: scores of a tile, and the weighted sum of its values.
 
-A row of factors is rounded to signed bytes: a query to one, or to two where codes have 8 bits, the weights of a tile
-to two, ``128 high + low``, for few of them may be large. Products of codes and bytes are summed in 32 bits, exactly; so
-neither the order nor the processor matters, and codes that are weighed by 0 may be anything. ::
+A row of factors is rounded to a byte each, signed in a query and not in the weights of a tile; beside codes of 8 bits
+to two signed ones, ``128 high + low``. Products of codes and bytes are summed in 32 bits, exactly; so neither the order
+nor the processor matters, and codes that are weighed by 0 may be anything. ::
 
     score[slot] = scale[slot] * step * sum(q code) + offset[slot] * sum(q)        step: of the row's rounding
-    out[dim]   += step * sum(w code) + sum(p offset)                              w = p * scale, by slot
+    out[dim]   += step * sum(w code) + sum(p offset) + middle * lost              w = p * scale, by slot
+                                                                                  lost = sum(p scale) - step * sum(w)
 
-Of a bell a code is how far its step is above the lowest one, and the offset is that step, in scales.
+What rounding takes from weights of one byte is made good for the middle of the codes, so that only what a code is away
+from it misses that. Of a bell a code is its step, for K how far it is above the lowest one, whose offset is that step.
 """
 
 from __future__ import annotations
@@ -36,14 +38,15 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
     for the first group, else they are added to what is there.
     n: the same cells of two of the blocks that are read next.
     """
-    way, parts = way_of(codec.step_bits, codec.query_parts), codec.query_parts
+    way, parts = way_of(codec, keys=True), codec.factor_bytes
     asked = codec.cell_bytes // 2 if way.blocks == 1 else codec.cell_bytes
 
-    def offsets_of(builder: Any, scales: Any) -> Any:
-        """Of a bell its lowest step."""
+    def scales_at(builder: Any, address: Any) -> tuple[Any, Any]:
+        """Scales and offsets; of a bell its lowest step."""
+        scales = emit_load(builder, address, "f16")
         if codec.offset:
-            return emit_load(builder, scales, "f16", I64(32))
-        return builder.fmul(emit_load(builder, scales, "f16"), ir.Constant(V16F, [-float(STEEPEST)] * 16))
+            return scales, emit_load(builder, address, "f16", I64(32))
+        return scales, builder.fmul(scales, ir.Constant(V16F, [-float(STEEPEST)] * 16))
 
     def loop_over(builder: Any, starts: list[Any], blocks: list[Any], cells: Any, following: list[Any]) -> Any:
         """Sums of some blocks, of each row, over all cells."""
@@ -87,19 +90,19 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
                 for row, sums in zip(new, made, strict=True):
                     row += sums
             begins = builder.icmp_signed("==", first, I64(0))
-            for r in range(rows):
-                own = builder.add(f, builder.mul(stride, I64(r)))
-                step, total = emit_splat_at(builder, own, 0), emit_splat_at(builder, own, 4)
-                for b, scales in enumerate(s):
+            zero = ir.Constant(V16F, [0.0] * 16)
+            for b, address in enumerate(s):  # once for all rows
+                scales, offsets = (None, None) if codec.channels else scales_at(builder, address)
+                for r in range(rows):
+                    own = builder.add(f, builder.mul(stride, I64(r)))
+                    step, total = emit_splat_at(builder, own, 0), emit_splat_at(builder, own, 4)
                     place = pointer(builder, out, V16F, I64(r * 256 + b * 64))
-                    zero = ir.Constant(V16F, [0.0] * 16)
                     score = builder.select(begins, zero, builder.load(place, align=4))
                     whole = builder.fmul(way.whole(builder, new[r][b]), step)
                     if codec.channels:
                         score = builder.fadd(whole, builder.fadd(score, total))
                     else:
-                        score = emit_fma(builder, offsets_of(builder, scales), total, score)
-                        score = emit_fma(builder, whole, emit_load(builder, scales, "f16"), score)
+                        score = emit_fma(builder, whole, scales, emit_fma(builder, offsets, total, score))
                     builder.store(score, place, align=4)
             return context.get_dummy_value()
 
@@ -110,28 +113,31 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
 
 def weigh_width(codec: Packed) -> int:
     """Vectors of dims that `make_dot_weigh` takes at once."""
-    return way_of(codec.step_bits, 2).width
+    return way_of(codec, keys=False).width
 
 
 def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
     """``weigh(w, w_stride, f, v0..v3, acc, acc_stride, n0, n1)``: acc[row][16 * width dims] += a tile's values.
 
-    w: row 0's weights as `split_tile` has them, the next row's `w_stride` further; f: step and sum of
-    its weights, as far apart. v: `width` cells of each of the four blocks; n: the same of two that are read next, or,
-    where blocks pass by one at a time, n0: as many cells to ask for as the call reads.
+    w: row 0's weights as `split_tile` or `pack_tile` has them, the next row's `w_stride` further; f: their step, and
+    what is added to all dims, as far apart. v: `width` cells of each of the four blocks; n: the same of two that are
+    read next, or, where blocks pass by one at a time, n0: as many cells to ask for as the call reads.
     """
-    way = way_of(codec.step_bits, 2)
+    way = way_of(codec, keys=False)
 
     def add_block(
-        builder: Any, starts: list[Any], sums: Any, block: Any, number: int, following: Any, lines: range
+        builder: Any, starts: list[Any], sums: Any, block: Any, number: Any, following: Any, lines: range
     ) -> None:  # fmt: skip
         """Add a block's values. Lines of what follows are asked for evenly, for few can be under way."""
         for line in lines:
             emit_prefetch(builder, following, I64(line))
-        cells = [Cell(codec, builder, builder.add(block, I64(j * codec.cell_bytes))) for j in range(width)]
+        addresses = [builder.add(block, I64(j * codec.cell_bytes)) for j in range(width)]
+        cells = [Cell(codec, builder, address, signed=way.parts == 1) for address in addresses]
+        beside = way.tile_block(builder, number)
+        own = [builder.add(start, beside) for start in starts]
 
         def place(row: int, part: int, quad: int) -> Any:
-            return builder.add(starts[row], I64(way.tile_place(part, number, quad)))
+            return builder.add(own[row], I64(way.tile_place(part, quad)))
 
         emit_cells(builder, way, sums, cells, place)
 
@@ -143,9 +149,8 @@ def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
         block = blocks[0]
         for b in range(1, BLOCKS):
             block = builder.select(builder.icmp_signed("==", number, I64(b)), blocks[b], block)
-        own = [builder.add(start, builder.mul(number, I64(way.tile_place(0, 1, 0)))) for start in starts]
         asked = builder.add(following[0], builder.mul(number, I64(width * codec.cell_bytes)))
-        add_block(builder, own, made, block, 0, asked, range(0, width * codec.cell_bytes, 64))
+        add_block(builder, starts, made, block, number, asked, range(0, width * codec.cell_bytes, 64))
         for phi, start, following_sum in zip(*(chain(*chain(*every)) for every in (sums, begun, made)), strict=True):
             phi.add_incoming(start, before)
             phi.add_incoming(following_sum, builder.block)
@@ -167,7 +172,7 @@ def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
             else:
                 for b, block in enumerate(blocks):
                     lines = range(64 * (b // 2), width * codec.cell_bytes, 128)
-                    add_block(builder, starts, sums, block, b, following[b % 2], lines)
+                    add_block(builder, starts, sums, block, I64(b), following[b % 2], lines)
             for r in range(rows):
                 own = builder.add(f, builder.mul(stride, I64(r)))
                 step, total = emit_splat_at(builder, own, 0), emit_splat_at(builder, own, 4)

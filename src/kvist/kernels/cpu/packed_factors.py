@@ -39,12 +39,44 @@ def split_tile(typingctx: Any, w0: Any, w1: Any, w2: Any, w3: Any, out: Any) -> 
     return types.none(*[f32x16] * 4, types.int64), codegen
 
 
-def emit_pack(builder: Any, a: Any, b: Any) -> Any:
+@intrinsic
+def pack_tile(typingctx: Any, w0: Any, w1: Any, w2: Any, w3: Any, out: Any) -> Any:
+    """A tile's whole numbers from 0 to 255, held as floats, as bytes: [four slots][block][slot].
+
+    Where they meet codes in pairs: as 32 bytes of two blocks are packed, of each four slots the first and the third
+    before the second and the fourth (see `packed_products.Bytes`).
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        *numbers, out = args
+        wide = [builder.fptosi(vector, V16I) for vector in numbers]
+        if in_pairs():
+            eights = [[shuffle(builder, w, w, list(range(at, at + 8))) for at in (0, 8)] for w in wide]
+            sixteens = [_pack_half(builder, "packssdw", *pair) for pair in eights]
+            for at in (0, 2):
+                packed = _pack_half(builder, "packuswb", *sixteens[at : at + 2])
+                builder.store(packed, pointer(builder, out, packed.type, I64(16 * at)), align=4)
+            return context.get_dummy_value()
+        pairs = [emit_pack(builder, wide[0], wide[1]), emit_pack(builder, wide[2], wide[3])]
+        packed = emit_pack(builder, pairs[0], pairs[1], unsigned=True)
+        builder.store(packed, pointer(builder, out, packed.type), align=4)
+        return context.get_dummy_value()
+
+    return types.none(*[f32x16] * 4, types.int64), codegen
+
+
+def _pack_half(builder: Any, name: str, a: Any, b: Any) -> Any:
+    """Two vectors of 32 bytes in one."""
+    narrow = ir.VectorType(ir.IntType(a.type.element.width // 2), 2 * a.type.count)
+    return builder.call(external(builder, f"llvm.x86.avx2.{name}", narrow, [a.type] * 2), [a, b])
+
+
+def emit_pack(builder: Any, a: Any, b: Any, unsigned: bool = False) -> Any:
     """Two vectors of 64 bytes in one, numbers half as wide, which they fit; sixteen bytes of each take turns."""
     bits, lanes = a.type.element.width, a.type.count
     narrow = ir.VectorType(ir.IntType(bits // 2), 2 * lanes)
     if has("avx512bw"):
-        name = "packssdw" if bits == 32 else "packsswb"
+        name = "packssdw" if bits == 32 else "packuswb" if unsigned else "packsswb"
         return builder.call(external(builder, f"llvm.x86.avx512.{name}.512", narrow, [a.type] * 2), [a, b])
     each = lanes // 4
     order = [side * lanes + part * each + lane for part in range(4) for side in range(2) for lane in range(each)]

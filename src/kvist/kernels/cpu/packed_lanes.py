@@ -45,10 +45,14 @@ def shifted(builder: Any, value: Any, right: int) -> Any:
 
 
 class Cell:
-    """A cell at an address: its words are loaded when they are first asked for, once."""
+    """A cell at an address: its words are loaded when they are first asked for, once.
 
-    def __init__(self, codec: Packed, builder: Any, address: Any) -> None:
+    signed: a bell's codes are multiplied as their steps, else as how far these lie above the lowest one.
+    """
+
+    def __init__(self, codec: Packed, builder: Any, address: Any, signed: bool = False) -> None:
         self._codec, self._builder, self._address = codec, builder, address
+        self._above = 0 if signed else STEEPEST
         self._words: dict[int, Any] = {}
 
     def quad(self, i: int) -> Any:
@@ -94,8 +98,8 @@ class Cell:
         return self._words[offset]
 
     def _risen(self, codes: Any) -> Any:
-        """Bytes: how far the steps of codes lie above the lowest one."""
-        builder, above = self._builder, [int(step) + STEEPEST for step in grid(self._codec)]
+        """Bytes: the steps of codes."""
+        builder, above = self._builder, [int(step) + self._above for step in grid(self._codec)]
         places = builder.bitcast(codes, V64B)
         if has("avx2"):
             table = ir.Constant(V64B, [above[lane % 16 % len(above)] for lane in range(4 * LANES)])

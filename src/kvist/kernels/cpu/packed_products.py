@@ -7,7 +7,8 @@
     Pairs    16 bits: (0, 2), (1, 3)    one            two at a time (vpmaddwd), even codes and odd ones apart
     Bytes    bytes                      one            two at a time (vpmaddubsw), in 16 bits, widened every few quads
 
-Factors lie as one word or two for each quad. Without AVX-512 there are half as many registers, each half as wide: there
+Factors lie as one word or two for each quad. Bytes of a query are signed, and of codes not; of weights it is the other
+way round (a bell's steps have signs there). Without AVX-512 there are half as many registers, each half as wide: there
 one block, or sixteen dims, of all rows pass by at once, whose sums just fit.
 """
 
@@ -16,12 +17,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from kvist.cache.codec.base import Packed
+from kvist.cache.codec.packed import STEEPEST
 from kvist.kernels.cpu.packed_lanes import Cell, emit_splat_word, shifted, words
-from kvist.kernels.cpu.vector import V16F, V16I, external, has
+from kvist.kernels.cpu.vector import I64, V16F, V16I, external, has
 from kvist.kernels.cpu.vector_bytes import V32H, emit_byte_pairs, emit_pairs, halves
 
-LARGEST_BYTE = 127.0  # of a factor that is one byte
-LARGEST = 127 * 128.0  # of one that has two: -127..127 and -64..63
+LARGEST_BYTE = 127.0  # of a query's number that is one byte
+LARGEST_WEIGHT = 255.0  # of a weight that is one
+LARGEST = 127 * 128.0  # of either that has two: -127..127 and -64..63
 
 State = list[Any]
 """A way's sums of one row and block: LLVM values, `sums` of them, and what else it keeps within a cell."""
@@ -30,17 +34,22 @@ State = list[Any]
 class Quads:
     """Four products at a time; factors of two bytes are two factors."""
 
-    def __init__(self, parts: int) -> None:
+    def __init__(self, parts: int, keys: bool) -> None:
         self.parts = self.sums = parts
-        self.blocks, self.width = 4 // parts, 2
+        self.blocks = self.width = 4 // parts
+        self._unsigned = parts == 1 and not keys
 
     def place(self, part: int, quad: int) -> int:
         """Where a query's factors lie in those of its cell."""
         return 16 * part + 4 * quad
 
-    def tile_place(self, part: int, block: int, quad: int) -> int:
-        """Where a tile's weights lie."""
-        return 64 * part + 16 * quad + 4 * block
+    def tile_place(self, part: int, quad: int) -> int:
+        """Where a tile's weights of its first block lie."""
+        return 64 * part + 16 * quad
+
+    def tile_block(self, builder: Any, block: Any) -> Any:
+        """How much further those of another block lie."""
+        return builder.mul(block, I64(4))
 
     def codes(self, builder: Any, quad: Any) -> list[Any]:
         """A quad as its factors' parts meet it."""
@@ -48,6 +57,7 @@ class Quads:
 
     def add(self, builder: Any, state: State, part: int, quad: int, codes: Any, factors: Any) -> None:
         """Add products to the sums."""
+        codes, factors = (factors, codes) if self._unsigned else (codes, factors)
         state[part] = emit_dot(builder, state[part], codes, factors)
 
     def whole(self, builder: Any, state: State) -> Any:
@@ -67,9 +77,13 @@ class Pairs:
         """Where a query's factors lie in those of its cell."""
         return 8 * quad + 4 * part
 
-    def tile_place(self, part: int, block: int, quad: int) -> int:
-        """Where a tile's weights lie."""
-        return 32 * block + 8 * quad + 4 * part
+    def tile_place(self, part: int, quad: int) -> int:
+        """Where a tile's weights of its first block lie."""
+        return 8 * quad + 4 * part
+
+    def tile_block(self, builder: Any, block: Any) -> Any:
+        """How much further those of another block lie."""
+        return builder.mul(block, I64(32))
 
     def codes(self, builder: Any, quad: Any) -> list[Any]:
         """The even codes, the odd ones."""
@@ -90,14 +104,25 @@ class Bytes(Pairs):
 
     parts = 1
 
-    def __init__(self, bits: int) -> None:
-        most = 2 * 128 * ((1 << bits) - 1)
+    def __init__(self, largest: int, keys: bool) -> None:
+        """largest: of the codes, or of a bell's steps."""
+        most = 2 * int(LARGEST_BYTE if keys else LARGEST_WEIGHT) * largest
+        self._unsigned = not keys
         self._together = max(n for n in (1, 2, 4) if n * most < 1 << 15)
-        assert most < 1 << 15, bits
+        assert most < 1 << 15, largest
 
     def place(self, part: int, quad: int) -> int:
         """Where a query's factors lie in those of its cell."""
         return 4 * quad
+
+    def tile_place(self, part: int, quad: int) -> int:
+        """Where a tile's weights of its first block lie: as instructions that pack bytes leave them."""
+        return 16 * (quad % 2) + 4 * (quad // 2)
+
+    def tile_block(self, builder: Any, block: Any) -> Any:
+        """How much further those of another block lie: the second and fourth are beside the one before them."""
+        pair, other = builder.lshr(block, I64(1)), builder.and_(block, I64(1))
+        return builder.add(builder.mul(pair, I64(32)), builder.mul(other, I64(8)))
 
     def codes(self, builder: Any, quad: Any) -> list[Any]:
         """As they are."""
@@ -105,7 +130,7 @@ class Bytes(Pairs):
 
     def add(self, builder: Any, state: State, part: int, quad: int, codes: Any, factors: Any) -> None:
         """Add products to the sums, once they are as many as fit."""
-        found = emit_byte_pairs(builder, codes, factors)
+        found = emit_byte_pairs(builder, *((factors, codes) if self._unsigned else (codes, factors)))
         if len(state) == 2:
             found = builder.add(state.pop(), found)
         if (quad + 1) % self._together == 0:
@@ -123,11 +148,16 @@ def in_pairs() -> bool:
     return has("avx2") and not has("avx512vnni")
 
 
-def way_of(bits: int, parts: int) -> Way:
-    """How codes of so many bits meet factors of one byte or two, on the processor that code is being made for."""
+def way_of(codec: Packed, *, keys: bool) -> Way:
+    """How the codes of K, or V, meet their factors on the processor that code is being made for."""
+    parts = codec.factor_bytes
     if not in_pairs():
-        return Quads(parts)
-    return PAIRS if parts == 2 else Bytes(bits)
+        return Quads(parts, keys)
+    if parts == 2:
+        return PAIRS
+    steps = STEEPEST if codec.grid == "bell" else None
+    largest = (1 << codec.bits) - 1 if steps is None else 2 * steps if keys else steps
+    return Bytes(largest, keys)
 
 
 def emit_cells(

@@ -19,7 +19,8 @@ from kvist.kernels.cpu.vector_memory import load, load_f32
 
 load_f16 = load["f16"]
 PORTION = 4  # rows that pass by packed numbers together
-WEIGHT_BYTES = 192  # of a row's rounded weights in a tile: 64 high bytes, 64 low ones, step and sum
+WEIGHT_BYTES = 192  # of a row's rounded weights in a tile: 64 bytes, or high ones and low ones, step and sum
+WEIGH_SCRATCH = PORTION * WEIGHT_BYTES + 512  # of a portion; behind them a tile's scales and offsets
 SMALLEST = 1e-30  # what is smaller counts as 0, so that its inverse is finite
 
 
@@ -72,7 +73,7 @@ def make_prepare(codec: AnyCodec) -> Any:
     if not isinstance(codec, Packed) or codec.grid == "e4m3":
         return jit(lambda q, rows, dims, header, out: None)
     group, channels, middle = codec.group, codec.channels, ((1 << codec.bits) - 1) / 2
-    wide, most = codec.query_parts == 2, LARGEST if codec.query_parts == 2 else LARGEST_BYTE
+    wide, most = codec.factor_bytes == 2, LARGEST if codec.factor_bytes == 2 else LARGEST_BYTE
 
     @jit
     def prepare(q: int, rows: int, dims: int, header: int, out: int) -> None:

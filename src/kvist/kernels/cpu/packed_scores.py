@@ -42,7 +42,7 @@ def make_score_side(codec: AnyCodec) -> Any:
     dot1, dot2, dot3, dot4 = (make_dot_scores(codec, rows) for rows in (1, 2, 3, 4))
     size, scales, group, channels = codec.cell_bytes, codec.parameters * 32, codec.group, codec.channels
     spread = asks_for_two(codec)
-    (block, _), parts = part_bytes(codec, keys=True), codec.query_parts
+    (block, _), parts = part_bytes(codec, keys=True), codec.factor_bytes
 
     @jit
     def score(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.cache.codec.base import AnyCodec, Packed
-from kvist.cache.codec.packed import STEEPEST
 from kvist.kernels.cpu.attention_rows import make_weigh_rows
 from kvist.kernels.cpu.attention_tile import together
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_dot import make_dot_weigh, weigh_width
-from kvist.kernels.cpu.packed_factors import split_tile
-from kvist.kernels.cpu.packed_products import LARGEST, in_pairs
+from kvist.kernels.cpu.packed_factors import pack_tile, split_tile
+from kvist.kernels.cpu.packed_products import LARGEST, LARGEST_WEIGHT, in_pairs
 from kvist.kernels.cpu.packed_rows import (
     PORTION,
     SMALLEST,
@@ -112,9 +111,45 @@ def cell_of_four(cell: int, cells: int, size: int, n0: int, n1: int, n2: int, n3
     return n3 + (cell - 3 * cells) * size
 
 
+def _make_round(codec: Packed) -> Any:
+    """``round_weights(p, scales, out)``: a row's weights of a tile, times its scales, for `make_dot_weigh`.
+
+    scales: those of four blocks, then their offsets, float32.
+    """
+    offset, wide = codec.offset, codec.factor_bytes == 2
+    most, middle = LARGEST if wide else LARGEST_WEIGHT, ((1 << codec.bits) - 1) / 2
+
+    @jit
+    def round_weights(p: int, scales: int, out: int) -> None:
+        w0, w1 = mul(load_f32(p), load_f32(scales)), mul(load_f32(p + 64), load_f32(scales + 64))
+        w2, w3 = mul(load_f32(p + 128), load_f32(scales + 128)), mul(load_f32(p + 192), load_f32(scales + 192))
+        largest = reduce_max(maximum(maximum(w0, w1), maximum(w2, w3)))
+        inverse = splat(most / largest if largest > SMALLEST else 0.0)
+        unit = largest / most if largest > SMALLEST else 0.0
+        n0, n1, n2, n3 = mul(w0, inverse), mul(w1, inverse), mul(w2, inverse), mul(w3, inverse)
+        n0, n1, n2, n3 = round_even(n0), round_even(n1), round_even(n2), round_even(n3)
+        total = splat(0.0)
+        if offset:
+            total = fma(load_f32(p), load_f32(scales + 256), total)
+            total = fma(load_f32(p + 64), load_f32(scales + 320), total)
+            total = fma(load_f32(p + 128), load_f32(scales + 384), total)
+            total = fma(load_f32(p + 192), load_f32(scales + 448), total)
+        if wide:
+            split_tile(n0, n1, n2, n3, out)
+        else:
+            pack_tile(n0, n1, n2, n3, out)
+            if offset:
+                lost = fma(add(add(n0, n1), add(n2, n3)), splat(-unit), add(add(w0, w1), add(w2, w3)))
+                total = fma(lost, splat(middle), total)
+        put_f32(out + 128, unit)
+        put_f32(out + 132, reduce_add(total))
+
+    return round_weights
+
+
 def _make_weigh_dot(codec: Packed) -> Any:
     """`make_weigh_side` for whole numbers: weights are rounded for the whole tile."""
-    width = weigh_width(codec)
+    width, round_weights = weigh_width(codec), _make_round(codec)
     wide1, wide2, wide3, wide4 = (make_dot_weigh(codec, rows, width) for rows in (1, 2, 3, 4))
     thin1 = make_dot_weigh(codec, 1, 1)
     size, scales, group, offset = codec.cell_bytes, codec.parameters * 32, codec.group, codec.offset
@@ -122,31 +157,11 @@ def _make_weigh_dot(codec: Packed) -> Any:
     spread = in_pairs()
 
     @jit
-    def round_weights(p: int, low: int, high: int, s0: int, s1: int, s2: int, s3: int, out: int) -> None:
-        """A row's weights times the scales of the blocks low..high-1; those of other blocks are 0."""
-        zero = splat(0.0)
-        w0 = mul(load_f32(p), load_f16(s0)) if low <= 0 < high else zero
-        w1 = mul(load_f32(p + 64), load_f16(s1)) if low <= 1 < high else zero
-        w2 = mul(load_f32(p + 128), load_f16(s2)) if low <= 2 < high else zero
-        w3 = mul(load_f32(p + 192), load_f16(s3)) if low <= 3 < high else zero
-        total = zero
+    def widen(live: bool, source: int, out: int) -> None:
+        """A block's scales and offsets as float32, once for all rows; 0 where no row weighs it."""
+        store_f32(out, load_f16(source) if live else splat(0.0))
         if offset:
-            if low <= 0 < high:
-                total = fma(load_f32(p), load_f16(s0 + 32), total)
-            if low <= 1 < high:
-                total = fma(load_f32(p + 64), load_f16(s1 + 32), total)
-            if low <= 2 < high:
-                total = fma(load_f32(p + 128), load_f16(s2 + 32), total)
-            if low <= 3 < high:
-                total = fma(load_f32(p + 192), load_f16(s3 + 32), total)
-        else:  # a bell's lowest step
-            total = mul(add(add(w0, w1), add(w2, w3)), splat(-STEEPEST))
-        largest = reduce_max(maximum(maximum(w0, w1), maximum(w2, w3)))
-        inverse = splat(LARGEST / largest if largest > SMALLEST else 0.0)
-        w0, w1 = round_even(mul(w0, inverse)), round_even(mul(w1, inverse))
-        split_tile(w0, w1, round_even(mul(w2, inverse)), round_even(mul(w3, inverse)), out)
-        put_f32(out + 128, largest / LARGEST if largest > SMALLEST else 0.0)
-        put_f32(out + 132, reduce_add(total))
+            store_f32(out + 256, load_f16(source + 32) if live else splat(0.0))
 
     @jit
     def weigh(
@@ -154,6 +169,7 @@ def _make_weigh_dot(codec: Packed) -> Any:
         n0: int, n1: int, n2: int, n3: int,
     ) -> None:  # fmt: skip
         step, stride, f = group_of(dims, group), dims * 4, scratch + 128
+        floats = scratch + PORTION * WEIGHT_BYTES
         if not spread:
             ask_for(n0, block(dims))
             ask_for(n1, block(dims))
@@ -164,11 +180,14 @@ def _make_weigh_dot(codec: Packed) -> Any:
                 prefetch(n1 + at)
             prefetch(n2 + at)
             prefetch(n3 + at)
+            widen(low <= 0 < high, v0 + at, floats)
+            widen(low <= 1 < high, v1 + at, floats + 64)
+            widen(low <= 2 < high, v2 + at, floats + 128)
+            widen(low <= 3 < high, v3 + at, floats + 192)
             for r in range(0, rows, PORTION):
                 n = min(PORTION, rows - r)
                 for i in range(n):
-                    place = p + (r + i) * 256
-                    round_weights(place, low, high, v0 + at, v1 + at, v2 + at, v3 + at, scratch + i * WEIGHT_BYTES)
+                    round_weights(p + (r + i) * 256, floats, scratch + i * WEIGHT_BYTES)
                 for d in range(first, first + step, 16 * width):
                     c, out = d // 16 * size, acc + r * stride + d * 4
                     a0, a1, a2, a3 = v0 + c, v1 + c, v2 + c, v3 + c
