@@ -20,7 +20,15 @@ from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.attention_extras import block_at, soften
 from kvist.kernels.cpu.attention_rows import make_score_rows, make_weigh_rows
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.packed_rows import WEIGH_SCRATCH, ask_for, make_prepare, part_bytes, query_bytes
+from kvist.kernels.cpu.packed_rows import (
+    BLOCKS_BYTES,
+    WEIGH_SCRATCH,
+    ask_for,
+    make_prepare,
+    part_bytes,
+    put_blocks,
+    query_bytes,
+)
 from kvist.kernels.cpu.packed_scores import asks_for_two, make_score_side
 from kvist.kernels.cpu.packed_weigh import make_weigh_side
 from kvist.kernels.cpu.scalar import arg, slot
@@ -32,8 +40,8 @@ TILE = abi.TILE
 
 @jit
 def sealed_scratch(rows: int, dims: int) -> int:
-    """Bytes behind the turned queries of an item: rounded queries, exact scores, rounded weights and scales."""
-    return rows * (dims * 4 + query_bytes(dims) + 256) + WEIGH_SCRATCH
+    """Bytes behind the turned queries of an item: rounded queries, exact scores, rounded weights and scales, blocks."""
+    return rows * (dims * 4 + query_bytes(dims) + 256) + WEIGH_SCRATCH + BLOCKS_BYTES
 
 
 @jit
@@ -62,18 +70,6 @@ def forget_before(p: int, low: int) -> None:
 def first_header(pages: int, begin: int, low: int, page_size: int, page_bytes: int, head: int) -> int:
     """Address of the header of the page that block `low` of a tile lies in."""
     return block_at(pages, (begin + low * 16) & -page_size, page_size, page_bytes, head, 0)
-
-
-@jit
-def four_blocks(
-    pages: int, begin: int, low: int, high: int, page_size: int, page_bytes: int, head: int, size: int
-) -> tuple[int, int, int, int]:
-    """Addresses of a tile's blocks low..high-1; the first of them stands for the others, which may not exist."""
-    b0 = block_at(pages, begin + low * 16, page_size, page_bytes, head, size)
-    b1 = block_at(pages, begin + 16, page_size, page_bytes, head, size) if low < 1 < high else b0
-    b2 = block_at(pages, begin + 32, page_size, page_bytes, head, size) if low < 2 < high else b0
-    b3 = block_at(pages, begin + 48, page_size, page_bytes, head, size) if low < 3 < high else b0
-    return b0, b1, b2, b3
 
 
 def make_exact(exact: str) -> tuple[Any, Any]:
@@ -148,6 +144,7 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> tuple[Any, Any]:
         head_bytes = header + (page_size >> 4) * size
         blocks = arg(op, 15) + kv_head * head_bytes + header
         rounded, other, scratch = sealed_places(copy, rows, dims)
+        places = scratch + WEIGH_SCRATCH
         low = min(4, (page_size - begin) >> 4) if begin < page_size else 0  # blocks of page 0
         token, tokens = max(0, begin - position), min(rows // group, begin + TILE - 1 + window - position)
         while token < tokens:
@@ -159,27 +156,27 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> tuple[Any, Any]:
             ps, acs = p + at * 256, acc + at * dims * 4
             # blocks before the window may be gone; whatever is read there is weighed by 0
             old = max(low, max(0, position + token - window + 1 - begin) >> 4)
-            b0 = b1 = b2 = b3 = n0 = n1 = n2 = n3 = 0
             if old < high:
-                b0, b1, b2, b3 = four_blocks(sealed_pages, begin, old, high, page_size, sealed_bytes, blocks, size)
+                put_blocks(places, sealed_pages, begin, old, high, page_size, sealed_bytes, blocks, size)
                 n_pages, n_tile, n_blocks, whole = sealed_pages, begin + TILE, blocks, own >= 2 * TILE
                 if tile + 1 >= end:
                     n_pages, n_tile = packed_ids(follower, op, n_kv_head), n_begin
                     n_blocks += (n_kv_head - kv_head) * head_bytes
                     whole = (slot(follower, abi.ITEM_POSITION) & -page_size) - n_begin >= TILE
-                n0, n1, n2, n3 = b0, b1, b2, b3
-                if whole:
-                    n0, n1, n2, n3 = four_blocks(n_pages, n_tile, 0, 4, page_size, sealed_bytes, n_blocks, size)
+                n_old, n_high = 0, 4
+                if not whole:
+                    n_pages, n_tile, n_blocks, n_old, n_high = sealed_pages, begin, blocks, old, high
+                put_blocks(places + 32, n_pages, n_tile, n_old, n_high, page_size, sealed_bytes, n_blocks, size)
                 if channels:
                     page = first_header(sealed_pages, begin, old, page_size, sealed_bytes, blocks - header)
                     prepare(qs, n, dims, page, asked)
-                score_sealed(qs, asked, n, dims, b0, b1, b2, b3, ps, n0, n1, n2, n3)
+                score_sealed(qs, asked, n, dims, places, ps)
             if low > 0 or high < 4:
                 score_exact(begin, low, high, last, n, dims, pages, page_size, page_bytes, head, qs, ps, other)
             later = split if asks_later and old < high else 0
-            ask_for(n2, later)
+            ask_for(slot(places, 6), later)
             soften(p, at, at + n, group, position, begin, row_max, row_sum, acc, dims, window, cap)
-            ask_for(n3, later)
+            ask_for(slot(places, 7), later)
             if low > 0 or high < 4:
                 for t in range(token, next_token):
                     pt, at_acc = p + t * group * 256, acc + t * group * dims * 4
@@ -191,10 +188,7 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> tuple[Any, Any]:
                 if last + 1 - begin > window:
                     for r in range(at, at + n):
                         forget_before(p + r * 256, position + r // group + 1 - begin - window)
-                weigh_sealed(
-                    ps, n, old, high, b0 + split, b1 + split, b2 + split, b3 + split, acs, dims, scratch, n0 + split,
-                    n1 + split, n2 + split, n3 + split,
-                )  # fmt: skip
+                weigh_sealed(ps, n, old, high, places, split, acs, dims, scratch)
             token = next_token
 
     return begin_item, attend_tile

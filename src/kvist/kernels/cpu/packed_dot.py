@@ -29,14 +29,19 @@ from kvist.kernels.cpu.packed_products import emit_cells, way_of
 from kvist.kernels.cpu.vector import I64, V16F, V16I, begin_loop, emit_fma, emit_load, emit_prefetch, end_loop, pointer
 
 
+def emit_blocks(builder: Any, blocks: Any) -> list[Any]:
+    """The eight addresses that `packed_rows.put_blocks` left."""
+    return [builder.load(pointer(builder, blocks, I64, I64(8 * i))) for i in range(2 * BLOCKS)]
+
+
 def make_dot_scores(codec: Packed, rows: int) -> Any:
-    """``scores(q, q_stride, f, k0..k3, s0..s3, cells, out, first, n0, n1)``: a tile's scores over a group of dims.
+    """``scores(q, q_stride, f, blocks, at, beside, cells, out, first)``: a tile's scores over a group of dims.
 
     q: the group's factors of row 0 as `packed_factors` puts them, sixteen dims together; the next row's are `q_stride`
-    further; f: its step and sum (float32), as far apart. k: cells of the four blocks; s: their float16 scales and
-    offsets (by channels: none, the row's factors and sum hold them). out: 64 scores a row, 256 bytes apart; first: 0
-    for the first group, else they are added to what is there.
-    n: the same cells of two of the blocks that are read next.
+    further; f: its step and sum (float32), as far apart. blocks: see `packed_rows.put_blocks`; at: where in a block the
+    group's cells lie; beside: their float16 scales and offsets (by channels: none, the row's factors and sum hold
+    them). out: 64 scores a row, 256 bytes apart; first: 0 for the first group, else they are added to what is there.
+    Of the blocks that are read next the first two are asked for here.
     """
     way, parts = way_of(codec, keys=True), codec.factor_bytes
     asked = codec.cell_bytes // 2 if way.blocks == 1 else codec.cell_bytes
@@ -72,15 +77,16 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
 
     @intrinsic
     def scores(
-        typingctx: Any, q: Any, qs: Any, f: Any, k0: Any, k1: Any, k2: Any, k3: Any, s0: Any, s1: Any, s2: Any, s3: Any,
-        cells: Any, out: Any, first: Any, n0: Any, n1: Any,
+        typingctx: Any, q: Any, qs: Any, f: Any, blocks: Any, at: Any, beside: Any, cells: Any, out: Any, first: Any
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            q, stride, f = args[:3]
-            k, s, (cells, out, first), following = args[3:7], args[7:11], args[11:14], args[14:]
+            q, stride, f, blocks, at, beside, cells, out, first = args
             starts = [builder.add(q, builder.mul(stride, I64(r))) for r in range(rows)]
-            for scales, block, n in zip(s[:2], k[:2], following, strict=True) if not codec.channels else ():
-                emit_prefetch(builder, builder.add(n, builder.sub(scales, block)), I64(0))
+            found = emit_blocks(builder, blocks)
+            k, s = ([builder.add(block, to) for block in found[:4]] for to in (at, beside))
+            following = [builder.add(block, at) for block in found[4:6]]
+            for n in found[4:6] if not codec.channels else ():
+                emit_prefetch(builder, n, beside)
             new = [list[Any]() for _ in starts]
             for b in range(0, BLOCKS, way.blocks):
                 lines = following if b == 0 else []
@@ -106,7 +112,7 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
                     builder.store(score, place, align=4)
             return context.get_dummy_value()
 
-        return types.none(*[types.int64] * 16), codegen
+        return types.none(*[types.int64] * 9), codegen
 
     return scores
 
@@ -117,11 +123,12 @@ def weigh_width(codec: Packed) -> int:
 
 
 def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
-    """``weigh(w, w_stride, f, v0..v3, acc, acc_stride, n0, n1)``: acc[row][16 * width dims] += a tile's values.
+    """``weigh(w, w_stride, f, blocks, at, asked, acc, acc_stride)``: acc[row][16 * width dims] += a tile's values.
 
     w: row 0's weights as `split_tile` or `pack_tile` has them, the next row's `w_stride` further; f: their step, and
-    what is added to all dims, as far apart. v: `width` cells of each of the four blocks; n: the same of two that are
-    read next, or, where blocks pass by one at a time, n0: as many cells to ask for as the call reads.
+    what is added to all dims, as far apart. blocks: see `packed_rows.put_blocks`; at: where in a block the `width`
+    cells lie. asked: where blocks pass by one at a time, as many cells to ask for as the call reads; else the same of
+    two of those that are read next are asked for.
     """
     way = way_of(codec, keys=False)
 
@@ -141,16 +148,14 @@ def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
 
         emit_cells(builder, way, sums, cells, place)
 
-    def loop_over(builder: Any, starts: list[Any], begun: Any, blocks: list[Any], following: list[Any]) -> Any:
+    def loop_over(builder: Any, starts: list[Any], begun: Any, blocks: Any, at: Any, asked: Any) -> Any:
         """The same for all blocks in a loop: without it, so many sums and factors are shuffled about in vain."""
         before, loop, after, number = begin_loop(builder)
         sums = [[[builder.phi(V16I) for _ in state] for state in row] for row in begun]
         made = [[list(state) for state in row] for row in sums]
-        block = blocks[0]
-        for b in range(1, BLOCKS):
-            block = builder.select(builder.icmp_signed("==", number, I64(b)), blocks[b], block)
-        asked = builder.add(following[0], builder.mul(number, I64(width * codec.cell_bytes)))
-        add_block(builder, starts, made, block, number, asked, range(0, width * codec.cell_bytes, 64))
+        block = builder.add(builder.load(pointer(builder, blocks, I64, builder.mul(number, I64(8)))), at)
+        lines = builder.add(asked, builder.mul(number, I64(width * codec.cell_bytes)))
+        add_block(builder, starts, made, block, number, lines, range(0, width * codec.cell_bytes, 64))
         for phi, start, following_sum in zip(*(chain(*chain(*every)) for every in (sums, begun, made)), strict=True):
             phi.add_incoming(start, before)
             phi.add_incoming(following_sum, builder.block)
@@ -159,20 +164,19 @@ def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
 
     @intrinsic
     def weigh(
-        typingctx: Any, w: Any, ws: Any, f: Any, v0: Any, v1: Any, v2: Any, v3: Any, acc: Any, acc_stride: Any,
-        n0: Any, n1: Any,
+        typingctx: Any, w: Any, ws: Any, f: Any, blocks: Any, at: Any, asked: Any, acc: Any, acc_stride: Any
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            w, stride, f = args[:3]
-            blocks, (acc, acc_stride), following = args[3:7], args[7:9], args[9:]
+            w, stride, f, blocks, at, asked, acc, acc_stride = args
             starts = [builder.add(w, builder.mul(stride, I64(r))) for r in range(rows)]
             sums = [[[words(0)] * way.sums for _ in range(width)] for _ in range(rows)]
             if way.blocks == 1:
-                sums = loop_over(builder, starts, sums, blocks, following)
+                sums = loop_over(builder, starts, sums, blocks, at, asked)
             else:
-                for b, block in enumerate(blocks):
+                found = [builder.add(block, at) for block in emit_blocks(builder, blocks)]
+                for b, block in enumerate(found[:4]):
                     lines = range(64 * (b // 2), width * codec.cell_bytes, 128)
-                    add_block(builder, starts, sums, block, I64(b), following[b % 2], lines)
+                    add_block(builder, starts, sums, block, I64(b), found[6 + b % 2], lines)
             for r in range(rows):
                 own = builder.add(f, builder.mul(stride, I64(r)))
                 step, total = emit_splat_at(builder, own, 0), emit_splat_at(builder, own, 4)
@@ -182,6 +186,6 @@ def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
                     builder.store(emit_fma(builder, way.whole(builder, sums[r][j]), step, begun), place, align=4)
             return context.get_dummy_value()
 
-        return types.none(*[types.int64] * 11), codegen
+        return types.none(*[types.int64] * 8), codegen
 
     return weigh

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.cache.codec.base import AnyCodec, Packed
+from kvist.kernels.cpu.attention_extras import block_at
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_factors import put_bytes, split_factors
 from kvist.kernels.cpu.packed_products import LARGEST, LARGEST_BYTE
-from kvist.kernels.cpu.scalar import prefetch, put_f32
+from kvist.kernels.cpu.scalar import prefetch, put_f32, put_i64
 from kvist.kernels.cpu.vector import absolute, add, fma, maximum, mul, reduce_add, reduce_max, round_even, splat
 from kvist.kernels.cpu.vector_memory import load, load_f32
 
@@ -21,6 +22,7 @@ load_f16 = load["f16"]
 PORTION = 4  # rows that pass by packed numbers together
 WEIGHT_BYTES = 192  # of a row's rounded weights in a tile: 64 bytes, or high ones and low ones, step and sum
 WEIGH_SCRATCH = PORTION * WEIGHT_BYTES + 512  # of a portion; behind them a tile's scales and offsets
+BLOCKS_BYTES = 64  # of the eight addresses that `put_blocks` leaves
 SMALLEST = 1e-30  # what is smaller counts as 0, so that its inverse is finite
 
 
@@ -55,6 +57,20 @@ def ask_for(address: int, size: int) -> None:
     """Let memory bring what is read next."""
     for line in range(0, size, 64):
         prefetch(address + line)
+
+
+@jit
+def put_blocks(
+    out: int, pages: int, begin: int, low: int, high: int, page_size: int, page_bytes: int, head: int, size: int
+) -> None:  # fmt: skip
+    """Write down where a tile's blocks low..high-1 lie; the first of them stands for the others, which may not exist.
+
+    Kernels take eight addresses: a tile's four blocks, then those of the next tile, which they ask memory for.
+    """
+    first = block_at(pages, begin + low * 16, page_size, page_bytes, head, size)
+    for b in range(4):
+        there = low < b < high
+        put_i64(out + b * 8, block_at(pages, begin + b * 16, page_size, page_bytes, head, size) if there else first)
 
 
 @jit

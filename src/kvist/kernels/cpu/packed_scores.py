@@ -11,10 +11,11 @@ from kvist.kernels.cpu.packed_dot import make_dot_scores
 from kvist.kernels.cpu.packed_products import in_pairs
 from kvist.kernels.cpu.packed_rows import PORTION, ask_for, group_of, part_bytes, query_bytes
 from kvist.kernels.cpu.packed_tile import make_packed_scores
+from kvist.kernels.cpu.scalar import slot
 
 
 def asks_for_two(codec: AnyCodec) -> bool:
-    """Whether K's side asks for n0 and n1 alone: the other two have their turns later, for few lines can be under way.
+    """Whether K's side asks for two blocks alone: the others have their turns later, for few lines can be under way.
 
     Where registers hold eight lanes a tile takes so long that what follows can be asked for evenly.
     """
@@ -22,18 +23,17 @@ def asks_for_two(codec: AnyCodec) -> bool:
 
 
 def make_score_side(codec: AnyCodec) -> Any:
-    """``score(q, qb, rows, dims, k0..k3, p, n0..n3)``: scores over the four K blocks, p rows 256 bytes apart.
+    """``score(q, qb, rows, dims, blocks, p)``: scores over four K blocks, p rows 256 bytes apart.
 
-    q: float32, qb: as `make_prepare` rounded them; n: blocks that are read next.
+    q: float32, qb: as `make_prepare` rounded them; blocks: see `packed_rows.put_blocks`.
     """
     if not isinstance(codec, Packed):
         rows_of_floats = make_score_rows(codec.name, True)
 
         @jit
-        def score_floats(
-            q: int, qb: int, rows: int, dims: int, k0: int, k1: int, k2: int, k3: int, p: int, n0: int, n1: int,
-            n2: int, n3: int,
-        ) -> None:  # fmt: skip
+        def score_floats(q: int, qb: int, rows: int, dims: int, blocks: int, p: int) -> None:
+            k0, k1, k2, k3 = slot(blocks, 0), slot(blocks, 1), slot(blocks, 2), slot(blocks, 3)
+            n0, n1, n2, n3 = slot(blocks, 4), slot(blocks, 5), slot(blocks, 6), slot(blocks, 7)
             rows_of_floats(q, rows, dims, k0, k1, k2, k3, p, n0, n1, n2, n3)
 
         return score_floats
@@ -45,29 +45,24 @@ def make_score_side(codec: AnyCodec) -> Any:
     (block, _), parts = part_bytes(codec, keys=True), codec.factor_bytes
 
     @jit
-    def score(
-        q: int, qb: int, rows: int, dims: int, k0: int, k1: int, k2: int, k3: int, p: int, n0: int, n1: int, n2: int,
-        n3: int,
-    ) -> None:  # fmt: skip
+    def score(q: int, qb: int, rows: int, dims: int, blocks: int, p: int) -> None:
         step, stride = dims if channels else group_of(dims, group), query_bytes(dims)
         for first in range(0, dims, step):
             at, cells, beside = first // 16 * size, step // 16, dims // 16 * size + first // step * scales
-            a, b, c, d, na, nb = k0 + at, k1 + at, k2 + at, k3 + at, n0 + at, n1 + at
-            s0, s1, s2, s3 = k0 + beside, k1 + beside, k2 + beside, k3 + beside
             for r in range(0, rows, PORTION):
                 n, row, out = min(PORTION, rows - r), qb + r * stride, p + r * 256
                 x, f = row + first * parts, row + 2 * dims + first // step * 8
                 if n == 1:
-                    dot1(x, stride, f, a, b, c, d, s0, s1, s2, s3, cells, out, first, na, nb)
+                    dot1(x, stride, f, blocks, at, beside, cells, out, first)
                 elif n == 2:
-                    dot2(x, stride, f, a, b, c, d, s0, s1, s2, s3, cells, out, first, na, nb)
+                    dot2(x, stride, f, blocks, at, beside, cells, out, first)
                 elif n == 3:
-                    dot3(x, stride, f, a, b, c, d, s0, s1, s2, s3, cells, out, first, na, nb)
+                    dot3(x, stride, f, blocks, at, beside, cells, out, first)
                 else:
-                    dot4(x, stride, f, a, b, c, d, s0, s1, s2, s3, cells, out, first, na, nb)
+                    dot4(x, stride, f, blocks, at, beside, cells, out, first)
         if not spread:
-            ask_for(n2, block(dims))
-            ask_for(n3, block(dims))
+            ask_for(slot(blocks, 6), block(dims))
+            ask_for(slot(blocks, 7), block(dims))
 
     return score
 
@@ -78,25 +73,23 @@ def _make_score_grid(codec: Packed) -> Any:
     size, group = codec.cell_bytes, codec.group
 
     @jit
-    def score(
-        q: int, qb: int, rows: int, dims: int, k0: int, k1: int, k2: int, k3: int, p: int, n0: int, n1: int, n2: int,
-        n3: int,
-    ) -> None:  # fmt: skip
-        step = group_of(dims, group)
+    def score(q: int, qb: int, rows: int, dims: int, blocks: int, p: int) -> None:
+        step, stride = group_of(dims, group), dims * 4
         for first in range(0, dims, step):
-            at, cells, stride = first // 16 * size, step // 16, dims * 4
-            beside = dims // 16 * size + first // step * 32
-            a, b, c, d, na, nb, nc, nd = k0 + at, k1 + at, k2 + at, k3 + at, n0 + at, n1 + at, n2 + at, n3 + at
+            at, beside, cells = first // 16 * size, dims // 16 * size + first // step * 32, step // 16
+            k0, k1, k2, k3 = slot(blocks, 0), slot(blocks, 1), slot(blocks, 2), slot(blocks, 3)
+            n0, n1, n2, n3 = slot(blocks, 4) + at, slot(blocks, 5) + at, slot(blocks, 6) + at, slot(blocks, 7) + at
+            a, b, c, d = k0 + at, k1 + at, k2 + at, k3 + at
             s0, s1, s2, s3 = k0 + beside, k1 + beside, k2 + beside, k3 + beside
             for r in range(0, rows, PORTION):
                 n, x, out = min(PORTION, rows - r), q + (r * dims + first) * 4, p + r * 256
                 if n == 1:
-                    scores1(x, stride, a, b, c, d, s0, s1, s2, s3, cells, out, first, na, nb, nc, nd)
+                    scores1(x, stride, a, b, c, d, s0, s1, s2, s3, cells, out, first, n0, n1, n2, n3)
                 elif n == 2:
-                    scores2(x, stride, a, b, c, d, s0, s1, s2, s3, cells, out, first, na, nb, nc, nd)
+                    scores2(x, stride, a, b, c, d, s0, s1, s2, s3, cells, out, first, n0, n1, n2, n3)
                 elif n == 3:
-                    scores3(x, stride, a, b, c, d, s0, s1, s2, s3, cells, out, first, na, nb, nc, nd)
+                    scores3(x, stride, a, b, c, d, s0, s1, s2, s3, cells, out, first, n0, n1, n2, n3)
                 else:
-                    scores4(x, stride, a, b, c, d, s0, s1, s2, s3, cells, out, first, na, nb, nc, nd)
+                    scores4(x, stride, a, b, c, d, s0, s1, s2, s3, cells, out, first, n0, n1, n2, n3)
 
     return score

@@ -21,15 +21,15 @@ from kvist.kernels.cpu.packed_rows import (
     part_bytes,
 )
 from kvist.kernels.cpu.packed_tile import make_packed_weigh
-from kvist.kernels.cpu.scalar import prefetch, put_f32
+from kvist.kernels.cpu.scalar import prefetch, put_f32, slot
 from kvist.kernels.cpu.vector import add, fma, maximum, mul, reduce_add, reduce_max, round_even, splat
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
 
 def make_weigh_side(codec: AnyCodec) -> Any:
-    """``weigh(p, rows, low, high, v0..v3, acc, dims, scratch, n0..n3)``: add the values of the blocks low..high-1.
+    """``weigh(p, rows, low, high, blocks, split, acc, dims, scratch)``: add the values of the blocks low..high-1.
 
-    scratch: room for a portion's weights, rounded or scaled; n: blocks that are read next.
+    blocks: see `packed_rows.put_blocks`; split: where in them V begins; scratch: `WEIGH_SCRATCH` bytes.
     """
     if not isinstance(codec, Packed):
         rows_of_floats = make_weigh_rows(codec.name, True)
@@ -45,17 +45,10 @@ def make_weigh_side(codec: AnyCodec) -> Any:
 
     @jit
     def weigh(
-        p: int, rows: int, low: int, high: int, v0: int, v1: int, v2: int, v3: int, acc: int, dims: int, scratch: int,
-        n0: int, n1: int, n2: int, n3: int,
+        p: int, rows: int, low: int, high: int, blocks: int, split: int, acc: int, dims: int, scratch: int
     ) -> None:  # fmt: skip
-        if low <= 0 < high:
-            one_block(p, rows, v0, acc, dims, scratch, n0)
-        if low <= 1 < high:
-            one_block(p + 64, rows, v1, acc, dims, scratch, n1)
-        if low <= 2 < high:
-            one_block(p + 128, rows, v2, acc, dims, scratch, n2)
-        if low <= 3 < high:
-            one_block(p + 192, rows, v3, acc, dims, scratch, n3)
+        for b in range(low, high):
+            one_block(p + b * 64, rows, slot(blocks, b) + split, acc, dims, scratch, slot(blocks, 4 + b) + split)
 
     return weigh
 
@@ -100,15 +93,10 @@ def _make_weigh_grid(codec: Packed) -> Any:
 
 
 @jit
-def cell_of_four(cell: int, cells: int, size: int, n0: int, n1: int, n2: int, n3: int) -> int:
-    """Address of a cell of four blocks of so many cells, counted through."""
-    if cell < cells:
-        return n0 + cell * size
-    if cell < 2 * cells:
-        return n1 + (cell - cells) * size
-    if cell < 3 * cells:
-        return n2 + (cell - 2 * cells) * size
-    return n3 + (cell - 3 * cells) * size
+def cell_of_four(cell: int, cells: int, size: int, blocks: int, split: int) -> int:
+    """Address of a cell of V of the four blocks that are read next, of so many cells, counted through."""
+    block = int(cell >= cells) + int(cell >= 2 * cells) + int(cell >= 3 * cells)
+    return slot(blocks, 4 + block) + split + (cell - block * cells) * size
 
 
 def _make_round(codec: Packed) -> Any:
@@ -165,46 +153,38 @@ def _make_weigh_dot(codec: Packed) -> Any:
 
     @jit
     def weigh(
-        p: int, rows: int, low: int, high: int, v0: int, v1: int, v2: int, v3: int, acc: int, dims: int, scratch: int,
-        n0: int, n1: int, n2: int, n3: int,
+        p: int, rows: int, low: int, high: int, blocks: int, split: int, acc: int, dims: int, scratch: int
     ) -> None:  # fmt: skip
         step, stride, f = group_of(dims, group), dims * 4, scratch + 128
         floats = scratch + PORTION * WEIGHT_BYTES
         if not spread:
-            ask_for(n0, block(dims))
-            ask_for(n1, block(dims))
+            ask_for(slot(blocks, 4) + split, block(dims))
+            ask_for(slot(blocks, 5) + split, block(dims))
         for first in range(0, dims, step):
-            at = dims // 16 * size + first // step * scales
-            if spread:
-                prefetch(n0 + at)
-                prefetch(n1 + at)
-            prefetch(n2 + at)
-            prefetch(n3 + at)
-            widen(low <= 0 < high, v0 + at, floats)
-            widen(low <= 1 < high, v1 + at, floats + 64)
-            widen(low <= 2 < high, v2 + at, floats + 128)
-            widen(low <= 3 < high, v3 + at, floats + 192)
+            beside = split + dims // 16 * size + first // step * scales
+            for b in range(4):
+                widen(low <= b < high, slot(blocks, b) + beside, floats + b * 64)
+                if spread or b > 1:
+                    prefetch(slot(blocks, 4 + b) + beside)
             for r in range(0, rows, PORTION):
                 n = min(PORTION, rows - r)
                 for i in range(n):
                     round_weights(p + (r + i) * 256, floats, scratch + i * WEIGHT_BYTES)
                 for d in range(first, first + step, 16 * width):
-                    c, out = d // 16 * size, acc + r * stride + d * 4
-                    a0, a1, a2, a3 = v0 + c, v1 + c, v2 + c, v3 + c
-                    m0, m1 = n2 + c, n3 + c
+                    at, out, asked = split + d // 16 * size, acc + r * stride + d * 4, 0
                     if spread:  # block after block, four cells at a time
-                        m0 = cell_of_four(d >> 2, dims >> 4, size, n0, n1, n2, n3)
+                        asked = cell_of_four(d >> 2, dims >> 4, size, blocks, split)
                     if d + 16 * width > first + step:
                         for i in range(n):
-                            beside, row = i * WEIGHT_BYTES, out + i * stride
-                            thin1(scratch + beside, 0, f + beside, a0, a1, a2, a3, row, 0, m0, m1)
+                            own, row = i * WEIGHT_BYTES, out + i * stride
+                            thin1(scratch + own, 0, f + own, blocks, at, asked, row, 0)
                     elif n == 1:
-                        wide1(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, m0, m1)
+                        wide1(scratch, WEIGHT_BYTES, f, blocks, at, asked, out, stride)
                     elif n == 2:
-                        wide2(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, m0, m1)
+                        wide2(scratch, WEIGHT_BYTES, f, blocks, at, asked, out, stride)
                     elif n == 3:
-                        wide3(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, m0, m1)
+                        wide3(scratch, WEIGHT_BYTES, f, blocks, at, asked, out, stride)
                     else:
-                        wide4(scratch, WEIGHT_BYTES, f, a0, a1, a2, a3, out, stride, m0, m1)
+                        wide4(scratch, WEIGHT_BYTES, f, blocks, at, asked, out, stride)
 
     return weigh
