@@ -89,10 +89,14 @@ def test_every_way_gives_the_same_bits(
             assert found.logits > 0 and found.bits == 0, scenario.name
 
 
-def close(logits: np.ndarray, truth: np.ndarray) -> bool:
-    """Equal but for weights of 15 bits, and codes that fall to the other side of a border, each seen by few."""
+def close(logits: np.ndarray, truth: np.ndarray, *, by_channel: bool = False) -> bool:
+    """Equal but for codes, and weights, that fall to the other side of a border, each seen by few.
+
+    by_channel: kernels round a query page by page, the reference does not.
+    """
     apart, size = np.abs(logits - truth), np.abs(truth).max()
-    return bool(apart.max() < 2e-2 * size and apart.mean() < 3e-4 * size)
+    largest, mean = (2e-2, 5e-4) if by_channel else (5e-3, 1e-4)
+    return bool(apart.max() < largest * size and apart.mean() < mean * size)
 
 
 @pytest.mark.parametrize("codec", [*PACKED, *PAIRS])
@@ -103,7 +107,7 @@ def test_kernels_agree_with_the_reference(codec: str, rule: str, make_engine: Ma
     ids = make_prompt(2 * size + 37, 300)
     fast = read(make_engine(codec, page_size=size, policy=rule), ids)
     slow = read(make_engine(codec, on=ReferenceBackend(), page_size=size, policy=rule), ids, 50)
-    assert close(fast, slow)
+    assert close(fast, slow, by_channel=codec.startswith(("kivi", "k=kivi")))
 
 
 @pytest.mark.parametrize("codec", PACKED)
