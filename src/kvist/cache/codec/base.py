@@ -69,9 +69,14 @@ class Packed:
     def factor_bytes(self) -> int:
         """Bytes that a query's number, or a weight of V, is rounded to where it meets whole numbers.
 
-        One is enough beside codes of 6 bits and less; beside those of 8 it would double their error.
+        One is enough beside codes of 6 bits and less; beside those of 8 a query's would double K's error.
         """
         return 2 if self.bits == 8 else 1
+
+    @property
+    def middle(self) -> float:
+        """The middle of codes that are evenly apart, in scales above the offset."""
+        return ((1 << self.bits) - 1) / 2
 
     @property
     def parameters(self) -> int:

@@ -14,8 +14,8 @@ from kvist.cache.codec.packed import Bytes, scales_of
 
 Array = NDArray[np.float64]
 
-LARGEST_QUERY = np.float32(127.0)  # of a rounded query; a second byte has 7 bits more
-LARGEST_WEIGHT = 255.0
+LARGEST_QUERY = 127.0  # of a query's number that is one byte; a second one has 7 bits more
+LARGEST_WEIGHT = 255.0  # of a weight that is one byte
 
 
 def asked(codec: Packed, queries: Array) -> Array:
@@ -28,7 +28,7 @@ def asked(codec: Packed, queries: Array) -> Array:
         return queries
     dims = queries.shape[-1]
     parts = queries.astype(np.float32).reshape(*queries.shape[:-1], codec.groups(dims), -1)
-    step = np.abs(parts).max(-1, keepdims=True) / (LARGEST_QUERY * np.float32(128 ** (codec.factor_bytes - 1)))
+    step = np.abs(parts).max(-1, keepdims=True) / np.float32(LARGEST_QUERY * 128 ** (codec.factor_bytes - 1))
     codes = np.rint(np.divide(parts, step, out=np.zeros_like(parts), where=step > 0))
     return np.asarray(codes.astype(np.float64) * step, np.float64).reshape(queries.shape)
 
@@ -37,7 +37,7 @@ def spans(codec: Packed, blocks: Bytes, head_dim: int) -> tuple[Array, Array]:
     """Of a head's packed values, as `packed.pack` gave them, the scale and the middle of the codes: (slots, dims)."""
     held = scales_of(codec, blocks, head_dim)
     wide = held.repeat(head_dim // held.shape[2], axis=2)
-    middle = wide[0] * ((1 << codec.bits) - 1) / 2 + wide[1] if codec.offset else np.zeros_like(wide[0])
+    middle = wide[0] * codec.middle + wide[1] if codec.offset else np.zeros_like(wide[0])
     return wide[0], middle
 
 

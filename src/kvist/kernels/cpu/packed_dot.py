@@ -139,7 +139,7 @@ def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
         for line in lines:
             emit_prefetch(builder, following, I64(line))
         addresses = [builder.add(block, I64(j * codec.cell_bytes)) for j in range(width)]
-        cells = [Cell(codec, builder, address, signed=way.parts == 1) for address in addresses]
+        cells = [Cell(codec, builder, address, signed=True) for address in addresses]
         beside = way.tile_block(builder, number)
         own = [builder.add(start, beside) for start in starts]
 

@@ -18,14 +18,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvist.cache.codec.base import Packed
+from kvist.cache.codec.factors import LARGEST_QUERY, LARGEST_WEIGHT
 from kvist.cache.codec.packed import STEEPEST
 from kvist.kernels.cpu.packed_lanes import Cell, emit_splat_word, shifted, words
 from kvist.kernels.cpu.vector import I64, V16F, V16I, external, has
 from kvist.kernels.cpu.vector_bytes import V32H, emit_byte_pairs, emit_pairs, halves
 
-LARGEST_BYTE = 127.0  # of a query's number that is one byte
-LARGEST_WEIGHT = 255.0  # of a weight that is one
-LARGEST = 127 * 128.0  # of either that has two: -127..127 and -64..63
+LARGEST = 127 * 128.0  # of a factor of two bytes: -127..127 and -64..63
 
 State = list[Any]
 """A way's sums of one row and block: LLVM values, `sums` of them, and what else it keeps within a cell."""
@@ -106,7 +105,7 @@ class Bytes(Pairs):
 
     def __init__(self, largest: int, keys: bool) -> None:
         """largest: of the codes, or of a bell's steps."""
-        most = 2 * int(LARGEST_BYTE if keys else LARGEST_WEIGHT) * largest
+        most = 2 * int(LARGEST_QUERY if keys else LARGEST_WEIGHT) * largest
         self._unsigned = not keys
         self._together = max(n for n in (1, 2, 4) if n * most < 1 << 15)
         assert most < 1 << 15, largest

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.cache.codec.base import AnyCodec, Packed
+from kvist.cache.codec.factors import LARGEST_QUERY
 from kvist.kernels.cpu.attention_extras import block_at
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_factors import put_bytes, split_factors
-from kvist.kernels.cpu.packed_products import LARGEST, LARGEST_BYTE
+from kvist.kernels.cpu.packed_products import LARGEST
 from kvist.kernels.cpu.scalar import prefetch, put_f32, put_i64
 from kvist.kernels.cpu.vector import absolute, add, fma, maximum, mul, reduce_add, reduce_max, round_even, splat
 from kvist.kernels.cpu.vector_memory import load, load_f32
@@ -88,8 +89,8 @@ def make_prepare(codec: AnyCodec) -> Any:
     """
     if not isinstance(codec, Packed) or codec.grid == "e4m3":
         return jit(lambda q, rows, dims, header, out: None)
-    group, channels, middle = codec.group, codec.channels, ((1 << codec.bits) - 1) / 2
-    wide, most = codec.factor_bytes == 2, LARGEST if codec.factor_bytes == 2 else LARGEST_BYTE
+    group, channels, middle = codec.group, codec.channels, codec.middle
+    wide, most = codec.factor_bytes == 2, LARGEST if codec.factor_bytes == 2 else LARGEST_QUERY
 
     @jit
     def prepare(q: int, rows: int, dims: int, header: int, out: int) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.cache.codec.base import AnyCodec, Packed
+from kvist.cache.codec.factors import LARGEST_WEIGHT
 from kvist.kernels.cpu.attention_rows import make_weigh_rows
 from kvist.kernels.cpu.attention_tile import together
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_dot import make_dot_weigh, weigh_width
 from kvist.kernels.cpu.packed_factors import pack_tile, split_tile
-from kvist.kernels.cpu.packed_products import LARGEST, LARGEST_WEIGHT, in_pairs
+from kvist.kernels.cpu.packed_products import LARGEST, in_pairs
 from kvist.kernels.cpu.packed_rows import (
     PORTION,
     SMALLEST,
@@ -105,7 +106,7 @@ def _make_round(codec: Packed) -> Any:
     scales: those of four blocks, then their offsets, float32.
     """
     offset, wide = codec.offset, codec.factor_bytes == 2
-    most, middle = LARGEST if wide else LARGEST_WEIGHT, ((1 << codec.bits) - 1) / 2
+    most, middle = LARGEST if wide else LARGEST_WEIGHT, codec.middle
 
     @jit
     def round_weights(p: int, scales: int, out: int) -> None:
