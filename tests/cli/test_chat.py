@@ -99,6 +99,7 @@ def test_a_model_cannot_steer_the_terminal_of_its_chat(chat, tiny_model):
     written = child.match[1]
     assert "\u241b" in written  # an escape, had it been let through
     assert not {c for c in written if unicodedata.category(c) == "Cc"} - set("\r\n\t")
+    child.expect(">>> ")  # before it the terminal would keep Ctrl-D for itself
     child.sendeof()
     assert left(child) == 0
 
