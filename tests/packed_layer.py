@@ -38,19 +38,22 @@ class World:
         self.exact = PagePool(PageLayout((spec.exact,), page_size, codec(exact)), pages)
         for pool in (self.sealed, self.exact):
             pool.data[:] = 0xFF  # what nobody wrote is no number
-        turned = [isinstance(c, Packed) and c.rotated for c in (spec.k, spec.v)]
+        turned = [isinstance(c, Packed) and c.turns(dims) for c in (spec.k, spec.v)]
         self.mix = Mix(signs(dims), turned[0], turned[1]) if any(turned) else None
+        self.q, self.k, self.v = (numbers(1 + i, length, n * dims) for i, n in enumerate((HEADS, KV_HEADS, KV_HEADS)))
+        self.k = self.k + 2 * numbers(4, 1, KV_HEADS * dims)  # channels have offsets
+        self.scale = 0.2
 
     def program(self, window: int | None = None) -> Program:
         q, k, v = Buffer("q", HEADS * self.dims), Buffer("k", KV_HEADS * self.dims), Buffer("v", KV_HEADS * self.dims)
         out = Buffer("out", HEADS * self.dims)
         ops: list[Op] = [
-            fill(q, numbers(1, self.length, q.width)),
-            fill(k, numbers(2, self.length, k.width) + 2 * numbers(4, 1, k.width)),  # channels have offsets
-            fill(v, numbers(3, self.length, v.width)),
+            fill(q, self.q),
+            fill(k, self.k),
+            fill(v, self.v),
             RotaryStore(q, k, v, 0, None, self.mix),
             Seal(0),
-            Attend(q, out, 0, 0.2, window, mix=self.mix),
+            Attend(q, out, 0, self.scale, window, mix=self.mix),
         ]  # fmt: skip
         return Program(tuple(ops), len(ops), HEADS, KV_HEADS, self.dims, 1, out.width)
 

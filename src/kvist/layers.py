@@ -122,6 +122,7 @@ def packed_layers(groups: Sequence[PageGroup]) -> dict[int, Mix | None]:
     for group in groups:
         for layer, spec in enumerate(group.layout.layers):
             if spec is not None and spec.packed:
-                k, v = (isinstance(codec, Packed) and codec.rotated for codec in group.layout.codecs(layer))
-                found[layer] = Mix(signs(spec.head_dim), k, v) if k or v else None
+                dims = spec.head_dim
+                k, v = (isinstance(codec, Packed) and codec.turns(dims) for codec in group.layout.codecs(layer))
+                found[layer] = Mix(signs(dims), k, v) if k or v else None
     return found

@@ -176,7 +176,7 @@ def test_bits_of_a_number_are_those_announced(name: str) -> None:
 def test_pages_are_as_large_as_what_lies_in_them(name: str, page_size: int, dims: int) -> None:
     found = packed(name)
     spec = LayerSpec(2, dims, found, codec("f16")), LayerSpec(1, dims, found, found), LayerSpec(1, 32)
-    if (found.channels and page_size < 64) or (found.rotated and dims == 48):
+    if (found.channels and page_size < 64) or (found.rotated and name != "int8" and dims == 48):
         with pytest.raises(UsageError, match=f"codec {name} (keeps a scale of each channel|rotates heads)"):
             PageLayout(spec, page_size, codec("f16"))
         return

@@ -335,7 +335,7 @@ def test_what_cannot_be_is_refused(make_engine: MakeEngine) -> None:
     for layer in (3, -4):
         with pytest.raises(UsageError, match=f"names layer {layer}, and the model has 3"):
             make_engine("int4", kv_cache_skip_layers=(layer,))
-    for codec, message in (("int44", "did you mean int4"), ("k=int4,v=zz", "known are"), ("k=f16,v=f32", "not mixed")):
+    for codec, message in (("int44", "did you mean int4"), ("k=int4,v=zz", "known are"), ("k=int4", "name K and V together"), ("k=f16,v=f32", "not mixed")):
         with pytest.raises(UsageError, match=message):
             make_engine(codec)
     with pytest.raises(UsageError, match="kv_cache_skip_layers"):

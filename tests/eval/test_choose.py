@@ -127,7 +127,7 @@ def test_the_rotation_is_the_engines() -> None:
 
     int4, numbers = any_codec("int4"), np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)
     assert np.allclose(numbers @ rotation(64, int4), _mixed(Mix(signs(64), True, True), numbers), atol=1e-5)  # type: ignore[arg-type]
-    assert np.array_equal(rotation(64, any_codec("int8")), np.eye(64))  # type: ignore[arg-type]
+    assert np.array_equal(rotation(64, any_codec("fp8")), np.eye(64))  # type: ignore[arg-type]
 
 
 def test_codecs_that_fit(llm: LLM, folder: Path) -> None:

@@ -20,8 +20,10 @@ import pytest
 import blocks
 from attention import Shape, build
 from kvist.cache.codec import codec
+from kvist.cache.codec.int8 import CODEC as INT8
 from kvist.cache.policy import Choice
 from kvist.cache.policy.base import ALWAYS
+from kvist.eval.sensitivity import rotation
 from kvist.kernels.choosing import Changes, Draw, Rating
 from kvist.kernels.cpu.abi import ACTIVATIONS
 from kvist.kernels.cpu.backend import CpuBackend
@@ -37,7 +39,7 @@ from tiny import MODELS, write_gguf
 NEEDS = {"x86-64-v3": ["avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe"], "x86-64": []}
 CALLED = {"fmaf": "libm.so.6", "rintf": "libm.so.6", "__extendhfsf2": "libgcc_s.so.1", "__truncsfhf2": "libgcc_s.so.1"}
 FEATURES = {"x86-64-v3": "+avx2", "x86-64": ""}  # what kernels are told that there is, beside the processor's name
-PACKED = (("int8", "lm3"), ("lm4", "int5"))
+PACKED = (("int8", "int4"), ("lm4", "int8"), ("int5", "lm3"))
 UNITS = ("run", "choosing", "attend_f16", "weights_f32", "weights_f16", "weights_q4_1", "best_f16")
 
 
@@ -161,6 +163,29 @@ def test_packed_pages(backend: CpuBackend, plain: CpuBackend, k: str, v: str) ->
     assert same_bits(theirs.run(plain, 200), wanted) and np.isfinite(wanted).all()
     assert mine.sealed.data.tobytes() == theirs.sealed.data.tobytes()
     assert same_bits(World(k, v, 16, 64, length=200).run(plain, 7), wanted)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("k", "v"), PACKED)
+def test_sums_of_products_at_their_limits(
+    backend: CpuBackend, plain: CpuBackend, k: str, v: str, sign: int
+) -> None:  # fmt: skip
+    """Queries of one size and keys of the highest codes, weights that are all the same: in 16 bits nothing overflows."""
+    worlds = [World(k, v, 16, 64, length=200) for _ in range(2)]
+    for world in worlds:
+        turn = rotation(64, INT8)
+        high = np.where(np.arange(200)[:, None] % 64 == np.arange(64), -1, 1) @ turn.T  # all but one of a slot's dims
+        world.q = np.tile(sign * turn.sum(1), (200, world.q.shape[1] // 64)).astype(np.float32)
+        world.k = world.v = np.tile(high, world.k.shape[1] // 64).astype(np.float32)
+        world.scale = 0.0
+    wanted = worlds[0].run(backend, 200)
+    assert same_bits(worlds[1].run(plain, 200), wanted)
+    exact = np.stack([worlds[0].v[: r + 1].mean(0, dtype=np.float64) for r in range(200)])
+    if not v.startswith("lm"):  # few numbers are a step of its bell
+        assert np.abs(wanted.reshape(200, 2, -1, 64) - exact.reshape(200, 2, 1, 64)).max() < 0.05
+    for world in worlds:
+        world.scale = 0.2
+    assert same_bits(worlds[0].run(backend, 200), worlds[1].run(plain, 200))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

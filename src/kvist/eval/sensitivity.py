@@ -188,7 +188,7 @@ def _squared(chosen: object, pages: Sequence[npt.NDArray[np.float32]], size: int
 
 def rotation(dims: int, chosen: Packed) -> npt.NDArray[np.float32]:
     """The matrix (dims, dims) that a codec turns a row of numbers by; it keeps lengths, and so errors."""
-    if not chosen.rotated:
+    if not chosen.turns(dims):
         return np.eye(dims, dtype=np.float32)
     turn = np.ones((1, 1), np.float32)
     while len(turn) < dims:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvist.cache.codec.base import Packed
-from kvist.cache.codec.factors import asked, weighed
+from kvist.cache.codec.factors import TILE, asked, weighed
 from kvist.cache.pool import PagePool, floats_of, read_of
 from kvist.cache.table import GONE
 from kvist.kernels.program import Attend, BatchMetadata, Mix, Observe, Program, RotaryStore, SequenceRows
@@ -19,7 +19,6 @@ from kvist.kernels.reference_choice import best_pages
 Array = npt.NDArray[np.float64]
 Places = npt.NDArray[np.intp]
 
-TILE = 64  # positions whose weights are rounded together
 EXACT = -1  # instead of a tile: what is read as floats
 
 
@@ -87,8 +86,8 @@ class ReferencePages:
                 own = (pages == 0) | (pages == (end - 1) // page_size)
                 K, V = (np.where(own[:, None], a[:end], b[:end]) for a, b in zip(exact, sealed, strict=True))
                 k_codec, v_codec = self._pools_of(op.layer)[1][1].layout.codecs(op.layer)
-                tiles = (seen if op.choice is None else np.arange(len(seen))) // TILE
-                tiles = np.where(own[seen] | (not isinstance(v_codec, Packed)), EXACT, tiles)
+                slots = seen if op.choice is None else np.arange(len(seen))
+                tiles = np.where(own[seen] | (not isinstance(v_codec, Packed)), EXACT, slots // TILE)
                 for head in range(kv_head * group, (kv_head + 1) * group):
                     rounded = asked(k_codec, rows[r, head]) if isinstance(k_codec, Packed) else rows[r, head]
                     scores = np.where(own[seen], K[seen] @ rows[r, head], K[seen] @ rounded) * op.scale
@@ -100,13 +99,14 @@ class ReferencePages:
                     top = scores.max() if op.sinks is None else max(scores.max(), op.sinks[head])
                     p = np.exp(scores - top)
                     rest = 0.0 if op.sinks is None else np.exp(op.sinks[head] - top)
-                    made = p[:kept] @ V[:kept] + self._weighed(op, kv_head, sequence, p[kept:], V, seen, tiles)
+                    made = p[:kept] @ V[:kept] + self._weighed(op, kv_head, sequence, p[kept:], V, seen, slots, tiles)
                     made /= p.sum() + rest
                     out[r, head] = _unmixed(op.mix, made) if op.mix is not None and op.mix.v else made
         return out.reshape(sequence.count, -1)
 
     def _weighed(
-        self, op: Attend, kv_head: int, sequence: SequenceRows, p: Array, V: Array, seen: Places, tiles: Places
+        self, op: Attend, kv_head: int, sequence: SequenceRows, p: Array, V: Array, seen: Places, slots: Places,
+        tiles: Places,
     ) -> Array:  # fmt: skip
         """Weights times the values of the positions that are seen, tile by tile where they are packed."""
         made = np.asarray(p[tiles == EXACT] @ V[seen[tiles == EXACT]])
@@ -119,7 +119,10 @@ class ReferencePages:
             scale, middle = (np.concatenate(side)[places] for side in zip(*spans, strict=True))
             codec = pool.layout.codecs(op.layer)[1]
             assert isinstance(codec, Packed)
-            made += weighed(codec, p[tiles == tile], V[here], scale, middle)
+            whole = [np.zeros((TILE, *part.shape[1:])) for part in (p, V, V, V)]  # a tile, seen or not
+            for part, numbers in zip(whole, (p[tiles == tile], V[here], scale, middle), strict=True):
+                part[slots[tiles == tile] % TILE] = numbers
+            made += weighed(codec, *whole)
         return made
 
     def _numbers(

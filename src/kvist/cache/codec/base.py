@@ -49,7 +49,7 @@ class Packed:
     grid: "even", codes that are evenly apart; "e4m3", 8-bit floats; "bell", closer where a normal distribution has
     more numbers (see `packed`). A position's numbers of one head have a scale for each `group` of them where that
     divides the head size, else one. channels: the scales of K are each dim's over the whole page instead (KIVI).
-    rotated: heads are turned by a fixed random rotation before they are stored, exact pages as well.
+    rotated: heads are turned by a fixed random rotation before they are stored, exact pages as well; see `turns`.
     """
 
     name: str
@@ -66,17 +66,14 @@ class Packed:
         return CELL * CELL * self.bits // 8
 
     @property
-    def factor_bytes(self) -> int:
-        """Bytes that a query's number, or a weight of V, is rounded to where it meets whole numbers.
-
-        One is enough beside codes of 6 bits and less; beside those of 8 a query's would double K's error.
-        """
-        return 2 if self.bits == 8 else 1
-
-    @property
     def middle(self) -> float:
         """The middle of codes that are evenly apart, in scales above the offset."""
         return ((1 << self.bits) - 1) / 2
+
+    @property
+    def below(self) -> int:
+        """How much less than its code V's bytes are: codes of 8 bits lie there with a sign, as they are multiplied."""
+        return 128 if self.bits == 8 and self.grid == "even" else 0
 
     @property
     def parameters(self) -> int:
@@ -96,9 +93,13 @@ class Packed:
         """Size of what one head's K, or V, of a whole page have in common."""
         return head_dim * self.parameters * SCALE_BYTES if keys and self.channels else 0
 
+    def turns(self, head_dim: int) -> bool:
+        """Whether it rotates heads of that size, which must be a power of two."""
+        return self.rotated and head_dim & (head_dim - 1) == 0
+
     def check(self, page_size: int, head_dim: int) -> None:
         """Refuse pages and head sizes that it does not work with: `UsageError`."""
-        if self.rotated and head_dim & (head_dim - 1):
+        if self.rotated and self.bits < 8 and not self.turns(head_dim):  # 8 bits are enough without
             raise UsageError(
                 f"codec {self.name} rotates heads, whose size must be a power of two, and this model's are stored as "
                 f"{head_dim} numbers: choose int8 or fp8"

@@ -54,6 +54,8 @@ def spelled(text: str) -> str:
         return text
     match = re.fullmatch(r"\s*k\s*=\s*([\w]+)\s*,\s*v\s*=\s*([\w]+)\s*", text, re.ASCII)
     if match is None:
+        if "=" in text:
+            raise UsageError(f"codec {text}: name K and V together, as in k=int5,v=int4, or both by one name: int4")
         return any_codec(text).name
     k, v = any_codec(match[1]), any_codec(match[2])
     if k.name == v.name:

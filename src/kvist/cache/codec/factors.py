@@ -1,7 +1,9 @@
 """Queries and weights as packed numbers are multiplied with them, in plain NumPy: the definition that kernels follow.
 
-Codes of whole numbers meet whole numbers, of one byte or two (`Packed.factor_bytes`); e4m3 codes are multiplied as the
-floats they stand for, with factors as they are.
+Codes of whole numbers meet whole numbers, of a byte. Neighbours' products, the first two of four and the last two, are
+added up in pairs, and sums of pairs in 16 bits, as far as these go: beside few bits over a whole group of dims, or a
+tile of slots. So factors are as fine as a byte allows, or as 16 bits do where what is added up would not fit in them.
+e4m3 codes are multiplied as the floats they stand for, with factors as they are.
 """
 
 from __future__ import annotations
@@ -9,13 +11,51 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kvist.cache.codec.base import Packed
-from kvist.cache.codec.packed import Bytes, scales_of
+from kvist.cache.codec.base import CELL, Packed
+from kvist.cache.codec.packed import STEEPEST, Bytes, scales_of
 
 Array = NDArray[np.float64]
 
-LARGEST_QUERY = 127.0  # of a query's number that is one byte; a second one has 7 bits more
-LARGEST_WEIGHT = 255.0  # of a weight that is one byte
+LARGEST_QUERY = 127  # of a query's numbers, which have signs
+LARGEST_WEIGHT = 255  # of V's weights, which have none
+LARGEST_SUM = (1 << 15) - 1
+TILE = 64  # slots whose weights are rounded together
+
+
+def pairs_together(codec: Packed, *, keys: bool) -> int:
+    """How many pairs of products are added up in 16 bits: 1, 2 or 4; 0: all."""
+    if codec.grid == "even" and codec.bits <= 5:
+        return 0
+    most = 2 * _largest(keys) * _most(codec, keys)
+    return max([1, *(n for n in (2, 4) if n * most <= LARGEST_SUM)])
+
+
+def sum_room(codec: Packed, *, keys: bool) -> int:
+    """What factors, once they are rounded, may amount to in a sum of 16 bits; rounding adds a half to each at most."""
+    return LARGEST_SUM // _most(codec, keys)
+
+
+def _largest(keys: bool) -> int:
+    return LARGEST_QUERY if keys else LARGEST_WEIGHT
+
+
+def _most(codec: Packed, keys: bool) -> int:
+    """The largest number, or the one furthest below 0, that codes are multiplied as."""
+    if codec.grid == "bell":
+        return 2 * STEEPEST if keys else STEEPEST
+    return (0 if keys else codec.below) or (1 << codec.bits) - 1
+
+
+def step_of(codec: Packed, size: Array, *, keys: bool) -> Array:
+    """What numbers are rounded to multiples of, (..., 1). size: (..., numbers) of a group, or a tile, without signs."""
+    step, room, numbers = size.max(-1, keepdims=True) / _largest(keys), sum_room(codec, keys=keys), size.shape[-1]
+    if pairs_together(codec, keys=keys) == 0:
+        sums = size.reshape(*size.shape[:-1], -1, 2, 2).sum((-3, -1)).max(-1, keepdims=True)
+        return np.asarray(np.maximum(step, sums / (room - numbers // 4)))
+    if not keys:  # a tile's four blocks at once: as if their largest met
+        size = size.reshape(*size.shape[:-1], -1, CELL).max(-2)
+    pairs = size.reshape(*size.shape[:-1], -1, 2).sum(-1).max(-1, keepdims=True)
+    return np.asarray(np.maximum(step, pairs / (room - 1)))
 
 
 def asked(codec: Packed, queries: Array) -> Array:
@@ -27,10 +67,8 @@ def asked(codec: Packed, queries: Array) -> Array:
     if codec.grid == "e4m3" or codec.channels:
         return queries
     dims = queries.shape[-1]
-    parts = queries.astype(np.float32).reshape(*queries.shape[:-1], codec.groups(dims), -1)
-    step = np.abs(parts).max(-1, keepdims=True) / np.float32(LARGEST_QUERY * 128 ** (codec.factor_bytes - 1))
-    codes = np.rint(np.divide(parts, step, out=np.zeros_like(parts), where=step > 0))
-    return np.asarray(codes.astype(np.float64) * step, np.float64).reshape(queries.shape)
+    parts = queries.reshape(*queries.shape[:-1], codec.groups(dims), -1)
+    return _rounded(parts, step_of(codec, np.abs(parts), keys=True)).reshape(queries.shape)
 
 
 def spans(codec: Packed, blocks: Bytes, head_dim: int) -> tuple[Array, Array]:
@@ -44,13 +82,16 @@ def spans(codec: Packed, blocks: Bytes, head_dim: int) -> tuple[Array, Array]:
 def weighed(codec: Packed, weights: Array, values: Array, scale: Array, middle: Array) -> Array:
     """What a tile's weights (slots,) make of its packed values (slots, dims), of which the others are the `spans`.
 
-    A weight times its slot's scale is a whole number of 255ths of the tile's largest, and what rounding takes meets
-    only what a value is away from the middle. Those of two bytes are as exact as these numbers here.
+    A weight times its slot's scale is rounded to a multiple of the tile's step, and what rounding takes meets only what
+    a value is away from the middle.
     """
-    if codec.grid == "e4m3" or codec.factor_bytes == 2:
+    if codec.grid == "e4m3":
         return np.asarray(weights @ values)
-    wanted = weights[:, None] * scale
-    step = wanted.max(0) / LARGEST_WEIGHT
-    kept = np.rint(np.divide(wanted, step, out=np.zeros_like(wanted), where=step > 0)) * step
+    wanted = (weights[:, None] * scale).T
+    kept = _rounded(wanted, step_of(codec, wanted, keys=False)).T
     away = np.divide(values - middle, scale, out=np.zeros_like(values), where=scale > 0)
     return np.asarray((kept * away).sum(0) + weights @ middle)
+
+
+def _rounded(numbers: Array, step: Array) -> Array:
+    return np.asarray(np.rint(np.divide(numbers, step, out=np.zeros_like(numbers), where=step > 0)) * step)

@@ -9,7 +9,8 @@ that multiply bytes four at a time want them. So a kernel unpacks whole quads, w
     2 bits    one word a lane: quad i at bits 2i, 2i+1 of each byte
     1 bit     a half word (uint16) a lane: of vector k of quad i, bit 4k + i
 
-6, 5 and 3 bits are 4 + 2, 4 + 1 and 2 + 1; the highest bits come last.
+6, 5 and 3 bits are 4 + 2, 4 + 1 and 2 + 1; the highest bits come last. V's codes of 8 bits are kept with a sign, 128
+less, for that is how they are multiplied (see `factors`).
 
 A block (16 slots of a head) is K's cells, K's scales, V's cells, V's scales; scales are float16, for each group of dims
 16 of them, one a slot, then the offsets. K by channels (KIVI) has its scales in the head's header instead: one for each
@@ -95,6 +96,7 @@ def pack(codec: Packed, numbers: Floats, *, keys: bool) -> tuple[Bytes, Bytes]:
     parts = numbers.reshape(slots, groups, dims // groups)
     scale, offset = _fit(codec, parts)
     codes = _codes(codec, parts, scale, offset).reshape(slots, dims)
+    codes ^= np.uint8(0 if keys else codec.below)
     held = np.stack([scale, offset][: codec.parameters], axis=1)[..., 0]  # (slots, parameters, groups)
     slotwise = held.reshape(-1, CELL, codec.parameters, groups).transpose(0, 3, 2, 1)
     scales = np.ascontiguousarray(slotwise).reshape(len(slotwise), -1).view(np.uint8)
@@ -105,7 +107,7 @@ def unpack(codec: Packed, header: Bytes, blocks: Bytes, head_dim: int, *, keys: 
     """Turn what `pack` gave into numbers again, (slots, head_dim)."""
     cells = head_dim // CELL * codec.cell_bytes
     codes = _codes_of(codec, blocks[:, :cells].reshape(len(blocks), -1, codec.cell_bytes))
-    codes = codes.transpose(0, 3, 1, 2) if keys else codes.transpose(0, 2, 1, 3)
+    codes = codes.transpose(0, 3, 1, 2) if keys else codes.transpose(0, 2, 1, 3) ^ codec.below
     numbers = grid(codec)[codes.reshape(-1, head_dim)].astype(np.float64)
     if keys and codec.channels:
         scale, offset = np.ascontiguousarray(header).view(np.float16).astype(np.float64).reshape(2, head_dim)

@@ -38,7 +38,7 @@ def cap_scores(p: int, cap: float) -> None:
 def hide_before(p: int, low: int) -> None:
     """Slots 0..low-1 of a tile's scores become lower than any: the row's window begins at `low`.
 
-    Their weights come out as e**-87.3 at most, too little to change the sum of a row that has a weight of 1; nothing
+    Their weights come out as e**-86 at most, too little to change the sum of a row that has a weight of 1; nothing
     reads their values.
     """
     lowest = splat(LOWEST)

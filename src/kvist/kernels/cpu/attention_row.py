@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvist.kernels.cpu.math import exp, jit
+from kvist.kernels.cpu.math import exp, exp_below, jit
 from kvist.kernels.cpu.mix import unmix
 from kvist.kernels.cpu.scalar import get_f32, put_f32
 from kvist.kernels.cpu.vector import add, div, first, fma, keep_first, maximum, mul, reduce_add, reduce_max, splat, sub
@@ -55,7 +55,8 @@ def softmax_row(p: int, valid: int, row_max: int, row_sum: int, acc: int, dims: 
     old = get_f32(row_max)
     new = reduce_max(maximum(maximum(s0, s1), maximum(s2, s3)))
     top = splat(max(old, new))
-    p0, p1, p2, p3 = exp(sub(s0, top)), exp(sub(s1, top)), exp(sub(s2, top)), exp(sub(s3, top))
+    p0, p1 = exp_below(sub(s0, top)), exp_below(sub(s1, top))
+    p2, p3 = exp_below(sub(s2, top)), exp_below(sub(s3, top))
     if valid < 64:
         zero = splat(0.0)
         p0, p1 = keep_first(p0, valid, zero), keep_first(p1, valid - 16, zero)

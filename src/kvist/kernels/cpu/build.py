@@ -1,9 +1,9 @@
 """Build the kernels' object code, unit by unit: the loop, attention for a type of pages, weights of a type.
 
 A model needs the loop and two or three more units; only those are built, side by side in processes of their own. numba
-turns a unit's entry into LLVM IR, LLVM turns that into an object file for this very CPU. numba optimises every function
-with all it calls, again at each level; so it is told not to, and LLVM's passes run once, at the end. What is not the
-entry stays inside its unit. The loop calls the others by their addresses (see `unit_call`).
+turns a unit's entry into LLVM IR (see `translate`), LLVM turns that into an object file for this very CPU. numba would
+optimise every function with all it calls, again at each level; so it is told not to, and LLVM's passes run once, at the
+end. What is not the entry stays inside its unit. The loop calls the others by their addresses (see `unit_call`).
 
 ``python -m kvist.kernels.cpu.build UNIT FILE CPU FEATURES`` builds one unit.
 """
@@ -24,7 +24,6 @@ from kvist.kernels.cpu.abi import DTYPES
 from kvist.kernels.program import BLOCK_TYPES
 
 ENTRY = "kvist_entry"  # symbol of a unit's entry: status f(result*, exception info**, four int64)
-ARGUMENTS = 4
 UNITS: dict[str, tuple[str, str | None]] = {
     "run": ("board", None),
     "choosing": ("choosing", None),
@@ -98,29 +97,19 @@ def build_unit(unit: str, target: Target) -> bytes:
 
 def make_module(unit: str, machine: Any, features: str = "") -> Any:
     """One unit in LLVM's words, optimised for a machine (which need not be this one) that has these features."""
-    from numba import njit, types
-    from numba.core import config
-
     from kvist.kernels.cpu import vector
-    from kvist.kernels.cpu.math import OPTIONS
+    from kvist.kernels.cpu.translate import translate
 
     vector.FEATURES.clear()
     vector.FEATURES.update(name[1:] for name in features.split(",") if name.startswith("+"))
     kind, _, rest = unit.partition("_")
     module_name, argument = UNITS[unit] if unit in UNITS else (PACKED_UNITS[kind], rest)
     source = import_module(f"kvist.kernels.cpu.{module_name}")
-    entry = source.run if argument is None else source.make_unit(argument)
-    level = config.OPT
-    config.OPT = type(level)(0)
-    try:
-        compiled = njit(types.int64(*[types.int64] * ARGUMENTS), **OPTIONS)(entry)
-    finally:
-        config.OPT = level
-    result = next(iter(compiled.overloads.values()))
-    module = llvm.parse_assembly(result.library.get_llvm_str())
+    text, entry = translate(source.run if argument is None else source.make_unit(argument))
+    module = llvm.parse_assembly(text)
     module.triple, module.data_layout = machine.triple, str(machine.target_data)
     for function in module.functions:
-        if function.name == result.fndesc.llvm_func_name:
+        if function.name == entry:
             function.name = ENTRY
         elif not function.is_declaration:
             function.linkage = "internal"
@@ -140,5 +129,12 @@ def _tuning() -> Any:
     return options
 
 
+def _main(unit: str, file: str, cpu: str, features: str) -> None:
+    from kvist.kernels.cpu.translate import without_code
+
+    with without_code():
+        Path(file).write_bytes(build_unit(unit, Target(cpu, features)))
+
+
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_bytes(build_unit(sys.argv[1], Target(*sys.argv[3:5])))
+    _main(*sys.argv[1:])

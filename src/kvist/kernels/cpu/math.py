@@ -14,6 +14,7 @@ from numba import njit
 from kvist.kernels.cpu.vector import (
     absolute,
     add,
+    add_exponent,
     copy_sign,
     div,
     fma,
@@ -56,6 +57,24 @@ def exp(x: Any) -> Any:
     p = fma(p, r, splat(5.0000001201e-1))
     p = fma(p, mul(r, r), r)
     return scale_by_power(add(p, splat(1.0)), n)
+
+
+@jit
+def exp_below(x: Any) -> Any:
+    """e**x for x <= 0, clamped to -86: error under 2 units in the last place, and one more for each -9 of x.
+
+    2**(n + f) with |f| <= 1/2: a number so large that it has no digits behind the point rounds, and its bits end in n.
+    2**f by a polynomial of degree 5 (the least relative error, 1 at 0).
+    """
+    x = maximum(x, splat(-86.0))
+    t = fma(x, splat(1.4426950408889634), splat(12582912.0))
+    f = fma(x, splat(1.4426950408889634), sub(splat(12582912.0), t))
+    p = splat(1.326472731307149e-3)
+    p = fma(p, f, splat(9.671512991189957e-3))
+    p = fma(p, f, splat(5.550733581185341e-2))
+    p = fma(p, f, splat(2.4022242426872253e-1))
+    p = fma(p, f, splat(6.931470036506653e-1))
+    return add_exponent(fma(p, f, splat(1.0)), t)
 
 
 @jit

@@ -1,8 +1,8 @@
 """The micro-kernels over whole numbers: scores of a tile, and the weighted sum of its values.
 
-A row of factors is rounded to a byte each, signed in a query and not in the weights of a tile; beside codes of 8 bits
-to two signed ones, ``128 high + low``. Products of codes and bytes are summed in 32 bits, exactly; so neither the order
-nor the processor matters, and codes that are weighed by 0 may be anything. ::
+A row of factors is rounded to a byte each, signed in a query and not in the weights of a tile. Their products with
+codes are added up exactly; so neither the order nor the processor matters, and codes that are weighed by 0 may be
+anything. ::
 
     score[slot] = scale[slot] * step * sum(q code) + offset[slot] * sum(q)        step: of the row's rounding
     out[dim]   += step * sum(w code) + sum(p offset) + middle * lost              w = p * scale, by slot
@@ -24,9 +24,9 @@ from numba.extending import intrinsic
 from kvist.cache.codec.base import Packed
 from kvist.cache.codec.packed import STEEPEST
 from kvist.kernels.cpu.attention_tile import BLOCKS
-from kvist.kernels.cpu.packed_lanes import Cell, emit_splat_at, words
+from kvist.kernels.cpu.packed_lanes import Cell, emit_splat_at
 from kvist.kernels.cpu.packed_products import emit_cells, way_of
-from kvist.kernels.cpu.vector import I64, V16F, V16I, begin_loop, emit_fma, emit_load, emit_prefetch, end_loop, pointer
+from kvist.kernels.cpu.vector import I64, V16F, begin_loop, emit_fma, emit_load, emit_prefetch, end_loop, pointer
 
 
 def emit_blocks(builder: Any, blocks: Any) -> list[Any]:
@@ -43,7 +43,7 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
     them). out: 64 scores a row, 256 bytes apart; first: 0 for the first group, else they are added to what is there.
     Of the blocks that are read next the first two are asked for here.
     """
-    way, parts = way_of(codec, keys=True), codec.factor_bytes
+    way = way_of(codec, keys=True)
     asked = codec.cell_bytes // 2 if way.blocks == 1 else codec.cell_bytes
 
     def scales_at(builder: Any, address: Any) -> tuple[Any, Any]:
@@ -56,21 +56,21 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
     def loop_over(builder: Any, starts: list[Any], blocks: list[Any], cells: Any, following: list[Any]) -> Any:
         """Sums of some blocks, of each row, over all cells."""
         before, loop, after, cell = begin_loop(builder)
-        sums = [[[builder.phi(V16I) for _ in range(way.sums)] for _ in blocks] for _ in starts]
-        offset, at = builder.mul(cell, I64(codec.cell_bytes)), builder.mul(cell, I64(16 * parts))
+        sums = [[[builder.phi(way.zero.type)] for _ in blocks] for _ in starts]
+        offset, at = builder.mul(cell, I64(codec.cell_bytes)), builder.mul(cell, I64(16))
         for n in following:
             for line in range(0, asked, 64):
                 emit_prefetch(builder, n, builder.add(offset, I64(line)))
         squares = [Cell(codec, builder, builder.add(block, offset)) for block in blocks]
         new = [[list(block) for block in row] for row in sums]
 
-        def place(row: int, part: int, quad: int) -> Any:
-            return builder.add(starts[row], builder.add(at, I64(way.place(part, quad))))
+        def place(row: int, quad: int) -> Any:
+            return builder.add(starts[row], builder.add(at, I64(4 * quad)))
 
         emit_cells(builder, way, new, squares, place)
         for row, made in zip(sums, new, strict=True):
             for phi, following_sum in zip(chain(*row), chain(*made), strict=True):
-                phi.add_incoming(words(0), before)
+                phi.add_incoming(way.zero, before)
                 phi.add_incoming(following_sum, builder.block)
         end_loop(builder, before, loop, after, cell, cells)
         return new
@@ -104,7 +104,7 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
                     step, total = emit_splat_at(builder, own, 0), emit_splat_at(builder, own, 4)
                     place = pointer(builder, out, V16F, I64(r * 256 + b * 64))
                     score = builder.select(begins, zero, builder.load(place, align=4))
-                    whole = builder.fmul(way.whole(builder, new[r][b]), step)
+                    whole = builder.fmul(builder.sitofp(way.total(builder, new[r][b]), V16F), step)
                     if codec.channels:
                         score = builder.fadd(whole, builder.fadd(score, total))
                     else:
@@ -125,7 +125,7 @@ def weigh_width(codec: Packed) -> int:
 def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
     """``weigh(w, w_stride, f, blocks, at, asked, acc, acc_stride)``: acc[row][16 * width dims] += a tile's values.
 
-    w: row 0's weights as `split_tile` or `pack_tile` has them, the next row's `w_stride` further; f: their step, and
+    w: row 0's weights as `pack_tile` has them, the next row's `w_stride` further; f: their step, and
     what is added to all dims, as far apart. blocks: see `packed_rows.put_blocks`; at: where in a block the `width`
     cells lie. asked: where blocks pass by one at a time, as many cells to ask for as the call reads; else the same of
     two of those that are read next are asked for.
@@ -143,15 +143,15 @@ def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
         beside = way.tile_block(builder, number)
         own = [builder.add(start, beside) for start in starts]
 
-        def place(row: int, part: int, quad: int) -> Any:
-            return builder.add(own[row], I64(way.tile_place(part, quad)))
+        def place(row: int, quad: int) -> Any:
+            return builder.add(own[row], I64(way.tile_place(quad)))
 
         emit_cells(builder, way, sums, cells, place)
 
     def loop_over(builder: Any, starts: list[Any], begun: Any, blocks: Any, at: Any, asked: Any) -> Any:
         """The same for all blocks in a loop: without it, so many sums and factors are shuffled about in vain."""
         before, loop, after, number = begin_loop(builder)
-        sums = [[[builder.phi(V16I) for _ in state] for state in row] for row in begun]
+        sums = [[[builder.phi(way.zero.type) for _ in state] for state in row] for row in begun]
         made = [[list(state) for state in row] for row in sums]
         block = builder.add(builder.load(pointer(builder, blocks, I64, builder.mul(number, I64(8)))), at)
         lines = builder.add(asked, builder.mul(number, I64(width * codec.cell_bytes)))
@@ -169,7 +169,7 @@ def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             w, stride, f, blocks, at, asked, acc, acc_stride = args
             starts = [builder.add(w, builder.mul(stride, I64(r))) for r in range(rows)]
-            sums = [[[words(0)] * way.sums for _ in range(width)] for _ in range(rows)]
+            sums = [[[way.zero] for _ in range(width)] for _ in range(rows)]
             if way.blocks == 1:
                 sums = loop_over(builder, starts, sums, blocks, at, asked)
             else:
@@ -183,7 +183,8 @@ def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
                 for j in range(width):
                     place = pointer(builder, builder.add(acc, builder.mul(acc_stride, I64(r))), V16F, I64(64 * j))
                     begun = builder.fadd(builder.load(place, align=4), total)
-                    builder.store(emit_fma(builder, way.whole(builder, sums[r][j]), step, begun), place, align=4)
+                    made = builder.sitofp(way.total(builder, sums[r][j]), V16F)
+                    builder.store(emit_fma(builder, made, step, begun), place, align=4)
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 8), codegen

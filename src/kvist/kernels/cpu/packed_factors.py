@@ -1,4 +1,4 @@
-"""Factors of codes, rounded to whole numbers, as `packed_products` wants them: in bytes, or in 16 bits."""
+"""Factors of codes: what is added up of them, and the bytes that `packed_products` wants of them once rounded."""
 
 from __future__ import annotations
 
@@ -8,35 +8,9 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from kvist.kernels.cpu.packed_lanes import V16B, words
+from kvist.kernels.cpu.packed_lanes import V16B
 from kvist.kernels.cpu.packed_products import in_pairs
-from kvist.kernels.cpu.vector import I32, I64, LANES, V16I, V16S, external, f32x16, has, pointer, shuffle
-from kvist.kernels.cpu.vector_bytes import halves
-
-
-@intrinsic
-def split_tile(typingctx: Any, w0: Any, w1: Any, w2: Any, w3: Any, out: Any) -> Any:
-    """A tile's whole numbers, held as floats, as 128 high + low: int8 [high, low][four slots][block][slot].
-
-    Where they meet codes in pairs: block after block, as `split_factors` has them.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        *numbers, out = args
-        wide = [builder.fptosi(vector, V16I) for vector in numbers]
-        if in_pairs():
-            for block, whole in enumerate(wide):
-                _put_pairs(builder, builder.add(out, I64(32 * block)), whole)
-            return context.get_dummy_value()
-        pairs = [emit_pack(builder, wide[0], wide[1]), emit_pack(builder, wide[2], wide[3])]
-        upper = [builder.ashr(builder.add(pair, halves(64)), halves(7)) for pair in pairs]
-        lower = [builder.sub(pair, builder.shl(up, halves(7))) for pair, up in zip(pairs, upper, strict=True)]
-        for part, (a, b) in enumerate((upper, lower)):
-            packed = emit_pack(builder, a, b)
-            builder.store(packed, pointer(builder, out, packed.type, I64(64 * part)), align=4)
-        return context.get_dummy_value()
-
-    return types.none(*[f32x16] * 4, types.int64), codegen
+from kvist.kernels.cpu.vector import I32, I64, V16I, external, f32x16, has, pointer, shuffle
 
 
 @intrinsic
@@ -85,27 +59,6 @@ def emit_pack(builder: Any, a: Any, b: Any, unsigned: bool = False) -> Any:
 
 
 @intrinsic
-def split_factors(typingctx: Any, address: Any, codes: Any) -> Any:
-    """Sixteen whole numbers, held as floats, as 128 high + low: the high bytes, then the low ones.
-
-    Where they meet codes in pairs: in 16 bits, of each four the first and the third, then the second and the fourth.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        whole = builder.fptosi(args[1], V16I)
-        if in_pairs():
-            _put_pairs(builder, args[0], whole)
-            return context.get_dummy_value()
-        upper = builder.ashr(builder.add(whole, words(64)), words(7))
-        lower = builder.sub(whole, builder.shl(upper, words(7)))
-        for part, value in enumerate((upper, lower)):
-            builder.store(builder.trunc(value, V16B), pointer(builder, args[0], V16B, I64(16 * part)), align=1)
-        return context.get_dummy_value()
-
-    return types.none(types.int64, f32x16), codegen
-
-
-@intrinsic
 def put_bytes(typingctx: Any, address: Any, codes: Any) -> Any:
     """Sixteen whole numbers, held as floats, as bytes, signed or not."""
 
@@ -117,7 +70,24 @@ def put_bytes(typingctx: Any, address: Any, codes: Any) -> Any:
     return types.none(types.int64, f32x16), codegen
 
 
-def _put_pairs(builder: Any, address: Any, whole: Any) -> None:
-    turned = [lane + step for lane in range(0, LANES, 4) for step in (0, 2, 1, 3)]
-    pairs = builder.trunc(shuffle(builder, whole, whole, turned), V16S)
-    builder.store(pairs, pointer(builder, address, V16S), align=2)
+@intrinsic
+def swap(typingctx: Any, a: Any) -> Any:
+    """Each two neighbours change places."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return shuffle(builder, args[0], args[0], [lane ^ 1 for lane in range(LANES)])
+
+    return f32x16(f32x16), codegen
+
+
+@intrinsic
+def sum_pairs(typingctx: Any, a: Any) -> Any:
+    """In each lane the sum of all that are in the same half of their four: lanes 0, 1, 4, 5, .. or 2, 3, 6, 7, .."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        total = args[0]
+        for step in (8, 4, 1):
+            total = builder.fadd(total, shuffle(builder, total, total, [lane ^ step for lane in range(LANES)]))
+        return total
+
+    return f32x16(f32x16), codegen

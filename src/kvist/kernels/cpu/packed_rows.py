@@ -10,18 +10,29 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.cache.codec.base import AnyCodec, Packed
-from kvist.cache.codec.factors import LARGEST_QUERY
+from kvist.cache.codec.factors import LARGEST_QUERY, pairs_together, sum_room
 from kvist.kernels.cpu.attention_extras import block_at
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.packed_factors import put_bytes, split_factors
-from kvist.kernels.cpu.packed_products import LARGEST
+from kvist.kernels.cpu.packed_factors import put_bytes, sum_pairs, swap
 from kvist.kernels.cpu.scalar import prefetch, put_f32, put_i64
-from kvist.kernels.cpu.vector import absolute, add, fma, maximum, mul, reduce_add, reduce_max, round_even, splat
+from kvist.kernels.cpu.vector import (
+    absolute,
+    add,
+    fma,
+    maximum,
+    mul,
+    reduce_add,
+    reduce_max,
+    round_even,
+    splat,
+    sum_pairs,
+    swap,
+)
 from kvist.kernels.cpu.vector_memory import load, load_f32
 
 load_f16 = load["f16"]
 PORTION = 4  # rows that pass by packed numbers together
-WEIGHT_BYTES = 192  # of a row's rounded weights in a tile: 64 bytes, or high ones and low ones, step and sum
+WEIGHT_BYTES = 128  # of a row's rounded weights in a tile: 64 bytes, behind them their step and sum
 WEIGH_SCRATCH = PORTION * WEIGHT_BYTES + 512  # of a portion; behind them a tile's scales and offsets
 BLOCKS_BYTES = 64  # of the eight addresses that `put_blocks` leaves
 SMALLEST = 1e-30  # what is smaller counts as 0, so that its inverse is finite
@@ -76,8 +87,8 @@ def put_blocks(
 
 @jit
 def query_bytes(dims: int) -> int:
-    """Of a row's rounded query: its bytes, two of each number at most, step and sum of each group."""
-    return 2 * dims + dims // 16 * 8
+    """Of a row's rounded query: a byte of each number, step and sum of each group."""
+    return dims + dims // 16 * 8
 
 
 def make_prepare(codec: AnyCodec) -> Any:
@@ -90,35 +101,36 @@ def make_prepare(codec: AnyCodec) -> Any:
     if not isinstance(codec, Packed) or codec.grid == "e4m3":
         return jit(lambda q, rows, dims, header, out: None)
     group, channels, middle = codec.group, codec.channels, codec.middle
-    wide, most = codec.factor_bytes == 2, LARGEST if codec.factor_bytes == 2 else LARGEST_QUERY
+    most, all_together = float(LARGEST_QUERY), pairs_together(codec, keys=True) == 0
+    room = sum_room(codec, keys=True)
 
     @jit
     def prepare(q: int, rows: int, dims: int, header: int, out: int) -> None:
         step = dims if channels else group_of(dims, group)
+        share = splat(most / (room - (step // 4 if all_together else 1)))
         for r in range(rows):
             source, row = q + r * dims * 4, out + r * query_bytes(dims)
             for first in range(0, dims, step):
-                top, offsets, factors, codes = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
+                top, sums, offsets, factors, codes = splat(0.0), splat(0.0), splat(0.0), splat(0.0), splat(0.0)
                 for d in range(first, first + step, 16):
                     x = load_f32(source + d * 4)
                     if channels:
                         offsets = fma(x, load_f16(header + (dims + d) * 2), offsets)
                         x = mul(x, load_f16(header + d * 2))
                         factors = add(factors, x)
-                    top = maximum(top, absolute(x))
-                largest = reduce_max(top)
-                inverse = splat(most / largest if largest > SMALLEST else 0.0)
+                    x = absolute(x)
+                    top = maximum(top, x)
+                    sums = add(sums, x) if all_together else maximum(sums, add(x, swap(x)))
+                longest = reduce_max(maximum(top, mul(sum_pairs(sums) if all_together else sums, share)))
+                inverse = splat(most / longest if longest > SMALLEST else 0.0)
                 for d in range(first, first + step, 16):
                     x = load_f32(source + d * 4)
                     if channels:
                         x = mul(x, load_f16(header + d * 2))
                     code = round_even(mul(x, inverse))
                     codes = add(codes, code)
-                    if wide:
-                        split_factors(row + 2 * d, code)
-                    else:
-                        put_bytes(row + d, code)
-                beside, unit = row + 2 * dims + first // step * 8, largest / most if largest > SMALLEST else 0.0
+                    put_bytes(row + d, code)
+                beside, unit = row + dims + first // step * 8, longest / most if longest > SMALLEST else 0.0
                 total = reduce_add(codes) * unit
                 put_f32(beside, unit)
                 if channels:

@@ -42,7 +42,7 @@ def make_score_side(codec: AnyCodec) -> Any:
     dot1, dot2, dot3, dot4 = (make_dot_scores(codec, rows) for rows in (1, 2, 3, 4))
     size, scales, group, channels = codec.cell_bytes, codec.parameters * 32, codec.group, codec.channels
     spread = asks_for_two(codec)
-    (block, _), parts = part_bytes(codec, keys=True), codec.factor_bytes
+    block, _ = part_bytes(codec, keys=True)
 
     @jit
     def score(q: int, qb: int, rows: int, dims: int, blocks: int, p: int) -> None:
@@ -51,7 +51,7 @@ def make_score_side(codec: AnyCodec) -> Any:
             at, cells, beside = first // 16 * size, step // 16, dims // 16 * size + first // step * scales
             for r in range(0, rows, PORTION):
                 n, row, out = min(PORTION, rows - r), qb + r * stride, p + r * 256
-                x, f = row + first * parts, row + 2 * dims + first // step * 8
+                x, f = row + first, row + dims + first // step * 8
                 if n == 1:
                     dot1(x, stride, f, blocks, at, beside, cells, out, first)
                 elif n == 2:

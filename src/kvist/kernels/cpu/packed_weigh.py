@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.cache.codec.base import AnyCodec, Packed
-from kvist.cache.codec.factors import LARGEST_WEIGHT
+from kvist.cache.codec.factors import LARGEST_WEIGHT, TILE, pairs_together, sum_room
 from kvist.kernels.cpu.attention_rows import make_weigh_rows
 from kvist.kernels.cpu.attention_tile import together
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_dot import make_dot_weigh, weigh_width
-from kvist.kernels.cpu.packed_factors import pack_tile, split_tile
-from kvist.kernels.cpu.packed_products import LARGEST, in_pairs
+from kvist.kernels.cpu.packed_factors import pack_tile, sum_pairs, swap
+from kvist.kernels.cpu.packed_products import in_pairs
 from kvist.kernels.cpu.packed_rows import (
     PORTION,
     SMALLEST,
@@ -105,16 +105,22 @@ def _make_round(codec: Packed) -> Any:
 
     scales: those of four blocks, then their offsets, float32.
     """
-    offset, wide = codec.offset, codec.factor_bytes == 2
-    most, middle = LARGEST if wide else LARGEST_WEIGHT, codec.middle
+    offset, middle, below = codec.offset, codec.middle, float(codec.below)
+    most, all_together = float(LARGEST_WEIGHT), pairs_together(codec, keys=False) == 0
+    share = most / (sum_room(codec, keys=False) - (TILE // 4 if all_together else 1))
+    binds = share * (TILE // 2 if all_together else 2) > 1
 
     @jit
     def round_weights(p: int, scales: int, out: int) -> None:
         w0, w1 = mul(load_f32(p), load_f32(scales)), mul(load_f32(p + 64), load_f32(scales + 64))
         w2, w3 = mul(load_f32(p + 128), load_f32(scales + 128)), mul(load_f32(p + 192), load_f32(scales + 192))
-        largest = reduce_max(maximum(maximum(w0, w1), maximum(w2, w3)))
-        inverse = splat(most / largest if largest > SMALLEST else 0.0)
-        unit = largest / most if largest > SMALLEST else 0.0
+        top = maximum(maximum(w0, w1), maximum(w2, w3))
+        if binds:
+            sums = sum_pairs(add(add(w0, w1), add(w2, w3))) if all_together else add(top, swap(top))
+            top = maximum(top, mul(sums, splat(share)))
+        heaviest = reduce_max(top)
+        inverse = splat(most / heaviest if heaviest > SMALLEST else 0.0)
+        unit = heaviest / most if heaviest > SMALLEST else 0.0
         n0, n1, n2, n3 = mul(w0, inverse), mul(w1, inverse), mul(w2, inverse), mul(w3, inverse)
         n0, n1, n2, n3 = round_even(n0), round_even(n1), round_even(n2), round_even(n3)
         total = splat(0.0)
@@ -123,15 +129,14 @@ def _make_round(codec: Packed) -> Any:
             total = fma(load_f32(p + 64), load_f32(scales + 320), total)
             total = fma(load_f32(p + 128), load_f32(scales + 384), total)
             total = fma(load_f32(p + 192), load_f32(scales + 448), total)
-        if wide:
-            split_tile(n0, n1, n2, n3, out)
-        else:
-            pack_tile(n0, n1, n2, n3, out)
-            if offset:
-                lost = fma(add(add(n0, n1), add(n2, n3)), splat(-unit), add(add(w0, w1), add(w2, w3)))
-                total = fma(lost, splat(middle), total)
-        put_f32(out + 128, unit)
-        put_f32(out + 132, reduce_add(total))
+            kept = add(add(n0, n1), add(n2, n3))
+            lost = fma(kept, splat(-unit), add(add(w0, w1), add(w2, w3)))
+            total = fma(lost, splat(middle), total)
+            if below > 0:
+                total = fma(kept, splat(below * unit), total)
+        pack_tile(n0, n1, n2, n3, out)
+        put_f32(out + 64, unit)
+        put_f32(out + 68, reduce_add(total))
 
     return round_weights
 
@@ -156,7 +161,7 @@ def _make_weigh_dot(codec: Packed) -> Any:
     def weigh(
         p: int, rows: int, low: int, high: int, blocks: int, split: int, acc: int, dims: int, scratch: int
     ) -> None:  # fmt: skip
-        step, stride, f = group_of(dims, group), dims * 4, scratch + 128
+        step, stride, f = group_of(dims, group), dims * 4, scratch + 64
         floats = scratch + PORTION * WEIGHT_BYTES
         if not spread:
             ask_for(slot(blocks, 4) + split, block(dims))

@@ -49,7 +49,7 @@ def make_seal_part(exact: str, packed: AnyCodec, *, keys: bool) -> Any:
     if keys and packed.channels:
         return _make_seal_channels(exact, packed)
     cell_bytes, group, parameters = packed.cell_bytes, packed.group, packed.parameters
-    put_cell, fit = make_put_cell(packed, by_lane=keys), _make_fit(packed)
+    put_cell, fit = make_put_cell(packed, keys=keys), _make_fit(packed)
     spread = _make_spread(packed, keys=keys)
 
     @jit
@@ -79,7 +79,7 @@ def make_seal_part(exact: str, packed: AnyCodec, *, keys: bool) -> Any:
 def _make_seal_channels(exact: str, packed: Packed) -> Any:
     """K by channels: a scale for each dim, over all slots of the page."""
     get, itemsize, cell_bytes = load[exact], ITEMSIZE[exact], packed.cell_bytes
-    put_cell, fit = make_put_cell(packed, by_lane=False), _make_fit(packed)
+    put_cell, fit = make_put_cell(packed, keys=True), _make_fit(packed)
 
     @jit
     def seal(

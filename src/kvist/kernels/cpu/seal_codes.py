@@ -15,11 +15,12 @@ from kvist.kernels.cpu.vector import F32, I64, LANES, V16F, V16I, V16S, emit_loa
 from kvist.kernels.cpu.vector_memory import emit_round
 
 
-def make_put_cell(codec: Packed, *, by_lane: bool) -> Any:
+def make_put_cell(codec: Packed, *, keys: bool) -> Any:
     """``put(numbers, stride, scales, offsets, cell)``: sixteen vectors of float32, `stride` bytes apart, as a cell.
 
-    scales, offsets: float32; by_lane: sixteen, one for each lane; else one for each vector.
+    scales, offsets: float32, sixteen: one for each lane of K, or for each vector of V; by channels the other way round.
     """
+    by_lane, below = keys and not codec.channels, 0 if keys else codec.below
 
     @intrinsic
     def put(typingctx: Any, numbers: Any, stride: Any, scales: Any, offsets: Any, cell: Any) -> Any:
@@ -35,7 +36,7 @@ def make_put_cell(codec: Packed, *, by_lane: bool) -> Any:
                     for at in (scales, offsets)
                 ]
                 codes.append(_code(builder, codec, number, *parts))
-            _store_codes(builder, codec, codes, cell)
+            _store_codes(builder, codec, [builder.xor(code, words(below)) for code in codes] if below else codes, cell)
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 5), codegen

@@ -212,6 +212,17 @@ def scale_by_power(typingctx: Any, a: Any, n: Any) -> Any:
 
 
 @intrinsic
+def add_exponent(typingctx: Any, a: Any, n: Any) -> Any:
+    """a * 2**n, where a and the product are normal numbers; n: whole numbers, the lowest 9 bits of each lane."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        a, n = (builder.bitcast(value, V16I) for value in args)
+        return builder.bitcast(builder.add(a, builder.shl(n, ir.Constant(V16I, [23] * LANES))), V16F)
+
+    return f32x16(f32x16, f32x16), codegen
+
+
+@intrinsic
 def keep_first(typingctx: Any, a: Any, count: Any, other: Any) -> Any:
     """Lanes 0..count-1 of a, the rest of other; any count (negative: none, over 15: all)."""
 

@@ -1,0 +1,67 @@
+"""Factors that packed numbers are multiplied with: bytes, and sums of products that fit in 16 bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from kvist.cache.codec import any_codec
+from kvist.cache.codec.base import Packed
+from kvist.cache.codec.factors import asked, pairs_together, step_of, weighed
+from kvist.cache.codec.packed import grid
+
+NAMES = ("int8", "int6", "int5", "int4", "int3", "kivi4", "kivi2", "lm4", "lm3")
+
+
+def numbers_of_all_kinds(seed: int, size: int) -> npt.NDArray[np.float64]:
+    """Rows: normal ones, all the same, one alone, two neighbours, one half of each four, ties, one large among many."""
+    rng = np.random.default_rng(seed)
+    rows = [rng.standard_normal(size) * 10.0 ** rng.uniform(-6, 6) for _ in range(200)]
+    rows += [np.full(size, 0.7), np.eye(size)[3], np.eye(size)[6] + np.eye(size)[7], np.tile([1.0, 1, 0, 0], size // 4)]
+    rows += [np.tile([0.0, 0, 3, 3], size // 4), rng.integers(0, 9, size) + 0.5, np.r_[99.0, np.full(size - 1, 0.5)]]
+    return np.stack([*rows, np.zeros(size)])
+
+
+def multiplied(codec: Packed, keys: bool) -> npt.NDArray[np.float64]:
+    """The numbers that codes are multiplied as."""
+    steps = grid(codec).astype(np.float64)
+    return steps - (steps.min() if codec.grid == "bell" and keys else 0 if keys else codec.below)
+
+
+@pytest.mark.parametrize("keys", [True, False])
+@pytest.mark.parametrize("size", [16, 64, 128])
+@pytest.mark.parametrize("name", NAMES)
+def test_sums_fit(name: str, size: int, keys: bool) -> None:
+    codec = any_codec(name)
+    assert isinstance(codec, Packed)
+    if not keys:
+        size = 64  # a tile
+    given = numbers_of_all_kinds(1, size)
+    given = given if keys else np.abs(given)
+    step = step_of(codec, np.abs(given), keys=keys)
+    found = np.rint(np.divide(given, step, out=np.zeros_like(given), where=step > 0))
+    assert np.abs(found).max() <= (127 if keys else 255) and (np.abs(found).max(1) > 8)[:-1].all()
+    codes = multiplied(codec, keys)
+    high, low = np.where(found > 0, codes.max(), codes.min()), np.where(found > 0, codes.min(), codes.max())
+    together = pairs_together(codec, keys=keys) or size // 4
+    for worst in (found * high, found * low):  # the largest sums there can be, the smallest ones
+        pairs = worst.reshape(len(found), -1, 2, 2).sum(-1)  # row, four numbers, half of them
+        sums = pairs.reshape(len(found), -1, together, 2).sum(2)
+        assert sums.max() < 1 << 15 and sums.min() >= -(1 << 15)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("kivi")])
+def test_factors_are_fine(name: str) -> None:
+    """What rounding changes is less than what packing does, by far where there are few bits."""
+    codec = any_codec(name)
+    assert isinstance(codec, Packed)
+    rng = np.random.default_rng(2)
+    queries = rng.standard_normal((500, 64))
+    error = asked(codec, queries) - queries
+    assert 1e-6 < np.square(error).mean() < 3e-4
+    values, ones = rng.standard_normal((64, 64)), np.ones((64, 64))
+    for weights in (np.full(64, 1 / 64), np.exp(rng.standard_normal(64)), np.eye(64)[5]):
+        made, exact = weighed(codec, weights, values, ones, 0 * ones), weights @ values
+        assert np.abs(made - exact).max() < 0.01 * weights.sum()
+    assert np.array_equal(weighed(codec, np.eye(64)[5], np.full((64, 64), 2.0), ones, 2 * ones), np.full(64, 2.0))
