@@ -10,7 +10,7 @@ from numba.extending import intrinsic
 
 from kvist.kernels.cpu.packed_lanes import V16B
 from kvist.kernels.cpu.packed_products import in_pairs
-from kvist.kernels.cpu.vector import I32, I64, V16I, external, f32x16, has, pointer, shuffle
+from kvist.kernels.cpu.vector import I32, I64, LANES, V16I, external, f32x16, has, pointer, shuffle
 
 
 @intrinsic

@@ -25,8 +25,6 @@ from kvist.kernels.cpu.vector import (
     reduce_max,
     round_even,
     splat,
-    sum_pairs,
-    swap,
 )
 from kvist.kernels.cpu.vector_memory import load, load_f32
 
