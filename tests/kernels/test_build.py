@@ -76,6 +76,12 @@ def test_the_process_that_builds_does(monkeypatch: pytest.MonkeyPatch) -> None:
     assert code.startswith(b"\x7fELF") and building.ENTRY.encode() in code
 
 
+def test_what_is_built_here_is_built_with_numbas_own_parts() -> None:
+    """For another numba, whose parts are others than `translate.without_code` knows."""
+    code = building.build_unit("weights_f32", Target.host())
+    assert code.startswith(b"\x7fELF") and building.ENTRY.encode() in code
+
+
 def test_builds_run_side_by_side(helper: Helper, tmp_path: Path) -> None:
     """Each waits for the other one's mark: one after the other they would never end."""
     helper(

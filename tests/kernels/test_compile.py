@@ -17,6 +17,7 @@ from kvist.kernels.cpu.backend import CpuBackend
 from kvist.kernels.cpu.build import Target
 from kvist.kernels.cpu.compile import Kernels
 from kvist.kernels.cpu.jobs import find_nonfinite
+from kvist.kernels.cpu.kept import read
 from kvist.kernels.cpu.team import Team
 from kvist.kernels.program import Weight
 from ops import same_bits
@@ -32,7 +33,7 @@ class Compiler:
         self.begun: list[str] = []
         self.running: list[str] = []
 
-    def __call__(self, unit: str, target: Target) -> Compiler:
+    def __call__(self, unit: str, target: Target, kept: Path) -> Compiler:
         """As `Build` is made."""
         assert target == HOST
         self.begun.append(unit)
@@ -76,7 +77,7 @@ def compiled(backend: CpuBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     code, kernels = {}, Kernels()
     for unit in ("run", "weights_f32"):
         kernels.address(unit)
-        found = compiler._read(kernels._path(unit))
+        found = read(kernels._path(unit))
         assert found is not None
         code[unit] = found
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -174,7 +175,7 @@ def test_a_full_disk(compiled: Compiler, tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(compiler.os, "fdopen", full)
+        patch.setattr(os, "fdopen", full)
         assert compiled.load() == 2
     assert kept(tmp_path) == []
     assert [compiled.load(), compiled.load()] == [4, 4]

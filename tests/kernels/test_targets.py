@@ -83,11 +83,12 @@ def wide(seed: int, *shape: int) -> Floats:
 
 def test_the_code_is_another(backend: CpuBackend, plain: CpuBackend) -> None:
     """Otherwise nothing is shown here."""
-    from kvist.kernels.cpu.compile import Kernels, _read
+    from kvist.kernels.cpu.compile import Kernels
+    from kvist.kernels.cpu.kept import read
 
     for unit in UNITS:
         backend.team.unit(unit)
-        mine, theirs = (_read(made.team._kernels._path(unit)) for made in (backend, plain))
+        mine, theirs = (read(made.team._kernels._path(unit)) for made in (backend, plain))
         assert mine and theirs and mine != theirs
     assert isinstance(plain.team._kernels, Kernels)
 

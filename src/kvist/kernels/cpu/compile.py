@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Iterable
 from importlib import metadata, resources
 from pathlib import Path
@@ -19,9 +17,8 @@ from typing import Any
 import llvmlite.binding as llvm
 
 from kvist.kernels.cpu.build import ENTRY, Build, Target
+from kvist.kernels.cpu.kept import MAGIC, keep, read
 from kvist.paths import cache_dir
-
-_MAGIC = b"kvist-kernel-3\n"
 
 
 class Kernels:
@@ -73,17 +70,18 @@ class Kernels:
     def _begin(self, unit: str) -> None:
         if self._on_compile is not None:
             self._on_compile()
-        self._builds[unit] = Build(unit, self._target)
+        self._builds[unit] = Build(unit, self._target, self._path(unit))
 
     def _load(self, unit: str) -> Any:
         path = self._path(unit)
-        code = None if unit in self._builds else _read(path)
+        code = None if unit in self._builds else read(path)
         if code is None:
             if unit not in self._builds:
                 self._begin(unit)
             code = self._builds[unit].result()
             del self._builds[unit]
-            _keep(path, code)
+            if read(path) is None:  # the process that built it could not
+                keep(path, code)
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self._target.machine())
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
@@ -106,7 +104,7 @@ def load_kernels(on_compile: Callable[[], None] | None = None, target: Target | 
 
 def _digest(target: Target) -> str:
     """Digest of all that the object code depends on."""
-    digest = hashlib.sha256(_MAGIC)
+    digest = hashlib.sha256(MAGIC)
     for package in (__package__, "kvist.cache.codec"):
         for file in sorted(resources.files(package).iterdir(), key=lambda file: file.name):
             if file.name.endswith(".py"):
@@ -120,31 +118,3 @@ def _digest(target: Target) -> str:
     ):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:24]
-
-
-def _read(path: Path) -> bytes | None:
-    """A kept object file; None if there is none or it is not what was written."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    body, digest = content[:-32], content[-32:]
-    if not body.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
-        return None
-    return body[len(_MAGIC) :]
-
-
-def _keep(path: Path, code: bytes) -> None:
-    """Write atomically; a cache that cannot be written (read-only, full) only means compiling again next time."""
-    body = _MAGIC + code
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent)
-    except OSError:
-        return
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(body + hashlib.sha256(body).digest())
-        Path(temporary).replace(path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
