@@ -43,6 +43,29 @@ def test_exp_within_its_bound(backend: CpuBackend) -> None:
     assert ulps(apply(backend, "silu", x), wide / (1 + np.exp(-wide))) < 1.8
 
 
+def test_exp_below_within_its_bound() -> None:
+    """What softmax makes of scores: all there are from -86 to 0, and what is clamped."""
+    from numba import njit
+
+    from kvist.kernels.cpu.math import exp_below
+    from kvist.kernels.cpu.vector_memory import load_f32, store_f32
+
+    @njit  # type: ignore[untyped-decorator]
+    def run(source: int, target: int, count: int) -> None:
+        for i in range(0, count, 16):
+            store_f32(target + i * 4, exp_below(load_f32(source + i * 4)))
+
+    x = np.concatenate([grid(-86, 0, 400_000), -np.logspace(-40, 1.9, 100_000).astype(np.float32)])
+    found = np.zeros_like(x)
+    run(x.ctypes.data, found.ctypes.data, len(x))
+    exact = np.exp(x.astype(np.float64))
+    off = np.abs(found - exact) / np.spacing(exact.astype(np.float32))
+    assert (off < 2 - x / 4).all() and off[x > -1].max() > 0.5
+    edges = np.array([0.0, -0.0, -86, -87, -1e9, -np.inf, np.nan, *[0] * 9], np.float32)
+    run(edges.ctypes.data, found.ctypes.data, 16)
+    assert (found[:2] == 1).all() and (found[2:7] == found[2]).all() and 0 < found[2] < 5e-38
+
+
 @pytest.mark.parametrize(("low", "high", "bound"), [(-30, 0, 2.4), (0, 30, 1.6), (-1, 1, 2.0), (30, 1000, 0.5)])
 def test_silu_in_ulps(backend: CpuBackend, low: float, high: float, bound: float) -> None:
     x = grid(low, high)

@@ -61,7 +61,7 @@ def exp(x: Any) -> Any:
 
 @jit
 def exp_below(x: Any) -> Any:
-    """e**x for x <= 0, clamped to -86: error under 2 units in the last place, and one more for each -9 of x.
+    """e**x for x <= 0, clamped to -86: error under 2 units in the last place, and one more for each -4 of x.
 
     2**(n + f) with |f| <= 1/2: a number so large that it has no digits behind the point rounds, and its bits end in n.
     2**f by a polynomial of degree 5 (the least relative error, 1 at 0).
