@@ -261,7 +261,7 @@ def test_what_all_keys_miss_changes_nothing_but_how_they_round(make_engine: Make
     assert np.array_equal(plain, read(make_engine("int8"), ids)), "a file without mean keys"
     engine = make_engine(with_means(file, [("int8", "int8")] * 3))
     moved = read(engine, ids)
-    assert 0 < np.abs(moved - plain).mean() < 1e-3 * np.abs(plain).max()
+    assert 0 < np.abs(moved - plain).mean() < 2e-3 * np.abs(plain).max()
     assert np.array_equal(moved, read(engine, ids, 7))
     assert close(moved, read(make_engine(f"@{file}", on=ReferenceBackend()), ids, 50))
     again = make_engine(with_means(file, [("int8", "int8")] * 3, seed=1))
