@@ -11,9 +11,10 @@ import pytest
 
 from kvist.kernels.cpu import build as building
 from kvist.kernels.cpu.build import UNITS, Build, Target
+from kvist.kernels.cpu.kept import read
 from kvist.kernels.program import BLOCK_TYPES
 
-TARGET = Target("some-cpu", "+this,-that")
+TARGET, KEPT = Target("some-cpu", "+this,-that"), Path("kept.o")
 WRITES = "import sys, pathlib; pathlib.Path(sys.argv[2]).write_bytes('|'.join([sys.argv[1], *sys.argv[3:]]).encode())"
 SLEEPS = "import time; time.sleep(60)"
 
@@ -49,7 +50,7 @@ def test_there_is_a_unit_for_every_type() -> None:
 @pytest.mark.parametrize(
     ("program", "code"),
     [
-        (WRITES, b"weights_f16|some-cpu|+this,-that"),
+        (WRITES, b"weights_f16|some-cpu|+this,-that|kept.o"),
         ("raise SystemExit(1)", b"here weights_f16 some-cpu"),
         ("pass", b"here weights_f16 some-cpu"),  # it ends well and leaves nothing
         (WRITES + "; raise SystemExit(3)", b"here weights_f16 some-cpu"),
@@ -58,22 +59,23 @@ def test_there_is_a_unit_for_every_type() -> None:
 )
 def test_a_unit_is_built_by_another_process_or_else_here(helper: Helper, program: str, code: bytes) -> None:
     started = helper(program)
-    build = Build("weights_f16", TARGET)
+    build = Build("weights_f16", TARGET, KEPT)
     folder = Path(started[0].args[4]).parent
     assert folder.is_dir()
     assert build.result() == code
     assert started[0].poll() is not None and not folder.exists()
 
 
-def test_the_process_that_builds_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_that_builds_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """For real, and for the target it was given: nothing falls back on this process unnoticed."""
 
     def unwanted(unit: str, target: Target) -> bytes:
         raise AssertionError("built here")
 
     monkeypatch.setattr(building, "build_unit", unwanted)
-    code = Build("weights_f32", Target.host()).result()
+    code = Build("weights_f32", Target.host(), tmp_path / "kernels" / "unit.o").result()
     assert code.startswith(b"\x7fELF") and building.ENTRY.encode() in code
+    assert read(tmp_path / "kernels" / "unit.o") == code
 
 
 def test_what_is_built_here_is_built_with_numbas_own_parts() -> None:
@@ -91,13 +93,13 @@ def test_builds_run_side_by_side(helper: Helper, tmp_path: Path) -> None:
         "while len(list(here.iterdir())) < 2: time.sleep(0.01)\n"
         "pathlib.Path(sys.argv[2]).write_bytes(sys.argv[1].encode())\n"
     )
-    builds = [Build(unit, TARGET) for unit in ("run", "attend_f16")]
+    builds = [Build(unit, TARGET, KEPT) for unit in ("run", "attend_f16")]
     assert [build.result() for build in builds] == [b"run", b"attend_f16"]
 
 
 def test_a_cancelled_build_leaves_nothing(helper: Helper) -> None:
     started = helper(SLEEPS)
-    build = Build("run", TARGET)
+    build = Build("run", TARGET, KEPT)
     folder = Path(started[0].args[4]).parent
     assert started[0].poll() is None
     build.cancel()
@@ -108,7 +110,7 @@ def test_a_cancelled_build_leaves_nothing(helper: Helper) -> None:
 def test_an_interrupted_build_leaves_nothing(helper: Helper, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while the other process works, and while this one does its work."""
     started = helper(SLEEPS)
-    build = Build("run", TARGET)
+    build = Build("run", TARGET, KEPT)
     process, wait = started[0], started[0].wait
     interrupts = [KeyboardInterrupt()]
 
@@ -127,7 +129,7 @@ def test_an_interrupted_build_leaves_nothing(helper: Helper, monkeypatch: pytest
 
     started = helper("raise SystemExit(1)")
     monkeypatch.setattr(building, "build_unit", no)
-    build = Build("run", TARGET)
+    build = Build("run", TARGET, KEPT)
     with pytest.raises(KeyboardInterrupt):
         build.result()
     assert started[-1].poll() is not None and not Path(started[-1].args[4]).parent.exists()

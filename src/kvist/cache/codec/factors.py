@@ -30,9 +30,12 @@ def pairs_together(codec: Packed, *, keys: bool) -> int:
     return max([1, *(n for n in (2, 4) if n * most <= LARGEST_SUM)])
 
 
-def sum_room(codec: Packed, *, keys: bool) -> int:
-    """What factors, once they are rounded, may amount to in a sum of 16 bits; rounding adds a half to each at most."""
-    return LARGEST_SUM // _most(codec, keys)
+def sum_limit(codec: Packed, numbers: int, *, keys: bool) -> int:
+    """What factors may amount to in a sum of 16 bits before they are rounded, which adds a half to each at most.
+
+    numbers: of a group, or a tile; those of a half of each four meet where all do, else it limits two neighbours.
+    """
+    return LARGEST_SUM // _most(codec, keys) - (1 if pairs_together(codec, keys=keys) else numbers // 4)
 
 
 def _largest(keys: bool) -> int:
@@ -48,14 +51,14 @@ def _most(codec: Packed, keys: bool) -> int:
 
 def step_of(codec: Packed, size: Array, *, keys: bool) -> Array:
     """What numbers are rounded to multiples of, (..., 1). size: (..., numbers) of a group, or a tile, without signs."""
-    step, room, numbers = size.max(-1, keepdims=True) / _largest(keys), sum_room(codec, keys=keys), size.shape[-1]
+    step, limit = size.max(-1, keepdims=True) / _largest(keys), sum_limit(codec, size.shape[-1], keys=keys)
     if pairs_together(codec, keys=keys) == 0:
-        sums = size.reshape(*size.shape[:-1], -1, 2, 2).sum((-3, -1)).max(-1, keepdims=True)
-        return np.asarray(np.maximum(step, sums / (room - numbers // 4)))
-    if not keys:  # a tile's four blocks at once: as if their largest met
-        size = size.reshape(*size.shape[:-1], -1, CELL).max(-2)
-    pairs = size.reshape(*size.shape[:-1], -1, 2).sum(-1).max(-1, keepdims=True)
-    return np.asarray(np.maximum(step, pairs / (room - 1)))
+        sums = size.reshape(*size.shape[:-1], -1, 2, 2).sum((-3, -1))
+    else:
+        if not keys:  # a tile's four blocks at once: as if their largest met
+            size = size.reshape(*size.shape[:-1], -1, CELL).max(-2)
+        sums = size.reshape(*size.shape[:-1], -1, 2).sum(-1)
+    return np.asarray(np.maximum(step, sums.max(-1, keepdims=True) / limit))
 
 
 def asked(codec: Packed, queries: Array) -> Array:

@@ -5,7 +5,7 @@ turns a unit's entry into LLVM IR (see `translate`), LLVM turns that into an obj
 optimise every function with all it calls, again at each level; so it is told not to, and LLVM's passes run once, at the
 end. What is not the entry stays inside its unit. The loop calls the others by their addresses (see `unit_call`).
 
-``python -m kvist.kernels.cpu.build UNIT FILE CPU FEATURES [KEPT]`` builds one unit, or finds it kept by a process that
+``python -m kvist.kernels.cpu.build UNIT FILE CPU FEATURES KEPT`` builds one unit, or finds it kept by a process that
 built it just before.
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -65,12 +64,11 @@ class Target:
 class Build:
     """A unit that is being built by another process. kept: where that process keeps it, for others that want it too."""
 
-    def __init__(self, unit: str, target: Target, kept: Path | None = None) -> None:
+    def __init__(self, unit: str, target: Target, kept: Path) -> None:
         self._unit, self._target = unit, target
         self._folder = tempfile.TemporaryDirectory()
         self._file = Path(self._folder.name) / "unit.o"
-        command = [sys.executable, "-m", __name__, unit, str(self._file), target.cpu, target.features]
-        command += [] if kept is None else [str(kept)]
+        command = [sys.executable, "-m", __name__, unit, str(self._file), target.cpu, target.features, str(kept)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -133,16 +131,15 @@ def _tuning() -> Any:
     return options
 
 
-def _main(unit: str, file: str, cpu: str, features: str, kept: str | None = None) -> None:
-    with nullcontext() if kept is None else turn(Path(kept)):
-        code = None if kept is None else read(Path(kept))
+def _main(unit: str, file: str, cpu: str, features: str, kept: str) -> None:
+    with turn(Path(kept)):
+        code = read(Path(kept))
         if code is None:
             from kvist.kernels.cpu.translate import without_code
 
             with without_code():
                 code = build_unit(unit, Target(cpu, features))
-            if kept is not None:
-                keep(Path(kept), code)
+            keep(Path(kept), code)
     Path(file).write_bytes(code)
 
 

@@ -30,6 +30,9 @@ from kvist.kernels.cpu.vector import (
 
 # inner functions of one compiled loop: they need no entry from Python of their own
 OPTIONS = {"error_model": "numpy", "boundscheck": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+LOG2_E = 1.4426950408889634
+ROUNDS = 1.5 * 2**23  # a number of less than 22 bits to which it is added keeps none of them behind the point
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -46,7 +49,7 @@ def exp(x: Any) -> Any:
     the result is scaled by 2**n.
     """
     x = minimum(maximum(x, splat(-87.3)), splat(88.3))
-    n = round_even(mul(x, splat(1.4426950408889634)))
+    n = round_even(mul(x, splat(LOG2_E)))
     r = fma(n, splat(-0.693359375), x)  # ln 2 in two parts: the first has few bits, so n times it is exact
     r = fma(n, splat(2.12194440054690583e-4), r)
     p = splat(1.9875691500e-4)
@@ -63,12 +66,12 @@ def exp(x: Any) -> Any:
 def exp_below(x: Any) -> Any:
     """e**x for x <= 0, clamped to -86: error under 2 units in the last place, and one more for each -4 of x.
 
-    2**(n + f) with |f| <= 1/2: a number so large that it has no digits behind the point rounds, and its bits end in n.
-    2**f by a polynomial of degree 5 (the least relative error, 1 at 0).
+    2**(n + f) with |f| <= 1/2: adding `ROUNDS` rounds, and the sum's bits end in n. 2**f by a polynomial of degree 5
+    (the least relative error, 1 at 0).
     """
     x = maximum(x, splat(-86.0))
-    t = fma(x, splat(1.4426950408889634), splat(12582912.0))
-    f = fma(x, splat(1.4426950408889634), sub(splat(12582912.0), t))
+    t = fma(x, splat(LOG2_E), splat(ROUNDS))
+    f = fma(x, splat(LOG2_E), sub(splat(ROUNDS), t))
     p = splat(1.326472731307149e-3)
     p = fma(p, f, splat(9.671512991189957e-3))
     p = fma(p, f, splat(5.550733581185341e-2))

@@ -32,7 +32,7 @@ def pack_tile(typingctx: Any, w0: Any, w1: Any, w2: Any, w3: Any, out: Any) -> A
                 builder.store(packed, pointer(builder, out, packed.type, I64(16 * at)), align=4)
             return context.get_dummy_value()
         pairs = [emit_pack(builder, wide[0], wide[1]), emit_pack(builder, wide[2], wide[3])]
-        packed = emit_pack(builder, pairs[0], pairs[1], unsigned=True)
+        packed = emit_pack(builder, pairs[0], pairs[1])
         builder.store(packed, pointer(builder, out, packed.type), align=4)
         return context.get_dummy_value()
 
@@ -45,12 +45,15 @@ def _pack_half(builder: Any, name: str, a: Any, b: Any) -> Any:
     return builder.call(external(builder, f"llvm.x86.avx2.{name}", narrow, [a.type] * 2), [a, b])
 
 
-def emit_pack(builder: Any, a: Any, b: Any, unsigned: bool = False) -> Any:
-    """Two vectors of 64 bytes in one, numbers half as wide, which they fit; sixteen bytes of each take turns."""
+def emit_pack(builder: Any, a: Any, b: Any) -> Any:
+    """Two vectors of 64 bytes in one, numbers half as wide, which they fit; sixteen bytes of each take turns.
+
+    Words become halves with a sign, halves bytes without.
+    """
     bits, lanes = a.type.element.width, a.type.count
     narrow = ir.VectorType(ir.IntType(bits // 2), 2 * lanes)
     if has("avx512bw"):
-        name = "packssdw" if bits == 32 else "packuswb" if unsigned else "packsswb"
+        name = "packssdw" if bits == 32 else "packuswb"
         return builder.call(external(builder, f"llvm.x86.avx512.{name}.512", narrow, [a.type] * 2), [a, b])
     each = lanes // 4
     order = [side * lanes + part * each + lane for part in range(4) for side in range(2) for lane in range(each)]

@@ -127,10 +127,10 @@ def emit_dot(builder: Any, total: Any, codes: Any, factors: Any) -> Any:
         return builder.call(function, [total, codes, factors])
     if in_pairs():
         codes, factors = builder.bitcast(codes, V32H), builder.bitcast(factors, V32H)
-        for side in (builder.shl, lambda pair, _: pair):  # the even ones, the odd ones
-            code, factor = (side(pair, halves(8)) for pair in (codes, factors))
-            pairs = builder.lshr(code, halves(8)), builder.ashr(factor, halves(8))
-            total = builder.add(total, emit_pairs(builder, *pairs))
+        for bits in (8, 0):  # the even ones, the odd ones
+            code, factor = (builder.shl(pair, halves(bits)) for pair in (codes, factors))
+            code, factor = builder.lshr(code, halves(8)), builder.ashr(factor, halves(8))
+            total = builder.add(total, emit_pairs(builder, code, factor))
         return total
     for k in range(4):
         code = builder.and_(shifted(builder, codes, 8 * k), words(0xFF))

@@ -10,22 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.cache.codec.base import AnyCodec, Packed
-from kvist.cache.codec.factors import LARGEST_QUERY, pairs_together, sum_room
+from kvist.cache.codec.factors import LARGEST_QUERY, pairs_together, sum_limit
 from kvist.kernels.cpu.attention_extras import block_at
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_factors import put_bytes, sum_pairs, swap
 from kvist.kernels.cpu.scalar import prefetch, put_f32, put_i64
-from kvist.kernels.cpu.vector import (
-    absolute,
-    add,
-    fma,
-    maximum,
-    mul,
-    reduce_add,
-    reduce_max,
-    round_even,
-    splat,
-)
+from kvist.kernels.cpu.vector import absolute, add, fma, maximum, mul, reduce_add, reduce_max, round_even, splat
 from kvist.kernels.cpu.vector_memory import load, load_f32
 
 load_f16 = load["f16"]
@@ -100,12 +90,12 @@ def make_prepare(codec: AnyCodec) -> Any:
         return jit(lambda q, rows, dims, header, out: None)
     group, channels, middle = codec.group, codec.channels, codec.middle
     most, all_together = float(LARGEST_QUERY), pairs_together(codec, keys=True) == 0
-    room = sum_room(codec, keys=True)
+    limit = sum_limit(codec, 0, keys=True)
 
     @jit
     def prepare(q: int, rows: int, dims: int, header: int, out: int) -> None:
         step = dims if channels else group_of(dims, group)
-        share = splat(most / (room - (step // 4 if all_together else 1)))
+        share = splat(most / (limit - step // 4 if all_together else limit))
         for r in range(rows):
             source, row = q + r * dims * 4, out + r * query_bytes(dims)
             for first in range(0, dims, step):

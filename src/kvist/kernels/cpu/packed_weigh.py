@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.cache.codec.base import AnyCodec, Packed
-from kvist.cache.codec.factors import LARGEST_WEIGHT, TILE, pairs_together, sum_room
+from kvist.cache.codec.factors import LARGEST_WEIGHT, pairs_together, sum_limit
+from kvist.kernels.cpu.abi import TILE
 from kvist.kernels.cpu.attention_rows import make_weigh_rows
 from kvist.kernels.cpu.attention_tile import together
 from kvist.kernels.cpu.math import jit
@@ -107,8 +108,8 @@ def _make_round(codec: Packed) -> Any:
     """
     offset, middle, below = codec.offset, codec.middle, float(codec.below)
     most, all_together = float(LARGEST_WEIGHT), pairs_together(codec, keys=False) == 0
-    share = most / (sum_room(codec, keys=False) - (TILE // 4 if all_together else 1))
-    binds = share * (TILE // 2 if all_together else 2) > 1
+    share = most / sum_limit(codec, TILE, keys=False)
+    binds = share * (TILE // 2 if all_together else 2) > 1  # else even the largest weights amount to less
 
     @jit
     def round_weights(p: int, scales: int, out: int) -> None:

@@ -36,7 +36,7 @@ def make_put_cell(codec: Packed, *, keys: bool) -> Any:
                     for at in (scales, offsets)
                 ]
                 codes.append(_code(builder, codec, number, *parts))
-            _store_codes(builder, codec, [builder.xor(code, words(below)) for code in codes] if below else codes, cell)
+            _store_codes(builder, codec, [builder.xor(code, words(below)) for code in codes], cell)
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 5), codegen

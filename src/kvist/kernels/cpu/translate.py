@@ -1,9 +1,9 @@
 """numba's part of a build: an entry and all that it calls, in LLVM's words.
 
 numba makes machine code of every function as soon as it is compiled, and of all that the function calls once more,
-level by level, so that each could be called from Python. Here nothing is called: `without_code` keeps numba from it,
-for a third of the time. It takes the place of parts that are numba's own, so it is for a process that does nothing
-else (`build`); where numba is another one and this fails, the unit is built without.
+level by level, so that each could be called from Python. Here nothing is called, and `without_code` keeps numba from
+it. It takes the place of parts that are numba's own, so it is for a process that does nothing else (`build`); where
+numba is another one and this fails, the unit is built without.
 """
 
 from __future__ import annotations
