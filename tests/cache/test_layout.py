@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,13 +31,33 @@ def test_the_formula(layout: PageLayout) -> None:
 def test_the_parts_lie_end_to_end(layout: PageLayout) -> None:
     end = 0
     for layer, spec in enumerate(layout.layers):
-        assert layout.layer_offset(layer) == end
+        assert layout.place(0, layer, 0) == end * layout.extent_pages
         assert layout.layer_bytes(layer) == spec.kv_heads * layout.head_bytes(layer)
         assert layout.head_bytes(layer) == layout.page_size // BLOCK * layout.block_bytes(layer)
         assert layout.block_bytes(layer) == 2 * layout.v_offset(layer)
         assert layout.v_offset(layer) % 64 == 0
         end += layout.layer_bytes(layer)
     assert end == layout.page_bytes
+
+
+@given(layouts, st.integers(1, 100))
+def test_places_fill_the_extents_without_gap_or_overlap(layout: PageLayout, num_pages: int) -> None:
+    pages = layout.extents(num_pages) * layout.extent_pages
+    assert num_pages <= pages < num_pages + layout.extent_pages
+    parts = sorted(
+        (layout.place(page, layer, head), layout.head_bytes(layer))
+        for page in range(pages)
+        for layer, spec in enumerate(layout.layers)
+        for head in range(spec.kv_heads)
+    )
+    assert parts[0][0] == 0 and all(a + size == b for (a, size), (b, _) in pairwise(parts))
+    assert sum(parts[-1]) == layout.extents(num_pages) * layout.extent_bytes == layout.sketch_offset(0, num_pages)
+
+
+def test_a_head_goes_on_from_page_to_page() -> None:
+    layout = uniform(30, 3, 64, "f16")
+    places = [layout.place(page, 7, 2) for page in range(64)]
+    assert [b - a for a, b in pairwise(places)] == [4_096] * 31 + [layout.extent_bytes - 31 * 4_096] + [4_096] * 31
 
 
 @given(layouts, st.integers(0, 10_000))
@@ -52,7 +74,7 @@ def test_identity_tells_layouts_apart(a: PageLayout, b: PageLayout) -> None:
 def test_a_default_page_of_smollm2() -> None:
     layout = uniform(30, 3, 64, "bf16")
     assert (layout.bytes_per_token, layout.page_bytes, layout.block_bytes(0)) == (23_040, 368_640, 4_096)
-    assert (layout.v_offset(0), layout.head_bytes(0), layout.layer_offset(29)) == (2_048, 4_096, 29 * 12_288)
+    assert (layout.v_offset(0), layout.head_bytes(0), layout.place(0, 29, 0)) == (2_048, 4_096, 32 * 29 * 12_288)
 
 
 class TestPublishedFigures:

@@ -133,11 +133,14 @@ def test_a_page_is_packed_once_and_read_as_packed(make_engine: MakeEngine) -> No
     for position, token in enumerate(ids):
         if position == 40:
             assert table.groups[1][:3] == [table.groups[1][0], GONE, table.groups[1][2]]
-            before = sealed.data[table.groups[0][1]].copy()
+            before = [part.copy() for part in sealed.parts(table.groups[0][1])]
         if position == 48:
-            assert np.array_equal(sealed.data[table.groups[0][1]], before)
-            sealed.data[table.groups[0][0]] = 0xA5  # never read
-            sealed.data[table.groups[0][1]] ^= 0x11
+            now = sealed.parts(table.groups[0][1])
+            assert all(np.array_equal(a, b) for a, b in zip(now, before, strict=True))
+            for part in sealed.parts(table.groups[0][0]):
+                part[...] = 0xA5  # never read
+            for part in now:
+                part ^= 0x11
         assert manager.reserve(table, 1)
         row = engine.runner.forward([Piece(table, [token], position, "last")])[0]
         assert np.array_equal(row, fresh[position]) == (position < 48)

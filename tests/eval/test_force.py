@@ -95,7 +95,8 @@ def test_a_damaged_page_is_noticed_from_there_on(
 
     def damaging(self: Reading, reading: Sequence[int], start: int, end: int) -> np.ndarray:
         if end == start + 1 == 65:  # decoding, the first page has been sealed for long
-            self._engine.manager.ledgers[0].pool.data[self._tables[0].pages[0]] = 0
+            for part in self._engine.manager.ledgers[0].pool.parts(self._tables[0].pages[0]):
+                part[...] = 0
         return run(self, reading, start, end)
 
     monkeypatch.setattr(Reading, "run", damaging)

@@ -116,7 +116,7 @@ class _Sabotaged:
             logits.view(np.uint32)[..., 0] ^= 1  # the smallest difference there is
         if self.kind == "pages":  # a bit of V of the newest position's page, after it was computed
             page = int(batch.row_pages[0, -1])
-            self.pools[0].data[page, -2] ^= 1
+            self.pools[0].parts(page)[-1][-1, -2] ^= 1
         return logits
 
 

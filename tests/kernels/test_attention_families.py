@@ -104,7 +104,8 @@ def test_nothing_before_the_window_is_read(backend: CpuBackend, wholes: list[np.
         start = length - count
         oldest = start - extra["window"] + 1
         gone = oldest // page_size
-        world.pool.data[world.tables[0][:gone]] = 0xFF
+        for part in (part for page in world.tables[0][:gone] for part in world.pool.parts(page)):
+            part[...] = 0xFF
         nan = np.full((oldest % page_size, shape.dims), np.nan, np.float32)
         for head in range(shape.kv_heads if len(nan) else 0):
             world.pool.write(int(world.tables[0][gone]), 0, head, slice(0, len(nan)), nan, nan)

@@ -139,9 +139,9 @@ def _seconds(case: Case, launch: Launch) -> float:
 
 
 def _fill_pool(pool: PagePool) -> None:
-    random = np.random.default_rng(2).standard_normal((pool.layout.blob_bytes // 16 + 1, 16)).astype(np.float32)
-    numbers = codec(pool.layout.codec.name).encode(random).view(np.uint8).reshape(-1)[: pool.layout.blob_bytes]
-    pool.data[:] = numbers
+    numbers = np.random.default_rng(2).standard_normal((pool.layout.extent_bytes // 16 + 1, 16)).astype(np.float32)
+    stored = codec(pool.layout.codec.name).encode(numbers).view(np.uint8).reshape(-1)
+    pool.data[:] = stored[: pool.layout.extent_bytes]
 
 
 def _batch(case: Case, pages: int) -> BatchMetadata:

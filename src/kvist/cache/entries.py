@@ -38,16 +38,16 @@ def copy_entries(
     k = k.reshape(heads, len(target), blocks, BLOCK, dims)
     made[:, :, :, 0] = k.transpose(1, 0, 2, 4, 3).reshape(len(target), heads, blocks, -1)
     made[:, :, :, 1] = v.reshape(heads, len(target), blocks, -1).transpose(1, 0, 2, 3)
-    start = layout.layer_offset(layer)
-    pool.data[target, start : start + layout.layer_bytes(layer)] = made.reshape(len(target), -1).view(np.uint8)
+    extents, within = np.divmod(target, layout.extent_pages)
+    pool.heads(layer)[extents, :, within] = made.reshape(len(target), heads, -1).view(np.uint8)
 
 
 def _stored(pool: PagePool, pages: Sequence[int], layer: int) -> tuple[Stored, Stored]:
     """K and V of all slots of the pages, as they are stored, (KV heads, slots, head size)."""
     layout, spec = pool.layout, pool.layout.spec(layer)
     heads, dims, blocks = spec.kv_heads, spec.head_dim, layout.page_size // BLOCK
-    start = layout.layer_offset(layer)
-    part = pool.data[pages, start : start + layout.layer_bytes(layer)].view(layout.codec.dtype)
+    extents, within = np.divmod(pages, layout.extent_pages)
+    part = pool.heads(layer)[extents, :, within].view(layout.codec.dtype)
     parts = part.reshape(len(pages), heads, blocks, 2, BLOCK * dims)
     k = parts[:, :, :, 0].reshape(len(pages), heads, blocks, dims, BLOCK).transpose(1, 0, 2, 4, 3)
     v = parts[:, :, :, 1].reshape(len(pages), heads, blocks, BLOCK, dims).transpose(1, 0, 2, 3, 4)

@@ -1,11 +1,14 @@
 """The byte formula: where every number of a page lies. Bytes are computed here and nowhere else.
 
-K and V of one page are one contiguous blob, all layers of `page_size` consecutive positions, so that copying,
-checksumming or moving a page is one operation::
+Pages lie in *extents* of 512 positions. Within one, a KV head's part of all pages lies together, so that attention,
+which goes from page to page of one head, reads memory in long runs where a sequence has neighbouring pages (on a
+processor that fetches what follows, a third faster than runs of one page's part)::
 
-    page    | layer 0          | layer 1          | ...                       blob_bytes
-    layer   | KV head 0        | KV head 1        | ...                       layer_bytes(layer)
-    head    | header | slots 0..15    | slots 16..31  | ...  page_size / 16   head_bytes(layer)
+    pool    | extent 0         | extent 1         | ... | sketches            extent_bytes
+    extent  | layer 0          | layer 1          | ...                       extent_pages x layer_bytes(layer)
+    layer   | KV head 0        | KV head 1        | ...                       extent_pages x head_bytes(layer)
+    run     | page 0 | page 1  | ...  of that head                            head_bytes(layer)
+    head    | header | slots 0..15    | slots 16..31  | ...  page_size / 16
             0        header_bytes(layer)
     block   | K [dim][slot 16] | V [slot 16][dim] |                           block_bytes(layer)
             0                  v_offset(layer)
@@ -20,9 +23,9 @@ V is slot-major: a position's weight multiplies whole vectors of dims. A larger 
 why its size changes no arithmetic. Every block starts on a multiple of 32 bytes, of floats on one of 64.
 
 Where the tokens of a layer choose what they read (see `policy.topk`), a page has a sketch of each KV head's keys (see
-`cache.sketch`). A choice looks at those of all pages, one after another, so they lie together, behind the blobs::
+`cache.sketch`). A choice looks at those of all pages, one after another, so they lie together, behind the extents::
 
-    pool    | page 0 | page 1 | ... | sketches of the first layer that has some | of the second | ...
+    pool    | extents | sketches of the first layer that has some | of the second | ...
     layer   | KV head 0: of page 0 | of page 1 | ... | KV head 1: of page 0 | of page 1 | ...
             sketch_offset(layer, num_pages), from the beginning of the pool
 
@@ -46,6 +49,9 @@ from kvist.errors import UsageError
 
 BLOCK = 16
 """Slots in a block, and lanes in a vector."""
+
+EXTENT = 512
+"""Positions of an extent, a multiple of every page size."""
 
 PAGE_SIZES = (16, 32, 64, 128)
 """The page sizes that can be chosen, in slots. All divide 128, none splits a block."""
@@ -135,7 +141,7 @@ class PageLayout:
         return self.header_bytes(layer) + self.page_size // BLOCK * self.block_bytes(layer)
 
     def layer_bytes(self, layer: int) -> int:
-        """Size of one layer's part of a page's blob."""
+        """Size of one layer's part of a page."""
         spec = self.layers[layer]
         return spec.kv_heads * self.head_bytes(layer) if spec else 0
 
@@ -146,15 +152,44 @@ class PageLayout:
 
     def sketch_offset(self, layer: int, num_pages: int) -> int:
         """Where the sketches of a layer begin in a pool of so many pages."""
-        return num_pages * (self.blob_bytes + self._sketches_before(layer))
+        return self.extents(num_pages) * self.extent_bytes + num_pages * self._sketches_before(layer)
 
-    def layer_offset(self, layer: int) -> int:
-        """Where a layer begins inside a page's blob."""
-        return self._offsets[layer]
+    @property
+    def extent_pages(self) -> int:
+        """Pages of an extent."""
+        return EXTENT // self.page_size
+
+    @property
+    def extent_bytes(self) -> int:
+        """Size of an extent."""
+        return self.extent_pages * self.kv_bytes
+
+    def extents(self, num_pages: int) -> int:
+        """Count of extents that hold `num_pages`; of the last one some pages may be left."""
+        return -(-num_pages // self.extent_pages)
+
+    def place(self, page: int, layer: int, head: int) -> int:
+        """Where a page's part of a KV head begins in a pool."""
+        extent, within = divmod(page, self.extent_pages)
+        before = self._offsets[layer] + head * self.head_bytes(layer)
+        return extent * self.extent_bytes + self.extent_pages * before + within * self.head_bytes(layer)
 
     @cached_property
-    def blob_bytes(self) -> int:
-        """Size of what lies together of a page: K and V, without any padding.
+    def alike(self) -> tuple[tuple[int, int], ...]:
+        """The layers (first, end) that lie side by side and whose heads have the same size."""
+        found = list[tuple[int, int]]()
+        for layer, spec in enumerate(self.layers):
+            if spec is None:
+                continue
+            if found and self.head_bytes(found[-1][0]) == self.head_bytes(layer):
+                found[-1] = found[-1][0], layer + 1
+            else:
+                found.append((layer, layer + 1))
+        return tuple(found)
+
+    @cached_property
+    def kv_bytes(self) -> int:
+        """Size of K and V of a page, without any padding.
 
         Of floats: 2 x (sum over layers of kv_heads x head_dim) x page_size x itemsize.
         """
@@ -163,7 +198,7 @@ class PageLayout:
     @cached_property
     def page_bytes(self) -> int:
         """Size of a page: K, V, and the sketches."""
-        return self.blob_bytes + self._sketches_before(len(self.layers))
+        return self.kv_bytes + self._sketches_before(len(self.layers))
 
     @property
     def bytes_per_token(self) -> int:
@@ -182,7 +217,7 @@ class PageLayout:
     def identity(self) -> bytes:
         """What two pools must agree on to exchange pages byte for byte; part of every content key."""
         shapes = ",".join(_name(spec) if spec else "-" for spec in self.layers)
-        return f"page/2 {self.codec.name} {self.page_size} {shapes}".encode()
+        return f"page/3 {self.codec.name} {self.page_size} {shapes}".encode()
 
     def _sketches_before(self, layer: int) -> int:
         """Size of the sketches that a page has in the layers before one."""

@@ -2,10 +2,11 @@
 
 ::
 
-    address ─► | page 0 | page 1 | ... | page num_pages-1 | sketches |     one mapping of exactly layout.pool_bytes()
+    address ─► | extent 0 | extent 1 | ... | sketches |     one mapping, see `layout`
 
-The mapping is zero-filled by the operating system when a page is first touched, so a large pool costs nothing until it
-is used. Kernels read and write by `address`; the array methods here serve tests, pictures and the reference backend.
+The mapping is zero-filled by the operating system when memory is first touched, so a large pool costs nothing until it
+is used, and what lies behind the last page of the last extent never does. Kernels read and write by `address`; the
+array methods here serve tests, pictures and the reference backend.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SYSTEM_PAGE = 4096
 
 
 class PagePool:
-    """`num_pages` pages of one layout: `data` is uint8 [num_pages][blob_bytes], `address` where it begins.
+    """`num_pages` pages of one layout: `data` is uint8 [extents][extent_bytes], `address` where it begins.
 
     sketches: uint8, of all layers and pages as `layout` says (empty where there are none).
     """
@@ -41,12 +42,12 @@ class PagePool:
         self.num_pages = num_pages
         self.nbytes = layout.pool_bytes(num_pages)
         try:
-            self._memory = map_memory(self.nbytes)
+            self._memory = map_memory(layout.sketch_offset(len(layout.layers), num_pages))
         except CapacityError as error:
             raise CapacityError(f"{num_pages} pages of {layout.page_bytes:,} bytes: {error}") from None
         self._all: NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8)
-        blobs = num_pages * layout.blob_bytes
-        self.data, self.sketches = self._all[:blobs].reshape(num_pages, -1), self._all[blobs:]
+        pages = layout.extents(num_pages) * layout.extent_bytes
+        self.data, self.sketches = self._all[:pages].reshape(-1, layout.extent_bytes), self._all[pages:]
         self.address: int = self.data.ctypes.data
 
     def prefault(self, nbytes: int) -> None:
@@ -58,7 +59,17 @@ class PagePool:
 
     def copy(self, source: int, target: int) -> None:
         """Copy K and V of a whole page, all layers and slots. A sketch is made when a page is full: no copy has one."""
-        self.data[target] = self.data[source]
+        for own, other in zip(self.parts(target), self.parts(source), strict=True):
+            own[...] = other
+
+    def parts(self, page: int) -> list[NDArray[np.uint8]]:
+        """View all of a page: of each layer uint8 [KV heads][head_bytes]; layers that are alike and adjoin as one."""
+        extent, within = divmod(page, self.layout.extent_pages)
+        return [self._heads(first, end)[extent, :, within] for first, end in self.layout.alike]
+
+    def heads(self, layer: int) -> NDArray[np.uint8]:
+        """View one layer of all pages: uint8 [extents][KV heads][extent_pages][head_bytes]."""
+        return self._heads(layer, layer + 1)
 
     def read(
         self, page: int, layer: int, head: int, slots: slice = ALL
@@ -111,18 +122,25 @@ class PagePool:
     def close(self) -> None:
         """Give the memory back, as soon as no array of another owner looks into it. Closing twice does nothing."""
         self._all = self.sketches = np.empty(0, np.uint8)
-        self.data = self._all.reshape(0, self.layout.blob_bytes)
+        self.data = self._all.reshape(0, self.layout.extent_bytes)
         self.address = 0
         with suppress(BufferError):
             self._memory.close()
+
+    def _heads(self, first: int, end: int) -> NDArray[np.uint8]:
+        """View the layers first..end-1, which are alike, of all pages."""
+        layout = self.layout
+        start, size = layout.place(0, first, 0), layout.head_bytes(first)
+        part = self.data[:, start : layout.place(0, end - 1, 0) + layout.extent_pages * layout.layer_bytes(end - 1)]
+        return part.reshape(len(self.data), -1, layout.extent_pages, size)
 
     def _head(self, page: int, layer: int, head: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """View one head's header, and its blocks as bytes [block][block_bytes]."""
         layout, spec = self.layout, self.layout.spec(layer)
         if not (0 <= page < self.num_pages and 0 <= head < spec.kv_heads):
             raise IndexError(f"page {page}, layer {layer}, head {head} is not in this pool")
-        start = layout.layer_offset(layer) + head * layout.head_bytes(layer)
-        stored = self.data[page, start : start + layout.head_bytes(layer)]
+        start = layout.place(page, layer, head)
+        stored = self._all[start : start + layout.head_bytes(layer)]
         header, blocks = stored[: layout.header_bytes(layer)], stored[layout.header_bytes(layer) :]
         return header, blocks.reshape(-1, layout.block_bytes(layer))
 

@@ -8,10 +8,11 @@
 from __future__ import annotations
 
 # --- an op: [code, wait_from, wait_to, unit, arguments...]; ops wait_from..wait_to-1 must be done before it starts ----
-OP_SLOTS = 25
+OP_SLOTS = 27
 CODE, WAIT_FROM, WAIT_TO = 0, 1, 2
 UNIT = 3  # address of the compiled unit that runs it; 0: the loop itself does
 ARG = 4  # the first argument
+ATTEND_CHOSEN, OBSERVED = 22, 13  # arguments that the loop reads as well: whose items; positions that are noted
 
 PLAN, EMBED, RMS_NORM, LAYER_NORM, MATMUL, ROTARY_STORE, ATTEND, MERGE, GATE, LIKELIEST, CAP = range(1, 12)
 CHOOSE, PLACE, GATHER, EXPERTS, COMBINE = range(12, 17)  # of a mixture of experts

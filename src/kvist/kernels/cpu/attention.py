@@ -32,14 +32,15 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.attention_extras import block_at, join_sink, soften
+from kvist.kernels.cpu.attention_extras import join_sink, share_of, soften
 from kvist.kernels.cpu.attention_first import make_attend_first
 from kvist.kernels.cpu.attention_plan import ITEM_BYTES
 from kvist.kernels.cpu.attention_row import LOWEST, finish, fold
 from kvist.kernels.cpu.attention_rows import make_copy_tile, make_score_rows, make_weigh_rows
 from kvist.kernels.cpu.attention_sealed import make_attend_sealed_tile, sealed_scratch
 from kvist.kernels.cpu.math import jit
-from kvist.kernels.cpu.scalar import arg, arg_f32, put_f32, slot
+from kvist.kernels.cpu.places import block_at, head_at
+from kvist.kernels.cpu.scalar import arg, arg_address, arg_f32, put_f32, slot
 from kvist.kernels.cpu.vector import mul, splat
 from kvist.kernels.cpu.vector_memory import ITEMSIZE, load_f32, store_f32
 
@@ -48,9 +49,9 @@ FEW_ROWS = 8  # up to here a copy of the tile does not pay
 
 
 def make_attend_tile(dtype: str, score_few: Any, weigh_few: Any) -> Any:
-    """One tile of positions for all rows of an item that may see it."""
+    """One tile of positions for all rows of an item that may see it. until: behind the item's last tile."""
     itemsize, copy_tile = ITEMSIZE[dtype], make_copy_tile(dtype)
-    score_many, weigh_many = make_score_rows("f32", False), make_weigh_rows("f32", False)
+    score_many, weigh_many = make_score_rows("f32", 0), make_weigh_rows("f32", False)
 
     @jit
     def weigh_part(p: int, rows: int, v: int, low: int, valid: int, acc: int, dims: int, following: int) -> None:
@@ -61,9 +62,19 @@ def make_attend_tile(dtype: str, score_few: Any, weigh_few: Any) -> Any:
             weigh_few(p + low * 4, rows, v + offset, valid - low, acc, dims, following + offset)
 
     @jit
+    def weigh_whole(
+        p: int, rows: int, b0: int, b1: int, b2: int, b3: int, v: int, acc: int, dims: int, n2: int, n3: int
+    ) -> None:  # fmt: skip
+        """Rows over all slots of a tile; v: from K to V of a block."""
+        weigh_few(p, rows, b0 + v, 16, acc, dims, n2)
+        weigh_few(p + 64, rows, b1 + v, 16, acc, dims, n2 + v)
+        weigh_few(p + 128, rows, b2 + v, 16, acc, dims, n3)
+        weigh_few(p + 192, rows, b3 + v, 16, acc, dims, n3 + v)
+
+    @jit
     def attend_tile(
-        op: int, item: int, kv_head: int, tile: int, end: int, rows: int, group: int, position: int, dims: int,
-        pages: int, page_size: int, page_bytes: int, head: int, q: int, p: int, copy: int, acc: int, row_max: int,
+        op: int, item: int, kv_head: int, tile: int, until: int, rows: int, group: int, position: int, dims: int,
+        pages: int, page_size: int, strides: int, head: int, q: int, p: int, copy: int, acc: int, row_max: int,
         row_sum: int, window: int, cap: float, follower: int, n_kv_head: int, n_begin: int, n_live: int,
     ) -> None:  # fmt: skip
         block_bytes = 2 * 16 * dims * itemsize
@@ -74,10 +85,10 @@ def make_attend_tile(dtype: str, score_few: Any, weigh_few: Any) -> Any:
         stop = min(rows, (begin + TILE - 1 + window - position) * group)  # rows whose window begins after it
         # blocks past `live`, or before every window, may not exist: their scores are masked, any address will do
         old, new = max(0, position - window + 1 - begin) // 16, (live - 1) // 16
-        b0 = block_at(pages, begin + old * 16, page_size, page_bytes, head, block_bytes)
-        b1 = block_at(pages, begin + 16, page_size, page_bytes, head, block_bytes) if old < 1 <= new else b0
-        b2 = block_at(pages, begin + 32, page_size, page_bytes, head, block_bytes) if old < 2 <= new else b0
-        b3 = block_at(pages, begin + 48, page_size, page_bytes, head, block_bytes) if old < 3 <= new else b0
+        b0 = block_at(pages, begin + old * 16, page_size, strides, head, block_bytes)
+        b1 = block_at(pages, begin + 16, page_size, strides, head, block_bytes) if old < 1 <= new else b0
+        b2 = block_at(pages, begin + 32, page_size, strides, head, block_bytes) if old < 2 <= new else b0
+        b3 = block_at(pages, begin + 48, page_size, strides, head, block_bytes) if old < 3 <= new else b0
         # rows from `whole` to `clear` see the whole tile
         whole = min(stop, max(skip, (begin + TILE - 1 - position) * group))
         clear = min(stop, max(whole, (begin + window - position) * group))
@@ -88,7 +99,7 @@ def make_attend_tile(dtype: str, score_few: Any, weigh_few: Any) -> Any:
             copy_tile(b0, b1, b2, b3, dims, k_copy, v_copy)
             k1, k2, k3 = k_copy + dims * 64, k_copy + dims * 128, k_copy + dims * 192
             score_many(qs, stop - skip, dims, k_copy, k1, k2, k3, ps, 0, 0, 0, 0)
-            soften(p, skip, stop, group, position, begin, row_max, row_sum, acc, dims, window, cap)
+            soften(p, skip, stop, group, position, begin, row_max, row_sum, acc, dims, window, cap, 0, 0)
             for r in range(skip, skip + edges, group):  # the heads of a token see the same slots
                 r += 0 if r < whole else clear - whole
                 end_slot = position + r // group + 1 - begin
@@ -98,29 +109,27 @@ def make_attend_tile(dtype: str, score_few: Any, weigh_few: Any) -> Any:
             weigh_many(p + whole * 256, clear - whole, v_copy, TILE, acc + whole * dims * 4, dims, 0)
             return
         n_pages = page_ids(follower, op, n_kv_head)
-        n_head = head + (n_kv_head - kv_head) * page_size * dims * 2 * itemsize
-        if tile + 1 < end:
+        n_head = head_at(head, n_kv_head - kv_head, page_size, strides)
+        if tile + 1 < until:
             n_pages, n_begin, n_live, n_head = pages, begin + TILE, last + 1 - begin - TILE, head
-        n0 = block_at(n_pages, n_begin, page_size, page_bytes, n_head, block_bytes)
-        n1 = block_at(n_pages, n_begin + 16, page_size, page_bytes, n_head, block_bytes) if n_live > 16 else n0
-        n2 = block_at(n_pages, n_begin + 32, page_size, page_bytes, n_head, block_bytes) if n_live > 32 else n0
-        n3 = block_at(n_pages, n_begin + 48, page_size, page_bytes, n_head, block_bytes) if n_live > 48 else n0
-        score_few(qs, stop - skip, dims, b0, b1, b2, b3, ps, n0, n1, n2, n3)
-        soften(p, skip, stop, group, position, begin, row_max, row_sum, acc, dims, window, cap)
+        # asked for in the order it lies in memory, evenly over the work: of eight parts three, one, then four
+        n0 = block_at(n_pages, n_begin, page_size, strides, n_head, block_bytes)
+        n1 = block_at(n_pages, n_begin + 16, page_size, strides, n_head, block_bytes) if n_live > 16 else n0
+        n2 = block_at(n_pages, n_begin + 32, page_size, strides, n_head, block_bytes) if n_live > 32 else n0
+        n3 = block_at(n_pages, n_begin + 48, page_size, strides, n_head, block_bytes) if n_live > 48 else n0
+        share = share_of(v, stop - skip)
+        score_few(qs, stop - skip, dims, b0, b1, b2, b3, ps, n0, n0 + v, n1, 0)
+        soften(p, skip, stop, group, position, begin, row_max, row_sum, acc, dims, window, cap, n1 + v, share)
         for r in range(skip, skip + edges, group):  # the heads of a token see the same slots
             r += 0 if r < whole else clear - whole
             end_slot = position + r // group + 1 - begin
             low, valid = max(0, end_slot - window), min(TILE, end_slot)
             pr, ar = p + r * 256, acc + r * dims * 4
-            weigh_part(pr, group, b0 + v, low, valid, ar, dims, n0 + v)
-            weigh_part(pr + 64, group, b1 + v, low - 16, valid - 16, ar, dims, n1 + v)
-            weigh_part(pr + 128, group, b2 + v, low - 32, valid - 32, ar, dims, n2 + v)
+            weigh_part(pr, group, b0 + v, low, valid, ar, dims, n2)
+            weigh_part(pr + 64, group, b1 + v, low - 16, valid - 16, ar, dims, n2 + v)
+            weigh_part(pr + 128, group, b2 + v, low - 32, valid - 32, ar, dims, n3)
             weigh_part(pr + 192, group, b3 + v, low - 48, valid - 48, ar, dims, n3 + v)
-        pw, aw = p + whole * 256, acc + whole * dims * 4
-        weigh_few(pw, clear - whole, b0 + v, 16, aw, dims, n0 + v)
-        weigh_few(pw + 64, clear - whole, b1 + v, 16, aw, dims, n1 + v)
-        weigh_few(pw + 128, clear - whole, b2 + v, 16, aw, dims, n2 + v)
-        weigh_few(pw + 192, clear - whole, b3 + v, 16, aw, dims, n3 + v)
+        weigh_whole(p + whole * 256, clear - whole, b0, b1, b2, b3, v, acc + whole * dims * 4, dims, n2, n3)
 
     return attend_tile
 
@@ -152,14 +161,15 @@ def first_tile(item: int, window: int) -> tuple[int, int]:
 @jit
 def item_of(ctx: int, op: int, piece: int) -> tuple[int, int]:
     """A piece's item and KV head."""
-    chosen, kv_heads = arg(op, 20), slot(ctx, abi.KV_HEADS)
+    chosen, kv_heads = arg(op, abi.ATTEND_CHOSEN), slot(ctx, abi.KV_HEADS)
     return slot(ctx, abi.ITEM_TABLE + chosen) + piece // kv_heads * ITEM_BYTES, piece % kv_heads
 
 
 @jit
 def page_ids(item: int, op: int, kv_head: int) -> int:
     """Address of an item's page ids: those of the group that the op's layer is in, or those a KV head has chosen."""
-    return slot(item, abi.ITEM_PAGES) + (arg(op, 10) if arg(op, 20) == 0 else kv_head) * slot(item, abi.ITEM_STRIDE)
+    table = arg(op, 11) if arg(op, abi.ATTEND_CHOSEN) == 0 else kv_head
+    return slot(item, abi.ITEM_PAGES) + table * slot(item, abi.ITEM_STRIDE)
 
 
 @jit
@@ -174,7 +184,7 @@ def scale_rows(source: int, stride: int, rows: int, group: int, dims: int, scale
 
 def make_attend(dtype: str, packed: tuple[str, str] | None = None) -> Any:
     """The kernel that computes one (item, KV head) over pages of `dtype`; packed: how full pages hold K and V."""
-    itemsize, score_few, weigh_few = ITEMSIZE[dtype], make_score_rows(dtype, True), make_weigh_rows(dtype, True)
+    score_few, weigh_few = make_score_rows(dtype, 3), make_weigh_rows(dtype, True)
     if packed:
         begin_item, attend_tile = make_attend_sealed_tile(dtype, *packed)
         room = sealed_scratch
@@ -194,8 +204,8 @@ def make_attend(dtype: str, packed: tuple[str, str] | None = None) -> Any:
         position, pages = slot(item, abi.ITEM_POSITION), page_ids(item, op, kv_head)
         begin_split = max(slot(item, abi.ITEM_FROM), first_split(position, window))
         last_split, partial = slot(item, abi.ITEM_TO), slot(item, abi.ITEM_PARTIAL)
-        page_size, page_bytes = slot(ctx, abi.PAGE_SIZE), arg(op, 9)
-        head = arg(op, 4) + kv_head * page_size * dims * 2 * itemsize
+        page_size, strides = slot(ctx, abi.PAGE_SIZE), arg_address(op, 9)
+        head = head_at(arg(op, 4), kv_head, page_size, strides)
         rows = tokens * group
         q = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
         p = q + rows * dims * 4
@@ -213,23 +223,24 @@ def make_attend(dtype: str, packed: tuple[str, str] | None = None) -> Any:
             row_sum = row_max + rows * 4
         place = row * q_stride + kv_head * group * dims * 4
         # the piece that probably follows: its first tile is asked for during this one's last
-        after = piece + 1 if piece + 1 < slot(ctx, abi.ITEMS + arg(op, 20)) * kv_heads else piece
+        after = piece + 1 if piece + 1 < slot(ctx, abi.ITEMS + arg(op, abi.ATTEND_CHOSEN)) * kv_heads else piece
         follower, next_kv_head = item_of(ctx, op, after)
         n_begin, n_live = first_tile(follower, window)
         scale_rows(query + place, q_stride, rows, group, dims, splat(factor), q)
         begin_item(q, rows, dims, copy)
         last, oldest = position + tokens - 1, max(0, position - window + 1)
+        until = min(last_split * (SPLIT // TILE), last // TILE + 1)
         for split in range(begin_split, last_split):
             clear(rows, dims, acc, row_max, row_sum)
-            if arg(op, 11) > 0:  # its queries go where many rows copy a tile to
+            if arg(op, 12) > 0:  # its queries go where many rows copy a tile to
                 attend_first(
-                    op, split, rows, group, position, pages, page_size, page_bytes, head, q, p, copy, acc, row_max,
+                    op, split, rows, group, position, pages, page_size, strides, head, q, p, copy, acc, row_max,
                     row_sum,
                 )  # fmt: skip
-            end = min((split + 1) * (SPLIT // TILE), last // TILE + 1)
+            end = min((split + 1) * (SPLIT // TILE), until)
             for tile in range(max(split * (SPLIT // TILE), oldest // TILE), end):
                 attend_tile(
-                    op, item, kv_head, tile, end, rows, group, position, dims, pages, page_size, page_bytes, head, q, p,
+                    op, item, kv_head, tile, until, rows, group, position, dims, pages, page_size, strides, head, q, p,
                     copy, acc, row_max, row_sum, window, cap, follower, next_kv_head, n_begin, n_live,
                 )  # fmt: skip
             if partial < 0:
@@ -242,7 +253,7 @@ def make_attend(dtype: str, packed: tuple[str, str] | None = None) -> Any:
                             row_max + r * 4, row_sum + r * 4, dims, split == begins,
                         )  # fmt: skip
         if partial < 0:
-            write_rows(out + place, q_stride, rows, group, dims, sinks, kv_head, total, total_max, arg(op, 19))
+            write_rows(out + place, q_stride, rows, group, dims, sinks, kv_head, total, total_max, arg(op, 21))
 
     return attend
 

@@ -1,4 +1,4 @@
-"""Where a block lies, and what some families do to scores: soft caps, a window's lower edge, sinks. A row at a time.
+"""What some families do to scores: soft caps, a window's lower edge, sinks. A row at a time.
 
 None of it knows more than the row's own position, so it keeps the contract: a row's bits depend on its position alone.
 """
@@ -8,22 +8,22 @@ from __future__ import annotations
 from kvist.kernels.cpu.abi import TILE
 from kvist.kernels.cpu.attention_row import LOWEST, softmax_row
 from kvist.kernels.cpu.math import exp, jit, tanh
-from kvist.kernels.cpu.scalar import get_f32, get_i32, put_f32
+from kvist.kernels.cpu.scalar import get_f32, prefetch, put_f32
 from kvist.kernels.cpu.vector import div, first, fma, keep_first, maximum, mul, splat, sub
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
 
 @jit
-def page_shift(page_size: int) -> int:
-    """log2 of 16, 32, 64 or 128: a division takes longer than all the rest of finding a block."""
-    return 4 + (page_size > 16) + (page_size > 32) + (page_size > 64)
+def ask_for(address: int, size: int) -> None:
+    """Let memory bring what is read next."""
+    for line in range(0, size, 64):
+        prefetch(address + line)
 
 
 @jit
-def block_at(pages: int, position: int, page_size: int, page_bytes: int, head: int, block_bytes: int) -> int:
-    """Address of the block of sixteen slots that holds a position; head: the address of the KV head in page 0."""
-    page = get_i32(pages + (position >> page_shift(page_size)) * 4)
-    return head + page * page_bytes + ((position & (page_size - 1)) >> 4) * block_bytes
+def share_of(size: int, rows: int) -> int:
+    """Bytes, whole lines, that each of some rows asks for, so that all ask for `size`."""
+    return (size // rows + 63) & -64 if rows > 0 else 0
 
 
 @jit
@@ -60,9 +60,9 @@ def join_sink(sink: int, total: int, total_max: int, total_sum: int, dims: int) 
 @jit
 def soften(
     p: int, skip: int, stop: int, group: int, position: int, begin: int, row_max: int, row_sum: int, acc: int,
-    dims: int, window: int, cap: float,
+    dims: int, window: int, cap: float, following: int, share: int,
 ) -> None:  # fmt: skip
-    """The softmax of a tile for rows `skip` to `stop`."""
+    """The softmax of a tile for rows `skip` to `stop`. Each asks for `share` bytes more of what follows."""
     end_slot = position + skip // group + 1 - begin
     for token in range(skip, stop, group):
         for r in range(token, token + group):  # its heads
@@ -70,5 +70,7 @@ def soften(
                 cap_scores(p + r * 256, cap)
             if end_slot > window:
                 hide_before(p + r * 256, end_slot - window)
+            ask_for(following, share)
+            following += share
             softmax_row(p + r * 256, min(TILE, end_slot), row_max + r * 4, row_sum + r * 4, acc + r * dims * 4, dims)
         end_slot += 1

@@ -17,10 +17,11 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.attention_extras import block_at, cap_scores
+from kvist.kernels.cpu.attention_extras import cap_scores
 from kvist.kernels.cpu.attention_row import softmax_row
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.mix import mix, unmix
+from kvist.kernels.cpu.places import block_at
 from kvist.kernels.cpu.pointwise import rotate
 from kvist.kernels.cpu.scalar import arg, arg_f32
 from kvist.kernels.cpu.vector_memory import ITEMSIZE, load_f32, store_f32
@@ -33,11 +34,11 @@ def turn_back(op: int, back: int, source: int, dims: int, out: int) -> None:
     """Copy a query, turned back by so many positions (0 or fewer: as it is)."""
     for d in range(0, dims * 4, 64):
         store_f32(out + d, load_f32(source + d))
-    half, signs = arg(op, 12), arg(op, 18)
+    half, signs = arg(op, 13), arg(op, 20)
     if back > 0 and half > 0:
         if signs != 0:  # queries are mixed after they were rotated
             unmix(out, signs, dims)
-        rotate(out, arg(op, 13) + back * half * 4, arg(op, 14) + back * half * 4, half)
+        rotate(out, arg(op, 14) + back * half * 4, arg(op, 15) + back * half * 4, half)
         if signs != 0:
             mix(out, signs, dims)
 
@@ -51,10 +52,10 @@ def make_attend_first(dtype: str, score: Any, weigh: Any) -> Any:
 
     @jit
     def attend_first(
-        op: int, split: int, rows: int, group: int, position: int, pages: int, page_size: int, page_bytes: int,
+        op: int, split: int, rows: int, group: int, position: int, pages: int, page_size: int, strides: int,
         head: int, q: int, p: int, turned: int, acc: int, row_max: int, row_sum: int,
     ) -> None:  # fmt: skip
-        dims, window, cap, first = arg(op, 3), arg(op, 6), arg_f32(op, 7), arg(op, 11)
+        dims, window, cap, first = arg(op, 3), arg(op, 6), arg_f32(op, 7), arg(op, 12)
         block_bytes = 2 * 16 * dims * itemsize
         # tokens low..high-1 of the item: their windows begin in this split, and not at 0
         low = max(0, max(1, split * SPLIT) + window - 1 - position)
@@ -66,10 +67,10 @@ def make_attend_first(dtype: str, score: Any, weigh: Any) -> Any:
             turn_back(op, back, q + r * dims * 4, dims, turned + r * dims * 4)
         for begin in range(0, first, 64):
             blocks = min(4, (first - begin + 15) // 16)
-            b0 = block_at(pages, begin, page_size, page_bytes, head, block_bytes)
-            b1 = block_at(pages, begin + 16, page_size, page_bytes, head, block_bytes) if blocks > 1 else b0
-            b2 = block_at(pages, begin + 32, page_size, page_bytes, head, block_bytes) if blocks > 2 else b0
-            b3 = block_at(pages, begin + 48, page_size, page_bytes, head, block_bytes) if blocks > 3 else b0
+            b0 = block_at(pages, begin, page_size, strides, head, block_bytes)
+            b1 = block_at(pages, begin + 16, page_size, strides, head, block_bytes) if blocks > 1 else b0
+            b2 = block_at(pages, begin + 32, page_size, strides, head, block_bytes) if blocks > 2 else b0
+            b3 = block_at(pages, begin + 48, page_size, strides, head, block_bytes) if blocks > 3 else b0
             qs, ps = turned + low * group * dims * 4, p + low * group * 256
             score(qs, (high - low) * group, dims, b0, b1, b2, b3, ps, b0, b1, b2, b3)
             for token in range(low, high):

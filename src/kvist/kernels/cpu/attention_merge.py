@@ -17,7 +17,7 @@ def merge(ctx: int, op: int, piece: int, tid: int) -> None:
     """Fold the partial results of one (sequence, KV head), in order of their splits, and write its rows."""
     group, kv_heads = slot(ctx, abi.GROUP), slot(ctx, abi.KV_HEADS)
     stride, out, dims, window, sinks = arg(op, 1), arg(op, 2), arg(op, 3), arg(op, 6), arg(op, 8)
-    item = slot(ctx, abi.MERGE_TABLE + arg(op, 20)) + (piece // kv_heads) * ITEM_BYTES
+    item = slot(ctx, abi.MERGE_TABLE + arg(op, abi.ATTEND_CHOSEN)) + (piece // kv_heads) * ITEM_BYTES
     kv_head = piece % kv_heads
     row, tokens = slot(item, abi.ITEM_ROW), slot(item, abi.ITEM_TOKENS)
     position, splits = slot(item, abi.ITEM_POSITION), slot(item, abi.ITEM_TO)
@@ -38,4 +38,4 @@ def merge(ctx: int, op: int, piece: int, tid: int) -> None:
         if sinks != 0:
             join_sink(sinks + (kv_head * group + r % group) * 4, total, total_max, total_max + 4, dims)
         target = out + (row + r // group) * stride + kv_head * group * dims * 4 + (r % group) * dims * 4
-        finish(target, total, total_max + 4, dims, arg(op, 19))
+        finish(target, total, total_max + 4, dims, arg(op, 21))

@@ -9,8 +9,8 @@ from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.vector_memory import ITEMSIZE, load, store_f32
 
 
-def make_score_rows(dtype: str, ahead: bool) -> Any:
-    """Scores of any number of query rows over a tile, p rows 256 bytes apart."""
+def make_score_rows(dtype: str, ahead: int) -> Any:
+    """Scores of any number of query rows over a tile, p rows 256 bytes apart. ahead: see `make_scores`."""
     scores6, scores4, scores3, scores2, scores1 = (make_scores(dtype, rows, ahead) for rows in (6, 4, 3, 2, 1))
 
     @jit

@@ -17,21 +17,22 @@ from typing import Any
 
 from kvist.cache.codec import any_codec, codec
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.attention_extras import block_at, soften
+from kvist.kernels.cpu.attention_extras import ask_for, share_of, soften
 from kvist.kernels.cpu.attention_rows import make_score_rows, make_weigh_rows
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_rows import (
     BLOCKS_BYTES,
     WEIGH_SCRATCH,
-    ask_for,
+    even_share,
     make_prepare,
     part_bytes,
     put_blocks,
     query_bytes,
 )
-from kvist.kernels.cpu.packed_scores import asks_for_two, make_score_side
+from kvist.kernels.cpu.packed_scores import make_score_side
 from kvist.kernels.cpu.packed_weigh import make_weigh_side
-from kvist.kernels.cpu.scalar import arg, slot
+from kvist.kernels.cpu.places import block_at, head_at
+from kvist.kernels.cpu.scalar import arg, arg_address, slot
 from kvist.kernels.cpu.vector import keep_first, splat
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
@@ -56,7 +57,7 @@ def sealed_places(copy: int, rows: int, dims: int) -> tuple[int, int, int]:
 def packed_ids(item: int, op: int, kv_head: int) -> int:
     """Address of the ids of an item's packed pages: those of their group, or the second side of what is chosen."""
     pages, stride = slot(item, abi.ITEM_PAGES), slot(item, abi.ITEM_STRIDE)
-    return pages + (arg(op, 17) * stride if arg(op, 20) == 0 else kv_head * stride + (stride >> 1))
+    return pages + (arg(op, 19) * stride if arg(op, abi.ATTEND_CHOSEN) == 0 else kv_head * stride + (stride >> 1))
 
 
 @jit
@@ -67,34 +68,34 @@ def forget_before(p: int, low: int) -> None:
 
 
 @jit
-def first_header(pages: int, begin: int, low: int, page_size: int, page_bytes: int, head: int) -> int:
+def first_header(pages: int, begin: int, low: int, page_size: int, strides: int, head: int) -> int:
     """Address of the header of the page that block `low` of a tile lies in."""
-    return block_at(pages, (begin + low * 16) & -page_size, page_size, page_bytes, head, 0)
+    return block_at(pages, (begin + low * 16) & -page_size, page_size, strides, head, 0)
 
 
 def make_exact(exact: str) -> tuple[Any, Any]:
     """A tile's exact blocks: those before the block `low` and from `high` on, up to the row's own position."""
-    score_rows, weigh_rows = make_score_rows(exact, False), make_weigh_rows(exact, False)
+    score_rows, weigh_rows = make_score_rows(exact, 0), make_weigh_rows(exact, False)
     itemsize = codec(exact).itemsize
 
     @jit
     def score_exact(
-        begin: int, low: int, high: int, last: int, rows: int, dims: int, pages: int, page_size: int, page_bytes: int,
+        begin: int, low: int, high: int, last: int, rows: int, dims: int, pages: int, page_size: int, strides: int,
         head: int, q: int, p: int, other: int,
     ) -> None:  # fmt: skip
         """Scores in the exact blocks of the tile; others that lie in p stay. other: room for as many rows."""
         size = 32 * dims * itemsize
-        any_block = block_at(pages, begin if low > 0 else begin + high * 16, page_size, page_bytes, head, size)
+        any_block = block_at(pages, begin if low > 0 else begin + high * 16, page_size, strides, head, size)
         b0 = b1 = b2 = b3 = any_block
         end = min(4, (last - begin) // 16 + 1)
         if high <= 0 < end:
-            b0 = block_at(pages, begin, page_size, page_bytes, head, size)
+            b0 = block_at(pages, begin, page_size, strides, head, size)
         if low > 1 or high <= 1 < end:
-            b1 = block_at(pages, begin + 16, page_size, page_bytes, head, size)
+            b1 = block_at(pages, begin + 16, page_size, strides, head, size)
         if low > 2 or high <= 2 < end:
-            b2 = block_at(pages, begin + 32, page_size, page_bytes, head, size)
+            b2 = block_at(pages, begin + 32, page_size, strides, head, size)
         if low > 3 or high <= 3 < end:
-            b3 = block_at(pages, begin + 48, page_size, page_bytes, head, size)
+            b3 = block_at(pages, begin + 48, page_size, strides, head, size)
         score_rows(q, rows, dims, b0, b1, b2, b3, other, b0, b1, b2, b3)
         for r in range(rows):
             for b in range(4):
@@ -104,14 +105,14 @@ def make_exact(exact: str) -> tuple[Any, Any]:
     @jit
     def weigh_exact(
         begin: int, low: int, high: int, position: int, group: int, dims: int, pages: int, page_size: int,
-        page_bytes: int, head: int, p: int, acc: int, window: int,
+        strides: int, head: int, p: int, acc: int, window: int,
     ) -> None:  # fmt: skip
         """The values of one token's heads, as far as it sees them."""
         size, end = 32 * dims * itemsize, position + 1 - begin
         for b in range(4):
             first, valid = max(0, end - window - b * 16), min(16, end - b * 16)
             if (b < low or b >= high) and first < valid:
-                v = block_at(pages, begin + b * 16, page_size, page_bytes, head, size) + (16 + first) * dims * itemsize
+                v = block_at(pages, begin + b * 16, page_size, strides, head, size) + (16 + first) * dims * itemsize
                 weigh_rows(p + (b * 16 + first) * 4, group, v, valid - first, acc, dims, v)
 
     return score_exact, weigh_exact
@@ -122,9 +123,9 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> tuple[Any, Any]:
     k_codec, v_codec = any_codec(k), any_codec(v)
     (k_bytes, k_header), (v_bytes, v_header) = part_bytes(k_codec, keys=True), part_bytes(v_codec, keys=False)
     channels = getattr(k_codec, "channels", False)
-    prepare, score_sealed, weigh_sealed = make_prepare(k_codec), make_score_side(k_codec), make_weigh_side(v_codec)
+    prepare, share = make_prepare(k_codec), even_share(k_codec, v_codec)
+    score_sealed, weigh_sealed = make_score_side(k_codec, share), make_weigh_side(v_codec, share)
     score_exact, weigh_exact = make_exact(exact)
-    asks_later = asks_for_two(k_codec)
 
     @jit
     def begin_item(q: int, rows: int, dims: int, copy: int) -> None:
@@ -133,16 +134,15 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> tuple[Any, Any]:
 
     @jit
     def attend_tile(
-        op: int, item: int, kv_head: int, tile: int, end: int, rows: int, group: int, position: int, dims: int,
-        pages: int, page_size: int, page_bytes: int, head: int, q: int, p: int, copy: int, acc: int, row_max: int,
+        op: int, item: int, kv_head: int, tile: int, until: int, rows: int, group: int, position: int, dims: int,
+        pages: int, page_size: int, strides: int, head: int, q: int, p: int, copy: int, acc: int, row_max: int,
         row_sum: int, window: int, cap: float, follower: int, n_kv_head: int, n_begin: int, n_live: int,
     ) -> None:  # fmt: skip
         begin = tile * TILE
         sealed_pages = packed_ids(item, op, kv_head)
-        split, header, sealed_bytes = k_bytes(dims), k_header(dims) + v_header(dims), arg(op, 16)
+        split, header, sealed_strides = k_bytes(dims), k_header(dims) + v_header(dims), arg_address(op, 17)
         size = split + v_bytes(dims)
-        head_bytes = header + (page_size >> 4) * size
-        blocks = arg(op, 15) + kv_head * head_bytes + header
+        blocks = head_at(arg(op, 16), kv_head, page_size, sealed_strides) + header
         rounded, other, scratch = sealed_places(copy, rows, dims)
         places = scratch + WEIGH_SCRATCH
         low = min(4, (page_size - begin) >> 4) if begin < page_size else 0  # blocks of page 0
@@ -157,38 +157,41 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> tuple[Any, Any]:
             # blocks before the window may be gone; whatever is read there is weighed by 0
             old = max(low, max(0, position + token - window + 1 - begin) >> 4)
             if old < high:
-                put_blocks(places, sealed_pages, begin, old, high, page_size, sealed_bytes, blocks, size)
+                put_blocks(places, sealed_pages, begin, old, high, page_size, sealed_strides, blocks, size)
                 n_pages, n_tile, n_blocks, whole = sealed_pages, begin + TILE, blocks, own >= 2 * TILE
-                if tile + 1 >= end:
+                if tile + 1 >= until:
                     n_pages, n_tile = packed_ids(follower, op, n_kv_head), n_begin
-                    n_blocks += (n_kv_head - kv_head) * head_bytes
+                    n_blocks = head_at(blocks, n_kv_head - kv_head, page_size, sealed_strides)
                     whole = (slot(follower, abi.ITEM_POSITION) & -page_size) - n_begin >= TILE
                 n_old, n_high = 0, 4
                 if not whole:
                     n_pages, n_tile, n_blocks, n_old, n_high = sealed_pages, begin, blocks, old, high
-                put_blocks(places + 32, n_pages, n_tile, n_old, n_high, page_size, sealed_bytes, n_blocks, size)
+                put_blocks(places + 32, n_pages, n_tile, n_old, n_high, page_size, sealed_strides, n_blocks, size)
                 if channels:
-                    page = first_header(sealed_pages, begin, old, page_size, sealed_bytes, blocks - header)
+                    page = first_header(sealed_pages, begin, old, page_size, sealed_strides, blocks - header)
                     prepare(qs, n, dims, page, asked)
                 score_sealed(qs, asked, n, dims, places, ps)
+            of_row = 0
+            if share > 0 and old < high:
+                for b in (4, 7):  # scales, which the two sides leave
+                    ask_for(slot(places, b) + (dims >> 2) * share, size - (dims >> 2) * share)
+                of_row = share_of(size, n)
             if low > 0 or high < 4:
-                score_exact(begin, low, high, last, n, dims, pages, page_size, page_bytes, head, qs, ps, other)
-            later = split if asks_later and old < high else 0
-            ask_for(slot(places, 6), later)
-            soften(p, at, at + n, group, position, begin, row_max, row_sum, acc, dims, window, cap)
-            ask_for(slot(places, 7), later)
+                score_exact(begin, low, high, last, n, dims, pages, page_size, strides, head, qs, ps, other)
+            following = slot(places, 5)
+            soften(p, at, at + n, group, position, begin, row_max, row_sum, acc, dims, window, cap, following, of_row)
             if low > 0 or high < 4:
                 for t in range(token, next_token):
                     pt, at_acc = p + t * group * 256, acc + t * group * dims * 4
                     weigh_exact(
-                        begin, low, high, position + t, group, dims, pages, page_size, page_bytes, head, pt, at_acc,
+                        begin, low, high, position + t, group, dims, pages, page_size, strides, head, pt, at_acc,
                         window,
                     )  # fmt: skip
             if old < high:
                 if last + 1 - begin > window:
                     for r in range(at, at + n):
                         forget_before(p + r * 256, position + r // group + 1 - begin - window)
-                weigh_sealed(ps, n, old, high, places, split, acs, dims, scratch)
+                weigh_sealed(ps, n, old, high, places, split, size, acs, dims, scratch)
             token = next_token
 
     return begin_item, attend_tile

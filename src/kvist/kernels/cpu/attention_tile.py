@@ -44,12 +44,12 @@ def together(rows: int) -> int:
     return {1: 4, 2: 2, 3: 2}.get(rows, 1) if in_halves() else BLOCKS
 
 
-def make_scores(dtype: str, rows: int, ahead: bool) -> Any:
+def make_scores(dtype: str, rows: int, ahead: int) -> Any:
     """``scores(q, q_stride, k0, k1, k2, k3, dims, out, n0, n1, n2, n3)``.
 
     out[row][64] = sum over dims of q[row][dim] * K[dim][slot]. q and out are float32; k0..k3 are the addresses of the
-    four K blocks; out rows lie 256 bytes apart. ahead: ask for the K blocks n0..n3, to be read next: pages lie
-    anywhere, so no processor can guess them.
+    four K blocks; out rows lie 256 bytes apart. ahead: how many of n0..n3 to ask for, parts as large as a K block that
+    are read next: pages lie anywhere, so no processor can guess them.
     """
 
     def loop_over(builder: Any, q_rows: list[Any], blocks: list[Any], dims: Any, following: list[Any]) -> Any:
@@ -82,7 +82,7 @@ def make_scores(dtype: str, rows: int, ahead: bool) -> Any:
             q_rows = [builder.add(q, builder.mul(stride, I64(r))) for r in range(rows)]
             step = together(rows)
             for first in range(0, BLOCKS, step):
-                following = args[8:][first : first + step] if ahead else []
+                following = args[8 : 8 + ahead][first : first + step]
                 new = loop_over(builder, q_rows, blocks[first : first + step], dims, following)
                 for r in range(rows):
                     for b, made in enumerate(new[r], first):
@@ -101,7 +101,7 @@ def make_weigh(dtype: str, rows: int, width: int, ahead: bool) -> Any:
 
     `slots` slots that lie one after the other, in ascending order; p rows lie 256 bytes apart; acc is float32, in
     memory.
-    ahead: ask for the same slots and dims of the V block `following`.
+    ahead: ask for the same slots and dims of `following`, a part as large as a V block.
     """
     size = 16 * ITEMSIZE[dtype]
 

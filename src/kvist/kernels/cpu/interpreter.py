@@ -40,9 +40,9 @@ def pieces_of(code: int, ctx: int, op: int) -> int:
     if code == abi.MATMUL:
         return matmul_pieces(ctx, op)
     if code == abi.ATTEND:
-        return slot(ctx, abi.ITEMS + arg(op, 20)) * slot(ctx, abi.KV_HEADS)
+        return slot(ctx, abi.ITEMS + arg(op, abi.ATTEND_CHOSEN)) * slot(ctx, abi.KV_HEADS)
     if code == abi.MERGE:
-        return slot(ctx, abi.MERGES + arg(op, 20)) * slot(ctx, abi.KV_HEADS)
+        return slot(ctx, abi.MERGES + arg(op, abi.ATTEND_CHOSEN)) * slot(ctx, abi.KV_HEADS)
     if code == abi.BEST:
         choosers = slot(ctx, abi.ROWS) * slot(ctx, abi.KV_HEADS)
         return choosers * choosing_parts(choosers, slot(ctx, abi.THREADS))
@@ -54,7 +54,7 @@ def pieces_of(code: int, ctx: int, op: int) -> int:
         return slot(ctx, abi.ROWS) * slot(ctx, abi.KV_HEADS)
     if code == abi.OBSERVE:
         sequence = slot(ctx, abi.SEQUENCE_TABLE)
-        end = min(slot(sequence, abi.SEQ_POSITION) + slot(sequence, abi.SEQ_TOKENS), arg(op, 12))
+        end = min(slot(sequence, abi.SEQ_POSITION) + slot(sequence, abi.SEQ_TOKENS), arg(op, abi.OBSERVED))
         return (end + abi.TILE - 1) // abi.TILE * slot(ctx, abi.KV_HEADS)
     if code == abi.EXPERTS:
         return arg(op, 14) * ((arg(op, 2) + abi.EXPERT_ROWS - 1) // abi.EXPERT_ROWS)

@@ -73,8 +73,8 @@ def sketch_row(op: Sketch, program: Program, pools: Sequence[PagePool], address:
     """Sketching full pages. address: of an array, which is kept."""
     (group, pool), (into, target), name = floats_of(pools, op.layer), read_of(pools, op.layer), f"pages {op.layer}"
     arguments = [
-        pool.address + pool.layout.layer_offset(op.layer), pool.layout.blob_bytes, group, program.num_kv_heads,
-        program.head_dim, *_sketches(target, op.layer), address(signs(program.head_dim)), into,
+        *places_of(pool, op.layer), group, program.num_kv_heads, program.head_dim, *_sketches(target, op.layer),
+        address(signs(program.head_dim)), into,
     ]  # fmt: skip
     return Row(abi.SKETCH, arguments, {name}, {name}, f"best_{pool.layout.codec.name}")
 
@@ -93,6 +93,12 @@ def best_row(
     ]  # fmt: skip
     reads = {op.q.name, f"pages {op.layer}"}
     return Row(abi.BEST, arguments, reads, {"chosen pages"}, f"best_{floats.layout.codec.name}")
+
+
+def places_of(pool: PagePool, layer: int) -> tuple[int, int, int]:
+    """Address of a layer in page 0, bytes of a head from page to page, and from extent to extent."""
+    layout = pool.layout
+    return pool.address + layout.place(0, layer, 0), layout.head_bytes(layer), layout.extent_bytes
 
 
 def _sketches(pool: PagePool, layer: int) -> tuple[int, int]:

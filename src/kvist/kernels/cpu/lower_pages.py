@@ -9,7 +9,7 @@ from typing import Any
 from kvist.cache.pool import PagePool, floats_of, sealed_of
 from kvist.errors import UsageError
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.lower_choice import Choosing, best_row
+from kvist.kernels.cpu.lower_choice import Choosing, best_row, places_of
 from kvist.kernels.cpu.row import Row, bits
 from kvist.kernels.program import Attend, Buffer, Mix, Observe, Program, RotaryStore, Seal
 
@@ -25,10 +25,10 @@ class PagedRows:
     address: Callable[[Any], int]
     choosing: Choosing
 
-    def _pages(self, place: tuple[int, PagePool], layer: int) -> tuple[int, int, int]:
-        """Where a layer's K and V are in the pages of a group: its address in page 0, from page to page, the group."""
+    def _pages(self, place: tuple[int, PagePool], layer: int) -> tuple[int, int, int, int]:
+        """Where a layer's K and V are in the pages of a group (see `places`)."""
         group, pool = place
-        return pool.address + pool.layout.layer_offset(layer), pool.layout.blob_bytes, group
+        return *places_of(pool, layer), group
 
     def rotary_store(self, op: RotaryStore) -> Row:
         """Rotating, and writing to slots."""
@@ -36,12 +36,12 @@ class PagedRows:
         cos = self.address(op.rotary.cos) if op.rotary else 0
         sin = self.address(op.rotary.sin) if op.rotary else 0
         program, floats = self.program, floats_of(self.pools, op.layer)
-        start, page_bytes, group = self._pages(floats, op.layer)
+        start, page_bytes, extent_bytes, group = self._pages(floats, op.layer)
         arguments = [
             self.at(op.q), self.at(op.k), self.at(op.v), self.stride(op.q), self.stride(op.k), self.stride(op.v),
             program.num_heads, program.num_kv_heads, program.head_dim, half, cos, sin,
-            start, abi.DTYPES.index(floats[1].layout.codec.name), page_bytes, group, *self._signs(op.mix),
-            0 if op.mean is None else self.address(op.mean),
+            start, abi.DTYPES.index(floats[1].layout.codec.name), page_bytes, extent_bytes, group,
+            *self._signs(op.mix), 0 if op.mean is None else self.address(op.mean),
         ]  # fmt: skip
         touched = {op.q.name, op.k.name} | ({op.v.name} if op.mix and op.mix.v else set())
         return Row(abi.ROTARY_STORE, arguments, touched | {op.v.name}, touched | {f"pages {op.layer}"})
@@ -61,15 +61,15 @@ class PagedRows:
         """Attention, perhaps with the choice of its pages before, and the folding of its splits."""
         sinks = 0 if op.sinks is None else self.address(op.sinks)
         floats, sealed = floats_of(self.pools, op.layer), sealed_of(self.pools, op.layer)
-        start, page_bytes, group = self._pages(floats, op.layer)
+        start, page_bytes, extent_bytes, group = self._pages(floats, op.layer)
         kind = _codecs(floats[1], sealed[1], op.layer) if sealed else floats[1].layout.codec.name
         if op.first and self.program.num_heads // self.program.num_kv_heads > 2 * abi.TILE:
             raise UsageError(f"more than {2 * abi.TILE} heads share a KV head: no policy with sinks runs on this model")
         arguments = [
             self.at(op.q), self.stride(op.q), self.at(op.out), self.program.head_dim, start, bits(op.scale),
-            op.window or abi.EVERYTHING, bits(op.softcap or 0.0), sinks, page_bytes, group, op.first,
+            op.window or abi.EVERYTHING, bits(op.softcap or 0.0), sinks, page_bytes, extent_bytes, group, op.first,
             *((op.turn.half, self.address(op.turn.cos), self.address(op.turn.sin)) if op.turn else (0, 0, 0)),
-            *(self._pages(sealed, op.layer) if sealed else (0, 0, 0)), *self._signs(op.mix),
+            *(self._pages(sealed, op.layer) if sealed else (0, 0, 0, 0)), *self._signs(op.mix),
             abi.CHOSEN if op.choice else 0,
         ]  # fmt: skip
         items, best = "items", list[Row]()
@@ -90,11 +90,11 @@ class PagedRows:
     def observe(self, op: Observe) -> list[Row]:
         """Noting what rows look at."""
         floats = floats_of(self.pools, op.layer)
-        start, page_bytes, group = self._pages(floats, op.layer)
+        start, page_bytes, extent_bytes, group = self._pages(floats, op.layer)
         arguments = [
             self.at(op.q), self.stride(op.q), self.program.head_dim, start, bits(op.scale), bits(op.softcap or 0.0),
-            page_bytes, group, self.at(op.found), self.stride(op.found), self.address(op.into), op.into.strides[0],
-            op.into.shape[1], int(op.kind == "max"),
+            page_bytes, extent_bytes, group, self.at(op.found), self.stride(op.found), self.address(op.into),
+            op.into.strides[0], op.into.shape[1], int(op.kind == "max"),
         ]  # fmt: skip
         read = {op.q.name, f"pages {op.layer}"}
         return [

@@ -34,17 +34,16 @@ def emit_blocks(builder: Any, blocks: Any) -> list[Any]:
     return [builder.load(pointer(builder, blocks, I64, I64(8 * i))) for i in range(2 * BLOCKS)]
 
 
-def make_dot_scores(codec: Packed, rows: int) -> Any:
-    """``scores(q, q_stride, f, blocks, at, beside, cells, out, first)``: a tile's scores over a group of dims.
+def make_dot_scores(codec: Packed, rows: int, share: int) -> Any:
+    """``scores(q, q_stride, f, blocks, at, beside, cells, out, first, asked)``: a tile's scores over a group of dims.
 
     q: the group's factors of row 0 as `packed_factors` puts them, sixteen dims together; the next row's are `q_stride`
     further; f: its step and sum (float32), as far apart. blocks: see `packed_rows.put_blocks`; at: where in a block the
     group's cells lie; beside: their float16 scales and offsets (by channels: none, the row's factors and sum hold
     them). out: 64 scores a row, 256 bytes apart; first: 0 for the first group, else they are added to what is there.
-    Of the blocks that are read next the first two are asked for here.
+    asked: what is asked for, `share` bytes a cell; without a share it is the same cells of the blocks read next.
     """
     way = way_of(codec, keys=True)
-    asked = codec.cell_bytes // 2 if way.blocks == 1 else codec.cell_bytes
 
     def scales_at(builder: Any, address: Any) -> tuple[Any, Any]:
         """Scales and offsets; of a bell its lowest step."""
@@ -58,9 +57,10 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
         before, loop, after, cell = begin_loop(builder)
         sums = [[[builder.phi(way.zero.type)] for _ in blocks] for _ in starts]
         offset, at = builder.mul(cell, I64(codec.cell_bytes)), builder.mul(cell, I64(16))
+        apart = share * len(blocks) or codec.cell_bytes
         for n in following:
-            for line in range(0, asked, 64):
-                emit_prefetch(builder, n, builder.add(offset, I64(line)))
+            for line in range(0, apart, 64):
+                emit_prefetch(builder, n, builder.add(builder.mul(cell, I64(apart)), I64(line)))
         squares = [Cell(codec, builder, builder.add(block, offset)) for block in blocks]
         new = [[list(block) for block in row] for row in sums]
 
@@ -77,22 +77,22 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
 
     @intrinsic
     def scores(
-        typingctx: Any, q: Any, qs: Any, f: Any, blocks: Any, at: Any, beside: Any, cells: Any, out: Any, first: Any
+        typingctx: Any, q: Any, qs: Any, f: Any, blocks: Any, at: Any, beside: Any, cells: Any, out: Any, first: Any,
+        asked: Any,
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            q, stride, f, blocks, at, beside, cells, out, first = args
+            q, stride, f, blocks, at, beside, cells, out, first, asked = args
             starts = [builder.add(q, builder.mul(stride, I64(r))) for r in range(rows)]
             found = emit_blocks(builder, blocks)
             k, s = ([builder.add(block, to) for block in found[:4]] for to in (at, beside))
-            following = [builder.add(block, at) for block in found[4:6]]
-            for n in found[4:6] if not codec.channels else ():
+            for n in found[4:] if not share and not codec.channels else ():
                 emit_prefetch(builder, n, beside)
             new = [list[Any]() for _ in starts]
             for b in range(0, BLOCKS, way.blocks):
-                lines = following if b == 0 else []
-                if way.blocks == 1:  # half a cell in each pass
-                    lines = [builder.add(following[b // 2], I64(b % 2 * codec.cell_bytes // 2))]
-                made = loop_over(builder, starts, k[b : b + way.blocks], cells, lines)
+                following = [builder.add(block, at) for block in found[4 + b : 4 + b + way.blocks]]
+                if share:
+                    following = [builder.add(asked, builder.mul(cells, I64(b * share)))]
+                made = loop_over(builder, starts, k[b : b + way.blocks], cells, following)
                 for row, sums in zip(new, made, strict=True):
                     row += sums
             begins = builder.icmp_signed("==", first, I64(0))
@@ -112,7 +112,7 @@ def make_dot_scores(codec: Packed, rows: int) -> Any:
                     builder.store(score, place, align=4)
             return context.get_dummy_value()
 
-        return types.none(*[types.int64] * 9), codegen
+        return types.none(*[types.int64] * 10), codegen
 
     return scores
 
@@ -122,21 +122,19 @@ def weigh_width(codec: Packed) -> int:
     return way_of(codec, keys=False).width
 
 
-def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
+def make_dot_weigh(codec: Packed, rows: int, width: int, share: int) -> Any:
     """``weigh(w, w_stride, f, blocks, at, asked, acc, acc_stride)``: acc[row][16 * width dims] += a tile's values.
 
     w: row 0's weights as `pack_tile` has them, the next row's `w_stride` further; f: their step, and
     what is added to all dims, as far apart. blocks: see `packed_rows.put_blocks`; at: where in a block the `width`
-    cells lie. asked: where blocks pass by one at a time, as many cells to ask for as the call reads; else the same of
-    two of those that are read next are asked for.
+    cells lie. asked: what is asked for, `share` bytes a cell; without a share it is the same cells of the blocks read
+    next.
     """
-    way = way_of(codec, keys=False)
+    way, apart = way_of(codec, keys=False), width * (share or codec.cell_bytes)
 
-    def add_block(
-        builder: Any, starts: list[Any], sums: Any, block: Any, number: Any, following: Any, lines: range
-    ) -> None:  # fmt: skip
-        """Add a block's values. Lines of what follows are asked for evenly, for few can be under way."""
-        for line in lines:
+    def add_block(builder: Any, starts: list[Any], sums: Any, block: Any, number: Any, following: Any) -> None:
+        """Add a block's values, and ask for as much of what follows."""
+        for line in range(0, apart, 64):
             emit_prefetch(builder, following, I64(line))
         addresses = [builder.add(block, I64(j * codec.cell_bytes)) for j in range(width)]
         cells = [Cell(codec, builder, address, signed=True) for address in addresses]
@@ -153,9 +151,13 @@ def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
         before, loop, after, number = begin_loop(builder)
         sums = [[[builder.phi(way.zero.type) for _ in state] for state in row] for row in begun]
         made = [[list(state) for state in row] for row in sums]
-        block = builder.add(builder.load(pointer(builder, blocks, I64, builder.mul(number, I64(8)))), at)
-        lines = builder.add(asked, builder.mul(number, I64(width * codec.cell_bytes)))
-        add_block(builder, starts, made, block, number, lines, range(0, width * codec.cell_bytes, 64))
+        place = builder.mul(number, I64(8))
+        block, following = (
+            builder.add(builder.load(pointer(builder, blocks, I64, builder.add(place, I64(to)))), at) for to in (0, 32)
+        )
+        if share:
+            following = builder.add(asked, builder.mul(number, I64(apart)))
+        add_block(builder, starts, made, block, number, following)
         for phi, start, following_sum in zip(*(chain(*chain(*every)) for every in (sums, begun, made)), strict=True):
             phi.add_incoming(start, before)
             phi.add_incoming(following_sum, builder.block)
@@ -175,8 +177,8 @@ def make_dot_weigh(codec: Packed, rows: int, width: int) -> Any:
             else:
                 found = [builder.add(block, at) for block in emit_blocks(builder, blocks)]
                 for b, block in enumerate(found[:4]):
-                    lines = range(64 * (b // 2), width * codec.cell_bytes, 128)
-                    add_block(builder, starts, sums, block, I64(b), found[6 + b % 2], lines)
+                    following = builder.add(asked, I64(b * apart)) if share else found[4 + b]
+                    add_block(builder, starts, sums, block, I64(b), following)
             for r in range(rows):
                 own = builder.add(f, builder.mul(stride, I64(r)))
                 step, total = emit_splat_at(builder, own, 0), emit_splat_at(builder, own, 4)

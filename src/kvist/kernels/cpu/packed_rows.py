@@ -11,10 +11,10 @@ from typing import Any
 
 from kvist.cache.codec.base import AnyCodec, Packed
 from kvist.cache.codec.factors import LARGEST_QUERY, pairs_together, sum_limit
-from kvist.kernels.cpu.attention_extras import block_at
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_factors import put_bytes, sum_pairs, swap
-from kvist.kernels.cpu.scalar import prefetch, put_f32, put_i64
+from kvist.kernels.cpu.places import block_at
+from kvist.kernels.cpu.scalar import put_f32, put_i64
 from kvist.kernels.cpu.vector import absolute, add, fma, maximum, mul, reduce_add, reduce_max, round_even, splat
 from kvist.kernels.cpu.vector_memory import load, load_f32
 
@@ -46,6 +46,20 @@ def part_bytes(codec: AnyCodec, *, keys: bool) -> tuple[Any, Any]:
     return block, header
 
 
+def even_share(k: AnyCodec, v: AnyCodec) -> int:
+    """Bytes of a block that is read next that K's side, and V's, ask for with each cell; 0: each asks for its own part.
+
+    Few lines can be under way, so they are asked for evenly, and in the order they lie in memory::
+
+        work        K's side    softmax, row by row    rounding weights, row by row    V's side
+        asks for    block 0     block 1                block 2                         block 3
+
+    A side goes through 16 slots x 16 dims at a time, so four times dims / 16 of them for a tile. Scales are left over.
+    """
+    cells = [codec.cell_bytes for codec in (k, v) if isinstance(codec, Packed) and codec.grid != "e4m3"]
+    return sum(cells) // 4 if len(cells) == 2 else 0
+
+
 @jit
 def group_of(dims: int, group: int) -> int:
     """Dims that share a scale."""
@@ -53,24 +67,17 @@ def group_of(dims: int, group: int) -> int:
 
 
 @jit
-def ask_for(address: int, size: int) -> None:
-    """Let memory bring what is read next."""
-    for line in range(0, size, 64):
-        prefetch(address + line)
-
-
-@jit
 def put_blocks(
-    out: int, pages: int, begin: int, low: int, high: int, page_size: int, page_bytes: int, head: int, size: int
+    out: int, pages: int, begin: int, low: int, high: int, page_size: int, strides: int, head: int, size: int
 ) -> None:  # fmt: skip
     """Write down where a tile's blocks low..high-1 lie; the first of them stands for the others, which may not exist.
 
     Kernels take eight addresses: a tile's four blocks, then those of the next tile, which they ask memory for.
     """
-    first = block_at(pages, begin + low * 16, page_size, page_bytes, head, size)
+    first = block_at(pages, begin + low * 16, page_size, strides, head, size)
     for b in range(4):
         there = low < b < high
-        put_i64(out + b * 8, block_at(pages, begin + b * 16, page_size, page_bytes, head, size) if there else first)
+        put_i64(out + b * 8, block_at(pages, begin + b * 16, page_size, strides, head, size) if there else first)
 
 
 @jit

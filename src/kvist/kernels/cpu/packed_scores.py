@@ -8,27 +8,18 @@ from kvist.cache.codec.base import AnyCodec, Packed
 from kvist.kernels.cpu.attention_rows import make_score_rows
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_dot import make_dot_scores
-from kvist.kernels.cpu.packed_products import in_pairs
-from kvist.kernels.cpu.packed_rows import PORTION, ask_for, group_of, part_bytes, query_bytes
+from kvist.kernels.cpu.packed_rows import PORTION, group_of, query_bytes
 from kvist.kernels.cpu.packed_tile import make_packed_scores
 from kvist.kernels.cpu.scalar import slot
 
 
-def asks_for_two(codec: AnyCodec) -> bool:
-    """Whether K's side asks for two blocks alone: the others have their turns later, for few lines can be under way.
-
-    Where registers hold eight lanes a tile takes so long that what follows can be asked for evenly.
-    """
-    return in_pairs() and isinstance(codec, Packed) and codec.grid != "e4m3"
-
-
-def make_score_side(codec: AnyCodec) -> Any:
+def make_score_side(codec: AnyCodec, share: int) -> Any:
     """``score(q, qb, rows, dims, blocks, p)``: scores over four K blocks, p rows 256 bytes apart.
 
-    q: float32, qb: as `make_prepare` rounded them; blocks: see `packed_rows.put_blocks`.
+    q: float32, qb: as `make_prepare` rounded them; blocks: see `packed_rows.put_blocks`; share: see `even_share`.
     """
     if not isinstance(codec, Packed):
-        rows_of_floats = make_score_rows(codec.name, True)
+        rows_of_floats = make_score_rows(codec.name, 4)
 
         @jit
         def score_floats(q: int, qb: int, rows: int, dims: int, blocks: int, p: int) -> None:
@@ -39,30 +30,26 @@ def make_score_side(codec: AnyCodec) -> Any:
         return score_floats
     if codec.grid == "e4m3":
         return _make_score_grid(codec)
-    dot1, dot2, dot3, dot4 = (make_dot_scores(codec, rows) for rows in (1, 2, 3, 4))
+    dot1, dot2, dot3, dot4 = (make_dot_scores(codec, rows, share) for rows in (1, 2, 3, 4))
     size, scales, group, channels = codec.cell_bytes, codec.parameters * 32, codec.group, codec.channels
-    spread = asks_for_two(codec)
-    block, _ = part_bytes(codec, keys=True)
 
     @jit
     def score(q: int, qb: int, rows: int, dims: int, blocks: int, p: int) -> None:
         step, stride = dims if channels else group_of(dims, group), query_bytes(dims)
         for first in range(0, dims, step):
             at, cells, beside = first // 16 * size, step // 16, dims // 16 * size + first // step * scales
+            asked = slot(blocks, 4) + (first >> 2) * share
             for r in range(0, rows, PORTION):
                 n, row, out = min(PORTION, rows - r), qb + r * stride, p + r * 256
                 x, f = row + first, row + dims + first // step * 8
                 if n == 1:
-                    dot1(x, stride, f, blocks, at, beside, cells, out, first)
+                    dot1(x, stride, f, blocks, at, beside, cells, out, first, asked)
                 elif n == 2:
-                    dot2(x, stride, f, blocks, at, beside, cells, out, first)
+                    dot2(x, stride, f, blocks, at, beside, cells, out, first, asked)
                 elif n == 3:
-                    dot3(x, stride, f, blocks, at, beside, cells, out, first)
+                    dot3(x, stride, f, blocks, at, beside, cells, out, first, asked)
                 else:
-                    dot4(x, stride, f, blocks, at, beside, cells, out, first)
-        if not spread:
-            ask_for(slot(blocks, 6), block(dims))
-            ask_for(slot(blocks, 7), block(dims))
+                    dot4(x, stride, f, blocks, at, beside, cells, out, first, asked)
 
     return score
 

@@ -7,20 +7,18 @@ from typing import Any
 from kvist.cache.codec.base import AnyCodec, Packed
 from kvist.cache.codec.factors import LARGEST_WEIGHT, pairs_together, sum_limit
 from kvist.kernels.cpu.abi import TILE
+from kvist.kernels.cpu.attention_extras import ask_for, share_of
 from kvist.kernels.cpu.attention_rows import make_weigh_rows
 from kvist.kernels.cpu.attention_tile import together
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_dot import make_dot_weigh, weigh_width
 from kvist.kernels.cpu.packed_factors import pack_tile, sum_pairs, swap
-from kvist.kernels.cpu.packed_products import in_pairs
 from kvist.kernels.cpu.packed_rows import (
     PORTION,
     SMALLEST,
     WEIGHT_BYTES,
-    ask_for,
     group_of,
     load_f16,
-    part_bytes,
 )
 from kvist.kernels.cpu.packed_tile import make_packed_weigh
 from kvist.kernels.cpu.scalar import prefetch, put_f32, slot
@@ -28,10 +26,11 @@ from kvist.kernels.cpu.vector import add, fma, maximum, mul, reduce_add, reduce_
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
 
-def make_weigh_side(codec: AnyCodec) -> Any:
-    """``weigh(p, rows, low, high, blocks, split, acc, dims, scratch)``: add the values of the blocks low..high-1.
+def make_weigh_side(codec: AnyCodec, share: int) -> Any:
+    """``weigh(p, rows, low, high, blocks, split, size, acc, dims, scratch)``: add the values of the blocks low..high-1.
 
-    blocks: see `packed_rows.put_blocks`; split: where in them V begins; scratch: `WEIGH_SCRATCH` bytes.
+    blocks: see `packed_rows.put_blocks`, each of `size` bytes; split: where in them V begins; scratch: `WEIGH_SCRATCH`
+    bytes; share: see `even_share`.
     """
     if not isinstance(codec, Packed):
         rows_of_floats = make_weigh_rows(codec.name, True)
@@ -43,11 +42,11 @@ def make_weigh_side(codec: AnyCodec) -> Any:
     elif codec.grid == "e4m3":
         one_block = _make_weigh_grid(codec)
     else:
-        return _make_weigh_dot(codec)
+        return _make_weigh_dot(codec, share)
 
     @jit
     def weigh(
-        p: int, rows: int, low: int, high: int, blocks: int, split: int, acc: int, dims: int, scratch: int
+        p: int, rows: int, low: int, high: int, blocks: int, split: int, size: int, acc: int, dims: int, scratch: int
     ) -> None:  # fmt: skip
         for b in range(low, high):
             one_block(p + b * 64, rows, slot(blocks, b) + split, acc, dims, scratch, slot(blocks, 4 + b) + split)
@@ -94,13 +93,6 @@ def _make_weigh_grid(codec: Packed) -> Any:
     return one_block
 
 
-@jit
-def cell_of_four(cell: int, cells: int, size: int, blocks: int, split: int) -> int:
-    """Address of a cell of V of the four blocks that are read next, of so many cells, counted through."""
-    block = int(cell >= cells) + int(cell >= 2 * cells) + int(cell >= 3 * cells)
-    return slot(blocks, 4 + block) + split + (cell - block * cells) * size
-
-
 def _make_round(codec: Packed) -> Any:
     """``round_weights(p, scales, out)``: a row's weights of a tile, times its scales, for `make_dot_weigh`.
 
@@ -142,14 +134,12 @@ def _make_round(codec: Packed) -> Any:
     return round_weights
 
 
-def _make_weigh_dot(codec: Packed) -> Any:
+def _make_weigh_dot(codec: Packed, share: int) -> Any:
     """`make_weigh_side` for whole numbers: weights are rounded for the whole tile."""
     width, round_weights = weigh_width(codec), _make_round(codec)
-    wide1, wide2, wide3, wide4 = (make_dot_weigh(codec, rows, width) for rows in (1, 2, 3, 4))
-    thin1 = make_dot_weigh(codec, 1, 1)
-    size, scales, group, offset = codec.cell_bytes, codec.parameters * 32, codec.group, codec.offset
-    block, _ = part_bytes(codec, keys=False)
-    spread = in_pairs()
+    wide1, wide2, wide3, wide4 = (make_dot_weigh(codec, rows, width, share) for rows in (1, 2, 3, 4))
+    thin1 = make_dot_weigh(codec, 1, 1, share)
+    cell, scales, group, offset = codec.cell_bytes, codec.parameters * 32, codec.group, codec.offset
 
     @jit
     def widen(live: bool, source: int, out: int) -> None:
@@ -160,27 +150,27 @@ def _make_weigh_dot(codec: Packed) -> Any:
 
     @jit
     def weigh(
-        p: int, rows: int, low: int, high: int, blocks: int, split: int, acc: int, dims: int, scratch: int
+        p: int, rows: int, low: int, high: int, blocks: int, split: int, size: int, acc: int, dims: int, scratch: int
     ) -> None:  # fmt: skip
         step, stride, f = group_of(dims, group), dims * 4, scratch + 64
         floats = scratch + PORTION * WEIGHT_BYTES
-        if not spread:
-            ask_for(slot(blocks, 4) + split, block(dims))
-            ask_for(slot(blocks, 5) + split, block(dims))
+        following, of_row = slot(blocks, 6), share_of(size, rows) if share > 0 else 0
         for first in range(0, dims, step):
-            beside = split + dims // 16 * size + first // step * scales
+            beside = split + dims // 16 * cell + first // step * scales
             for b in range(4):
                 widen(low <= b < high, slot(blocks, b) + beside, floats + b * 64)
-                if spread or b > 1:
+                if share == 0:
                     prefetch(slot(blocks, 4 + b) + beside)
             for r in range(0, rows, PORTION):
                 n = min(PORTION, rows - r)
                 for i in range(n):
+                    if first == 0:
+                        ask_for(following, of_row)
+                        following += of_row
                     round_weights(p + (r + i) * 256, floats, scratch + i * WEIGHT_BYTES)
                 for d in range(first, first + step, 16 * width):
-                    at, out, asked = split + d // 16 * size, acc + r * stride + d * 4, 0
-                    if spread:  # block after block, four cells at a time
-                        asked = cell_of_four(d >> 2, dims >> 4, size, blocks, split)
+                    at, out = split + d // 16 * cell, acc + r * stride + d * 4
+                    asked = slot(blocks, 7) + (d >> 2) * share
                     if d + 16 * width > first + step:
                         for i in range(n):
                             own, row = i * WEIGHT_BYTES, out + i * stride

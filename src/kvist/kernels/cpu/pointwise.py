@@ -12,7 +12,8 @@ from kvist.kernels.cpu.logits import AHEAD
 from kvist.kernels.cpu.math import activate, jit, tanh
 from kvist.kernels.cpu.matmul import sampled_row
 from kvist.kernels.cpu.mix import mix
-from kvist.kernels.cpu.scalar import arg, arg_f32, get_f32, get_i32, prefetch, put_f32, put_i64, slot
+from kvist.kernels.cpu.places import head_at, page_at
+from kvist.kernels.cpu.scalar import arg, arg_address, arg_f32, get_f32, get_i32, prefetch, put_f32, put_i64, slot
 from kvist.kernels.cpu.vector import (
     add,
     div,
@@ -116,9 +117,9 @@ def make_rotary_store(dtype: str) -> Any:
     """Rotate q and k in place; round k and v to the codec's `dtype` and write them to their slot of the page.
 
     Arguments: q, k, v, q stride, k stride, v stride, heads, KV heads, head size, half of the rotary size (0: none),
-    cosine table (f32 [position][half]), sine table, where the layer lies in page 0, the pages' type, bytes of a page,
-    the layer's group, signs that q and k are mixed with (0: they are not), signs for v, what is taken from k before
-    (float32 [KV head][head size]; 0: nothing).
+    cosine table (f32 [position][half]), sine table, where the layer lies in page 0, the pages' type, bytes from page to
+    page, from extent to extent, the layer's group, signs that q and k are mixed with (0: they are not), signs for v,
+    what is taken from k before (float32 [KV head][head size]; 0: nothing).
     """
     put, scattered, itemsize = store[dtype], scatter[dtype], ITEMSIZE[dtype]
 
@@ -137,26 +138,26 @@ def make_rotary_store(dtype: str) -> Any:
                 rotate(q + h * dims * 4, cos, sin, half)
             for h in range(kv_heads):
                 rotate(k + h * dims * 4, cos, sin, half)
-        if arg(op, 18) != 0:
+        if arg(op, 19) != 0:
             for d in range(0, kv_heads * dims, 16):
-                store_f32(k + d * 4, sub(load_f32(k + d * 4), load_f32(arg(op, 18) + d * 4)))
-        if arg(op, 16) != 0:
-            for h in range(heads):
-                mix(q + h * dims * 4, arg(op, 16), dims)
-            for h in range(kv_heads):
-                mix(k + h * dims * 4, arg(op, 16), dims)
+                store_f32(k + d * 4, sub(load_f32(k + d * 4), load_f32(arg(op, 19) + d * 4)))
         if arg(op, 17) != 0:
+            for h in range(heads):
+                mix(q + h * dims * 4, arg(op, 17), dims)
             for h in range(kv_heads):
-                mix(v + h * dims * 4, arg(op, 17), dims)
+                mix(k + h * dims * 4, arg(op, 17), dims)
+        if arg(op, 18) != 0:
+            for h in range(kv_heads):
+                mix(v + h * dims * 4, arg(op, 18), dims)
         page_size = slot(ctx, abi.PAGE_SIZE)
-        page = get_i32(slot(ctx, abi.ROW_PAGES) + (arg(op, 15) * slot(ctx, abi.ROWS) + row) * 4)
+        page = get_i32(slot(ctx, abi.ROW_PAGES) + (arg(op, 16) * slot(ctx, abi.ROWS) + row) * 4)
         place = get_i32(slot(ctx, abi.SLOTS) + row * 4) % page_size
         v_offset = 16 * dims * itemsize
-        base = arg(op, 12) + page * arg(op, 14)
-        base += place // 16 * 2 * v_offset
+        strides = arg_address(op, 14)
+        base = page_at(page, page_size, strides, arg(op, 12)) + place // 16 * 2 * v_offset
         lane = place % 16
         for h in range(kv_heads):
-            at = base + h * page_size * dims * 2 * itemsize
+            at = head_at(base, h, page_size, strides)
             for d in range(0, dims, 16):
                 scattered(at + (d * 16 + lane) * itemsize, 16 * itemsize, load_f32(k + (h * dims + d) * 4))
                 put(at + v_offset + (lane * dims + d) * itemsize, load_f32(v + (h * dims + d) * 4))

@@ -55,6 +55,17 @@ arg_f32: Callable[[int, int], float] = _slot(ARG, types.float32, ir.FloatType())
 
 
 @intrinsic
+def arg_address(typingctx: Any, op: Any, index: Any) -> Any:
+    """Where the index-th argument of an op lies, and those after it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        index = context.cast(builder, args[1], signature.args[1], types.int64)
+        return builder.add(args[0], builder.mul(builder.add(index, I64(ARG)), I64(8)))
+
+    return types.int64(types.int64, index), codegen
+
+
+@intrinsic
 def put_i64(typingctx: Any, address: Any, value: Any) -> Any:
     """Store an int64."""
 

@@ -20,6 +20,7 @@ from kvist.cache.codec.packed import bell_scale
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.packed_rows import group_of, part_bytes
+from kvist.kernels.cpu.places import place_of
 from kvist.kernels.cpu.scalar import arg, get_i32, put_f32, slot
 from kvist.kernels.cpu.seal_codes import make_put_cell
 from kvist.kernels.cpu.vector import div, fma, maximum, minimum, mul, reduce_add, reduce_max, splat, sqrt, sub
@@ -171,8 +172,8 @@ def _make_fit(packed: Packed) -> Any:
 def make_unit(name: str) -> Any:
     """The entry of the unit: one KV head of one page. name: the type of exact pages, then K's codec and V's.
 
-    Arguments: where the layer lies in exact page 0, bytes of an exact page, their group, the same three of sealed
-    pages, KV heads, head size, page ids int32 [groups][n], n (set by the context).
+    Arguments: where the layer lies in exact page 0, bytes from page to page, from extent to extent, their group, the
+    same four of sealed pages, KV heads, head size, page ids int32 [groups][n], n (set by the context).
     """
     exact, k, v = name.split("_")
     itemsize = codec(exact).itemsize
@@ -181,16 +182,14 @@ def make_unit(name: str) -> Any:
     seal_k, seal_v = make_seal_part(exact, k_codec, keys=True), make_seal_part(exact, v_codec, keys=False)
 
     def entry(ctx: int, op: int, piece: int, tid: int) -> int:
-        kv_heads, dims, page_size = arg(op, 6), arg(op, 7), slot(ctx, abi.PAGE_SIZE)
+        kv_heads, dims, page_size = arg(op, 8), arg(op, 9), slot(ctx, abi.PAGE_SIZE)
         number, head, count = piece // kv_heads, piece % kv_heads, slot(ctx, abi.FULL)
         ids = slot(ctx, abi.FULL_PAGES)
-        source = arg(op, 0) + get_i32(ids + (arg(op, 2) * count + number) * 4) * arg(op, 1)
-        target = arg(op, 3) + get_i32(ids + (arg(op, 5) * count + number) * 4) * arg(op, 4)
+        source = place_of(op, 0, get_i32(ids + (arg(op, 3) * count + number) * 4), head, page_size)
+        target = place_of(op, 4, get_i32(ids + (arg(op, 7) * count + number) * 4), head, page_size)
         blocks, plain = page_size // 16, 16 * dims * itemsize
         split, top = k_bytes(dims), k_header(dims) + v_header(dims)
         size = split + v_bytes(dims)
-        source += head * blocks * 2 * plain
-        target += head * (top + blocks * size)
         scratch = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
         seal_k(source, 2 * plain, target, target + top, size, blocks, dims, scratch)
         seal_v(source + plain, 2 * plain, target, target + top + split, size, blocks, dims, scratch)

@@ -21,6 +21,7 @@ from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.mix import transform
 from kvist.kernels.cpu.packed_factors import put_bytes
 from kvist.kernels.cpu.packed_lanes import words
+from kvist.kernels.cpu.places import place_of
 from kvist.kernels.cpu.scalar import arg, get_f32, get_i32, put_f32, put_i64, slot
 from kvist.kernels.cpu.vector import (
     I64,
@@ -111,8 +112,9 @@ def round_bytes(x: int, dims: int) -> float:
 def make_sketch(dtype: str) -> Any:
     """One KV head of a page that this step has filled.
 
-    Arguments: where the layer's floats lie in page 0, bytes of a page, their group, KV heads, head size, where its
-    sketches begin, from one KV head's to the next one's, signs, the group of the pages that have them.
+    Arguments: where the layer's floats lie in page 0, bytes from page to page, from extent to extent, their group, KV
+    heads, head size, where its sketches begin, from one KV head's to the next one's, signs, the group of the pages that
+    have them.
     """
     get, put_half, itemsize = load[dtype], store["f16"], ITEMSIZE[dtype]
 
@@ -133,14 +135,13 @@ def make_sketch(dtype: str) -> Any:
 
     @jit
     def sketch(ctx: int, op: int, piece: int, tid: int) -> None:
-        kv_heads, dims, page_size = arg(op, 3), arg(op, 4), slot(ctx, abi.PAGE_SIZE)
-        number, head, signs = piece // kv_heads, piece % kv_heads, arg(op, 7)
+        kv_heads, dims, page_size = arg(op, 4), arg(op, 5), slot(ctx, abi.PAGE_SIZE)
+        number, head, signs = piece // kv_heads, piece % kv_heads, arg(op, 8)
         ids, count, apart = slot(ctx, abi.FULL_PAGES), slot(ctx, abi.FULL), 2 * 16 * dims * itemsize
-        keys = arg(op, 0) + get_i32(ids + (arg(op, 2) * count + number) * 4) * arg(op, 1)
-        keys += head * (page_size // 16) * apart
+        keys = place_of(op, 0, get_i32(ids + (arg(op, 3) * count + number) * 4), head, page_size)
         top, size = mean_bytes(dims) + STEP_BYTES, block_bytes(dims)
-        page = get_i32(ids + (arg(op, 8) * count + number) * 4)
-        out = arg(op, 5) + head * arg(op, 6) + page * (top + page_size // 16 * size)
+        page = get_i32(ids + (arg(op, 9) * count + number) * 4)
+        out = arg(op, 6) + head * arg(op, 7) + page * (top + page_size // 16 * size)
         x = slot(ctx, abi.SCRATCH) + tid * slot(ctx, abi.SCRATCH_BYTES)
         mean = x + dims * 64
         for d in range(dims):
