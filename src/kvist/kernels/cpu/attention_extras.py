@@ -1,4 +1,4 @@
-"""What some families do to scores: soft caps, a window's lower edge, sinks. A row at a time.
+"""What some families do to scores: soft caps, a window's lower edge, sinks. A row at a time, asking for what is next.
 
 None of it knows more than the row's own position, so it keeps the contract: a row's bits depend on its position alone.
 """
