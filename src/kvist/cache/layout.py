@@ -1,9 +1,8 @@
 """The byte formula: where every number of a page lies. Bytes are computed here and nowhere else.
 
 Pages lie in *extents* of 512 positions. Within one, a KV head's part of all pages lies together, so that attention,
-which goes from page to page of one head, reads memory in long runs where a sequence has neighbouring pages (measured
-on Zen 3: a third faster than runs of one page's part). A pool has whole extents; of the last one what lies behind the
-pool's last page is never touched::
+which goes from page to page of one head, reads memory in long runs where a sequence has neighbouring pages. A pool has
+whole extents; of the last one what lies behind the pool's last page is never touched::
 
     pool    | extent 0         | extent 1         | ... | sketches            extent_bytes
     extent  | layer 0          | layer 1          | ...                       extent_pages x layer_bytes(layer)

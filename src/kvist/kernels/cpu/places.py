@@ -21,17 +21,22 @@ def page_shift(page_size: int) -> int:
 
 
 @jit
+def extent_shift(page_size: int) -> int:
+    """log2 of the pages of an extent."""
+    return EXTENT_SHIFT - page_shift(page_size)
+
+
+@jit
 def head_at(start: int, kv_head: int, page_size: int, strides: int) -> int:
     """Address of a KV head in page 0; start: that of its layer. A head's pages of an extent lie together."""
-    return start + kv_head * (get_i64(strides) << (EXTENT_SHIFT - page_shift(page_size)))
+    return start + kv_head * (get_i64(strides) << extent_shift(page_size))
 
 
 @jit
 def page_at(page: int, page_size: int, strides: int, head: int) -> int:
     """Address of a KV head in a page; head: in page 0."""
-    extent = page >> (EXTENT_SHIFT - page_shift(page_size))
-    within = page & (EXTENT // page_size - 1)
-    return head + within * get_i64(strides) + extent * get_i64(strides + 8)
+    shift = extent_shift(page_size)
+    return head + (page & ((1 << shift) - 1)) * get_i64(strides) + (page >> shift) * get_i64(strides + 8)
 
 
 @jit
