@@ -22,6 +22,7 @@ from kvist.cache.codec import codec
 from kvist.cache.group import PageGroup
 from kvist.cache.layout import LayerSpec, PageLayout
 from kvist.cache.manager import CacheManager
+from kvist.cache.pool import PagePool
 from kvist.cache.table import GONE
 from kvist.engine.admission import EngineLimits
 from kvist.engine.engine import Engine
@@ -36,8 +37,8 @@ VOCAB = 48
 EOS = 0
 LONGEST = 512
 
-_numbers = np.random.RandomState(20).randint(1, 1 << 62, (3, max(VOCAB, LONGEST))).astype(np.uint64)
-TOKENS, PLACES, COLUMNS = (row | np.uint64(1) for row in _numbers)
+_drawn = np.random.RandomState(20).randint(1, 1 << 62, (3, max(VOCAB, LONGEST))).astype(np.uint64)
+TOKENS, PLACES, COLUMNS = (row | np.uint64(1) for row in _drawn)
 
 
 class HashingModel:
@@ -51,7 +52,7 @@ class HashingModel:
     def run(self, batch: BatchMetadata) -> Floats:
         size, manager = self._manager.layout.page_size, self._manager
         for g, ledger in enumerate(manager.ledgers):
-            numbers = ledger.pool.data.view(np.uint64)  # [page][the first `size` of them are used]
+            numbers = _numbers_of(ledger.pool)
             owners = {page: table for table in manager.tables for page in table.groups[g][table.computed // size :]}
             for one in batch.sequences:
                 rows = slice(one.first, one.first + one.count)
@@ -82,7 +83,7 @@ class HashingModel:
         wanted = sampled[(sampled >= first) & (sampled < first + one.count)] - first + one.position
         seen = np.zeros(len(wanted), np.uint64)
         for ledger, pages in zip(self._manager.ledgers, one.pages, strict=True):
-            numbers = ledger.pool.data.view(np.uint64)
+            numbers = _numbers_of(ledger.pool)
             begin = ledger.group.first_seen(one.position)
             assert (pages[begin : -(-end // size)] != GONE).all(), "a page that is read was let go of"
             read = np.where(
@@ -95,6 +96,11 @@ class HashingModel:
             seen = seen * COLUMNS[-1] + sums[wanted + 1] - sums[oldest]
         hashed = (seen[:, None] ^ (seen[:, None] >> np.uint64(31))) * COLUMNS[None, :VOCAB]
         return ((hashed >> np.uint64(44)).astype(np.float32) / np.float32(1 << 17)).astype(np.float32)  # 0 to 8
+
+
+def _numbers_of(pool: PagePool) -> npt.NDArray[np.uint64]:
+    """View what the pages hold, uint64 [page][...]; the first page_size of each are used. The only layer has one head."""
+    return pool.heads(0).view(np.uint64).reshape(pool.layout.extents(pool.num_pages) * pool.layout.extent_pages, -1)
 
 
 def hashing_engine(
