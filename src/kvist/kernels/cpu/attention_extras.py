@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from kvist.kernels.cpu.abi import TILE
 from kvist.kernels.cpu.attention_row import LOWEST, softmax_row
-from kvist.kernels.cpu.math import exp, jit, tanh
+from kvist.kernels.cpu.math import apart, exp, jit, tanh
 from kvist.kernels.cpu.scalar import get_f32, prefetch, put_f32
 from kvist.kernels.cpu.vector import div, first, fma, keep_first, maximum, mul, splat, sub
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
@@ -26,7 +26,7 @@ def share_of(size: int, rows: int) -> int:
     return (size // rows + 63) & -64 if rows > 0 else 0
 
 
-@jit
+@apart
 def cap_scores(p: int, cap: float) -> None:
     """A tile's scores s become cap * tanh(s / cap), in place."""
     limit = splat(cap)
@@ -34,7 +34,7 @@ def cap_scores(p: int, cap: float) -> None:
         store_f32(p + i, mul(limit, tanh(div(load_f32(p + i), limit))))
 
 
-@jit
+@apart
 def hide_before(p: int, low: int) -> None:
     """Slots 0..low-1 of a tile's scores become lower than any: the row's window begins at `low`.
 
@@ -57,7 +57,7 @@ def join_sink(sink: int, total: int, total_max: int, total_sum: int, dims: int) 
         store_f32(total + d * 4, mul(load_f32(total + d * 4), a))
 
 
-@jit
+@apart
 def soften(
     p: int, skip: int, stop: int, group: int, position: int, begin: int, row_max: int, row_sum: int, acc: int,
     dims: int, window: int, cap: float, following: int, share: int,

@@ -19,7 +19,7 @@ from kvist.cache.codec import any_codec, codec
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.attention_extras import ask_for, share_of, soften
 from kvist.kernels.cpu.attention_rows import make_score_rows, make_weigh_rows
-from kvist.kernels.cpu.math import jit
+from kvist.kernels.cpu.math import apart, inlined, jit
 from kvist.kernels.cpu.packed_rows import (
     BLOCKS_BYTES,
     WEIGH_SCRATCH,
@@ -60,7 +60,7 @@ def packed_ids(item: int, op: int, kv_head: int) -> int:
     return pages + (arg(op, 19) * stride if arg(op, abi.ATTEND_CHOSEN) == 0 else kv_head * stride + (stride >> 1))
 
 
-@jit
+@apart
 def forget_before(p: int, low: int) -> None:
     """Weights of the slots 0..low-1 of a tile become 0: the row's window begins at `low`."""
     for i in range(4):
@@ -78,7 +78,7 @@ def make_exact(exact: str) -> tuple[Any, Any]:
     score_rows, weigh_rows = make_score_rows(exact, 0), make_weigh_rows(exact, False)
     itemsize = codec(exact).itemsize
 
-    @jit
+    @apart
     def score_exact(
         begin: int, low: int, high: int, last: int, rows: int, dims: int, pages: int, page_size: int, strides: int,
         head: int, q: int, p: int, other: int,
@@ -102,7 +102,7 @@ def make_exact(exact: str) -> tuple[Any, Any]:
                 if b < low or b >= high:
                     store_f32(p + r * 256 + b * 64, load_f32(other + r * 256 + b * 64))
 
-    @jit
+    @apart
     def weigh_exact(
         begin: int, low: int, high: int, position: int, group: int, dims: int, pages: int, page_size: int,
         strides: int, head: int, p: int, acc: int, window: int,
@@ -132,7 +132,7 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> tuple[Any, Any]:
         if not channels:
             prepare(q, rows, dims, 0, copy + rows * dims * 4)
 
-    @jit
+    @inlined
     def attend_tile(
         op: int, item: int, kv_head: int, tile: int, until: int, rows: int, group: int, position: int, dims: int,
         pages: int, page_size: int, strides: int, head: int, q: int, p: int, copy: int, acc: int, row_max: int,

@@ -3,7 +3,8 @@
 A model needs the loop and two or three more units; only those are built, side by side in processes of their own. numba
 turns a unit's entry into LLVM IR (see `translate`), LLVM turns that into an object file for this very CPU. numba would
 optimise every function with all it calls, again at each level; so it is told not to, and LLVM's passes run once, at the
-end. What is not the entry stays inside its unit. The loop calls the others by their addresses (see `unit_call`).
+end. What is not the entry stays inside its unit, inlined as LLVM thinks best where `math` says nothing else. The loop
+calls the others by their addresses (see `unit_call`).
 
 ``python -m kvist.kernels.cpu.build UNIT FILE CPU FEATURES KEPT`` builds one unit, or finds it kept by a process that
 built it just before.
@@ -107,7 +108,7 @@ def make_module(unit: str, machine: Any, features: str = "") -> Any:
     kind, _, rest = unit.partition("_")
     module_name, argument = UNITS[unit] if unit in UNITS else (PACKED_UNITS[kind], rest)
     source = import_module(f"kvist.kernels.cpu.{module_name}")
-    text, entry = translate(source.run if argument is None else source.make_unit(argument))
+    text, entry, placed = translate(source.run if argument is None else source.make_unit(argument))
     module = llvm.parse_assembly(text)
     module.triple, module.data_layout = machine.triple, str(machine.target_data)
     for function in module.functions:
@@ -115,6 +116,8 @@ def make_module(unit: str, machine: Any, features: str = "") -> Any:
             function.name = ENTRY
         elif not function.is_declaration:
             function.linkage = "internal"
+        if function.name in placed:
+            function.add_function_attribute(placed[function.name])
     for variable in module.global_variables:  # numba's environments, which nothing here reads
         if not variable.is_declaration:
             variable.linkage = "internal"

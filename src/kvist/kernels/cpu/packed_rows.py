@@ -11,7 +11,7 @@ from typing import Any
 
 from kvist.cache.codec.base import AnyCodec, Packed
 from kvist.cache.codec.factors import LARGEST_QUERY, pairs_together, sum_limit
-from kvist.kernels.cpu.math import jit
+from kvist.kernels.cpu.math import apart, jit
 from kvist.kernels.cpu.packed_factors import put_bytes, sum_pairs, swap
 from kvist.kernels.cpu.places import block_at
 from kvist.kernels.cpu.scalar import put_f32, put_i64
@@ -66,7 +66,7 @@ def group_of(dims: int, group: int) -> int:
     return group if dims & (group - 1) == 0 else dims
 
 
-@jit
+@apart
 def put_blocks(
     out: int, pages: int, begin: int, low: int, high: int, page_size: int, strides: int, head: int, size: int
 ) -> None:  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 from kvist.cache.codec.base import AnyCodec, Packed
 from kvist.kernels.cpu.attention_rows import make_score_rows
-from kvist.kernels.cpu.math import jit
+from kvist.kernels.cpu.math import apart, jit
 from kvist.kernels.cpu.packed_dot import make_dot_scores
 from kvist.kernels.cpu.packed_rows import PORTION, group_of, query_bytes
 from kvist.kernels.cpu.packed_tile import make_packed_scores
@@ -33,7 +33,7 @@ def make_score_side(codec: AnyCodec, share: int) -> Any:
     dot1, dot2, dot3, dot4 = (make_dot_scores(codec, rows, share) for rows in (1, 2, 3, 4))
     size, scales, group, channels = codec.cell_bytes, codec.parameters * 32, codec.group, codec.channels
 
-    @jit
+    @apart
     def score(q: int, qb: int, rows: int, dims: int, blocks: int, p: int) -> None:
         step, stride = dims if channels else group_of(dims, group), query_bytes(dims)
         for first in range(0, dims, step):
@@ -59,7 +59,7 @@ def _make_score_grid(codec: Packed) -> Any:
     scores1, scores2, scores3, scores4 = (make_packed_scores(codec, rows) for rows in (1, 2, 3, 4))
     size, group = codec.cell_bytes, codec.group
 
-    @jit
+    @apart
     def score(q: int, qb: int, rows: int, dims: int, blocks: int, p: int) -> None:
         step, stride = group_of(dims, group), dims * 4
         for first in range(0, dims, step):

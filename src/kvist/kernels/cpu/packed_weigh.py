@@ -10,7 +10,7 @@ from kvist.kernels.cpu.abi import TILE
 from kvist.kernels.cpu.attention_extras import ask_for, share_of
 from kvist.kernels.cpu.attention_rows import make_weigh_rows
 from kvist.kernels.cpu.attention_tile import together
-from kvist.kernels.cpu.math import jit
+from kvist.kernels.cpu.math import apart, jit
 from kvist.kernels.cpu.packed_dot import make_dot_weigh, weigh_width
 from kvist.kernels.cpu.packed_factors import pack_tile, sum_pairs, swap
 from kvist.kernels.cpu.packed_rows import (
@@ -148,7 +148,7 @@ def _make_weigh_dot(codec: Packed, share: int) -> Any:
         if offset:
             store_f32(out + 256, load_f16(source + 32) if live else splat(0.0))
 
-    @jit
+    @apart
     def weigh(
         p: int, rows: int, low: int, high: int, blocks: int, split: int, size: int, acc: int, dims: int, scratch: int
     ) -> None:  # fmt: skip

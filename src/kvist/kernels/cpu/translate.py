@@ -17,21 +17,30 @@ from numba import njit, types
 from numba.core import config
 from numba.core.codegen import JITCodeLibrary, JITCPUCodegen
 
-from kvist.kernels.cpu.math import OPTIONS
+from kvist.kernels.cpu.math import OPTIONS, PLACED
 
 ARGUMENTS = 4
 
 
-def translate(entry: Callable[..., Any]) -> tuple[str, str]:
-    """A module's text and the name of its entry, which takes four int64. numba is told to optimise nothing."""
+def translate(entry: Callable[..., Any]) -> tuple[str, str, dict[str, str]]:
+    """A module's text, the name of its entry, which takes four int64, and attributes by names of other functions.
+
+    numba is told to optimise nothing.
+    """
     level = config.OPT
     config.OPT = type(level)(0)
     try:
         compiled = njit(types.int64(*[types.int64] * ARGUMENTS), **OPTIONS)(entry)
     finally:
         config.OPT = level
-    result = next(iter(compiled.overloads.values()))
-    return result.library.get_llvm_str(), result.fndesc.llvm_func_name
+    (result,) = compiled.overloads.values()
+    placed = {
+        made.fndesc.llvm_func_name: attribute
+        for attribute, functions in PLACED.items()
+        for function in functions
+        for made in function.overloads.values()
+    }
+    return result.library.get_llvm_str(), result.fndesc.llvm_func_name, placed
 
 
 @contextmanager
