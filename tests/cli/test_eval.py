@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from kvist.cli import terminal
+
 TIMED = ("step_ms_intercept", "step_us_per_1k_tokens", "slope_to_f16", "steps")
 SMALL = ("--tokens", "40", "--documents", "4", "--threads", "2")
 CODECS = ("--kv-cache-dtype", "bf16,int8,k=int8,v=int4")
@@ -137,3 +139,14 @@ def untimed(printed: str) -> str:
     found = json.loads(printed)
     rows = [{key: value for key, value in row.items() if key not in TIMED} for row in found["methods"]]
     return json.dumps({**found, "methods": rows})
+
+
+def test_hours_are_told_where_nobody_watches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "LINES", 0.02)
+    with terminal.Activity("reading", hours=True) as activity, terminal.Activity("nothing"):
+        activity.report("reading documents, percent", 7, 100)
+        time.sleep(0.3)
+    told = capsys.readouterr()
+    assert "reading documents, percent 7 of 100\n" in told.err and "nothing" not in told.err + told.out

@@ -121,7 +121,7 @@ def eval(
         if speed is not None:
             _speed(llm, model, wanted, speed, counts, json)
             return
-        with Activity("choosing text") as activity:
+        with Activity("choosing text", hours=True) as activity:
             plan = (QUICK if quick else FULL).asking(llm.engine.limits.max_model_len, tokens, documents, passkeys)
             given = llm, path, plan, store, activity.report
             wanted, told = (wanted, None) if wish is None else compared(*given, model, wish, quick=quick)
@@ -173,7 +173,7 @@ def _speed(
     from kvist.cli.terminal import Activity
     from kvist.eval.steps import steps, steps_lines
 
-    with Activity("timing steps") as activity:
+    with Activity("timing steps", hours=True) as activity:
         found = steps(llm, model, methods[1:], longest, counts, activity.report)  # float32 has nothing to say here
     _tell(found, steps_lines(found), json, ())
 
@@ -186,7 +186,7 @@ def _stream(llm: LLM, model: str, codecs: str, policies: str, tokens: int, plots
     from kvist.eval.stream import stream_lines, streams
 
     methods = [Method(codec, policy) for policy in names(policies) for codec in names(codecs)]
-    with Activity("reading a stream") as activity:
+    with Activity("reading a stream", hours=True) as activity:
         found = streams(llm, model, methods, tokens, activity.report)
     _tell(found, stream_lines(found), json, draw_stream(found, plots) if plots is not None else ())
 

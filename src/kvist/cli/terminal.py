@@ -1,6 +1,7 @@
 """What a person sees: answers, which steer no terminal, and while waiting a spinner or a bar.
 
-These are drawn on standard error, and nothing at all is where that is not a terminal.
+These are drawn on standard error. Where that is no terminal, what takes hours writes a line a minute, and all else
+nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Self
 
 PATIENCE = 0.5  # seconds before anything is drawn: what is done by then needs no bar
 REFRESH = 0.1  # seconds
+LINES = 60.0  # seconds from line to line of what takes hours
 
 VISIBLE: dict[int, int | str] = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 VISIBLE |= {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
@@ -27,17 +29,16 @@ class Activity:
             LLM(model, progress=activity.report)
 
     Reporting only notes; a thread of its own draws. rich is imported when there is something to draw. What must stay
-    on the screen meanwhile goes through `line`.
+    on the screen meanwhile goes through `line`. hours: whether it may take so long that files want to hear of it, too.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, hours: bool = False) -> None:
         self._state = (what, 0, 0)
         self._stop = threading.Event()
         self._lock = threading.Lock()  # one writes to the screen at a time
         self._drawn = False
-        self._thread = (
-            threading.Thread(target=self._draw, name="kvist-progress", daemon=True) if sys.stderr.isatty() else None
-        )
+        shown = self._draw if sys.stderr.isatty() else self._write if hours else None
+        self._thread = shown and threading.Thread(target=shown, name="kvist-progress", daemon=True)
 
     def report(self, what: str, done: int, total: int) -> None:
         """Note what is going on, and how much of it is done (total 0: nobody knows)."""
@@ -64,6 +65,11 @@ class Activity:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.end()
+
+    def _write(self) -> None:
+        while not self._stop.wait(LINES):
+            what, done, total = self._state
+            note(f"{what} {share(done, total)}".rstrip())
 
     def _draw(self) -> None:
         if self._stop.wait(PATIENCE):
