@@ -48,8 +48,8 @@ PLACED: dict[str, list[Any]] = {"noinline": [], "alwaysinline": []}
 def apart(function: Function) -> Function:
     """`jit` for what stays a function in machine code, however often it is called.
 
-    LLVM moves what does not change in a loop out in front of it. In a function that has taken in all that it calls this
-    came to a thousand instructions for each tile of attention, for loops that seldom run.
+    LLVM moves what does not change in a loop out in front of it; in a function that has taken in all that it calls, for
+    loops that seldom run, too.
     """
     PLACED["noinline"].append(jit(function))
     return cast(Function, PLACED["noinline"][-1])
