@@ -45,7 +45,7 @@ from kvist.models.load import Model, load_model
 from kvist.models.rotary import frequencies, local_rotary_tables, rotary_tables, turning_back
 
 PREFAULT_BYTES = 1 << 30
-NUMERIC_VERSION = b"6"  # of the kernels' arithmetic: raise it whenever a change may change a bit
+NUMERIC_VERSION = b"7"  # of the kernels' arithmetic: raise it whenever a change may change a bit
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +195,8 @@ def _running(
     if not isinstance(rule, Evict):
         return runner, manager, None
 
-    def bind(watched: Program) -> Executable:
-        return backend.bind(watched, pools, Limits(budget, 1, 1, sizes.max_model_len))
+    def bind(watched: Program, rows: int, sampled: int) -> Executable:
+        return backend.bind(watched, pools, Limits(rows, sampled, 1, sizes.max_model_len))
 
     return runner, manager, Evictor(rule, program, bind, manager, budget, sizes.max_model_len, instruction)
 

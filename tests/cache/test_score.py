@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from kvist.cache.policy.evict import Evict
-from kvist.cache.score import SCORES, Seen, score
+from kvist.cache.score import SCORES, Prompt, Seen, score
 from kvist.errors import UnknownNameError
 
 HEADS, GROUP, COUNT, DIMS, HALF = 2, 3, 40, 16, 6
@@ -40,20 +42,21 @@ def test_snapkv_takes_the_mean_of_neighbours() -> None:
             assert found[head, i] == pytest.approx(sum(near) / 5, rel=1e-6)
 
 
-def test_kvzip_shares_with_neighbours() -> None:
+def test_kvzip_weighs_attention_by_values() -> None:
     found = score("kvzip").importance(Seen(KEYS, VALUES, 0.25, ATTENTION))
     for head in range(HEADS):
-        own = ATTENTION[head].tolist()
         for i in range(COUNT):
-            assert found[head, i] == pytest.approx(max(own[i], 0.6 * max(around(own, i, 4))), rel=1e-6)
+            length = math.sqrt(sum(float(x) ** 2 for x in VALUES[head, i]))
+            assert found[head, i] == pytest.approx(float(ATTENTION[head, i]) * length, rel=1e-12)
 
 
-def test_kvzip_by_hand() -> None:
-    """One entry that is looked at: 1 there, 0.6 up to 4 places away, nothing beyond, nothing in the other head."""
-    attention, share = np.zeros((2, 12), np.float32), np.float32(0.6)
-    attention[0, 5] = 1
-    expected = [[0, share, share, share, share, 1, share, share, share, share, 0, 0], [0] * 12]
-    assert np.array_equal(score("kvzip").importance(Seen(KEYS, VALUES, 0.25, attention)), np.array(expected))
+def test_rows_that_repeat_count_the_root_of_a_surprise() -> None:
+    """A row counts what came after it at first; those of the instruction and the last of the prompt count nothing."""
+    surprisals = np.arange(2999, dtype=np.float64) ** 2
+    first, second = score("kvzip").passes(Prompt(range(3000), (9001, 9002), surprisals))
+    assert first.counts is not None and second.counts is not None
+    assert first.counts.tolist() == [0, 0, *range(2048)]
+    assert second.counts.tolist() == [0, 0, *range(2048, 2999), 0]
 
 
 @pytest.mark.parametrize("turned", [True, False])
@@ -83,7 +86,8 @@ def test_expected_attention(turned: bool) -> None:
 
 def test_what_is_run() -> None:
     prompt, instruction = list(range(5000)), [9001, 9002]
-    found = {name: [(list(p.tokens), p.start) for p in score(name).passes(prompt, instruction)] for name in SCORES}
+    told = Prompt(prompt, instruction, np.ones(4999))
+    found = {name: [(list(p.tokens), p.start) for p in score(name).passes(told)] for name in SCORES}
     assert found["knorm"] == []
     assert found["tova"] == [([4999], 4999)]
     assert found["snapkv"] == [(prompt[-32:], 4968)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ import pytest
 import tiny
 from kvist.assemble import assemble
 from kvist.cache.policy import policy
-from kvist.cache.score import SCORES
+from kvist.cache.score import SCORES, Pass, Prompt
+from kvist.cache.score.kvzip import KVzip
 from kvist.config import EngineConfig
 from kvist.engine.batch import Piece
 from kvist.engine.engine import Engine
@@ -272,3 +273,22 @@ def test_what_does_not_fit_the_model(make_engine: MakeEngine) -> None:
         )
     odd = make_engine("evict:0.5,by=kvzip", name="llama-odd", kv_cache_memory_bytes=4 << 20)
     assert len(run(odd, prompt())[0]) == 24
+
+
+def test_kvzip_goes_by_what_surprised_the_model_in_the_prompt(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Prompt] = []
+    passes = KVzip.passes
+
+    def noted(self: KVzip, prompt: Prompt) -> Iterator[Pass]:
+        told.append(prompt)
+        return passes(self, prompt)
+
+    monkeypatch.setattr(KVzip, "passes", noted)
+    run(make_engine("evict:0.5,by=kvzip", max_num_batched_tokens=50), prompt())
+    params = replace(GREEDY, max_tokens=1, prompt_logprobs=0)
+    said = next(iter(make_engine("full").stream(prompt(), params))).prompt_logprobs
+    assert said is not None
+    found = [-row[0].logprob for row in said[:-1]]  # the prompt's last token comes once its entries are evicted
+    assert told[0].surprisals == pytest.approx(found, rel=1e-6) and told[0].instruction == INSTRUCTION

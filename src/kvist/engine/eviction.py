@@ -25,27 +25,33 @@ import numpy.typing as npt
 from kvist.cache.entries import copy_entries, read_entries
 from kvist.cache.manager import CacheManager
 from kvist.cache.policy.evict import FIRST, NEWEST, Evict
-from kvist.cache.score import Seen, score
+from kvist.cache.score import Prompt, Seen, score
 from kvist.cache.table import ENTRY, Kept, PageTable
+from kvist.divergence import log_probabilities
 from kvist.engine.batch import Piece
 from kvist.engine.moments import Moments
 from kvist.engine.runner import Runner
 from kvist.errors import CapacityError
 from kvist.kernels.program import Attend, Executable, Floats, Program, RotaryStore
-from kvist.kernels.watching import watching
+from kvist.kernels.watching import Watching, watching
 
 SPARE = 2
 """Pages that eviction may take beside those that hold something new."""
 
-Bind = Callable[[Program], Executable]
+Bind = Callable[[Program, int, int], Executable]
+"""Makes a program runnable, for steps of so many rows, of which so many have logits."""
+
 Steps = Generator[None, None, PageTable]
 """A step each time it is asked for more; returns the table to go on with."""
+
+SURPRISED = 64
+"""Rows of a step that has logits of all."""
 
 
 class Evictor:
     """Applies the policy `rule` to tables of one manager.
 
-    program: a step of the model; bind: makes one runnable, for steps of up to `budget` rows. instruction: see `Score`.
+    program: a step of the model. budget: rows of a step at most. instruction: see `Prompt`.
     """
 
     def __init__(
@@ -57,11 +63,14 @@ class Evictor:
         self._attends = [op for op in program.ops if isinstance(op, Attend)]
         self._rotaries = [op.rotary for op in program.ops if isinstance(op, RotaryStore)]
         self._head_dim = program.head_dim
-        self._into: list[Floats] = []
+        self._watching: Watching | None = None
         self._runner: Runner | None = None
+        self._predicting: Runner | None = None
         if self._score.watch != "nothing":
-            watched, self._into = watching(program, self._score.watch, budget, longest)
-            self._runner = Runner(bind(watched), manager)
+            self._watching = watching(program, self._score.watch, budget, longest)
+            self._runner = Runner(bind(self._watching.program, budget, 1), manager)
+        if self._score.surprised:
+            self._predicting = Runner(bind(program, SURPRISED, SURPRISED), manager)
 
     def kept(self, prompt: Sequence[int]) -> Kept | None:
         """What is to be left of a prompt, which is all but its last token; None where nothing is evicted."""
@@ -115,26 +124,43 @@ class Evictor:
         return target
 
     def _watch(self, table: PageTable, scrap: PageTable, kept: Kept) -> Generator[None, None, list[Moments]]:
-        """Run what the score wants to see, a step's rows at a time. What it saw is in `_into`, or is returned."""
-        moments = [Moments(self._heads(into)) for into in self._into] if self._score.watch == "queries" else []
-        for into in self._into:
-            into.fill(0)
+        """Run what the score wants to see, a step's rows at a time. It is in `_watching`, or moments are returned."""
+        if self._watching is None or self._runner is None:
+            return []
+        into, weights = self._watching.into, self._watching.weights
+        moments = [Moments(self._heads(rows)) for rows in into] if self._score.watch == "queries" else []
+        for array in into:
+            array.fill(0)
         behind = self._score.beyond(len(kept.tokens))
         with ExitStack() as undo:
             if behind:
                 table = self._manager.fork(table, request=table.request)
                 undo.callback(self._manager.release, table)
                 self._reserve(table, behind)
-            for each in self._score.passes(kept.tokens, self._instruction):
+            surprisals = yield from self._surprisals(table, scrap, kept.tokens)
+            for each in self._score.passes(Prompt(kept.tokens, self._instruction, surprisals)):
                 for at in range(0, len(each.tokens), self._budget):
                     tokens = each.tokens[at : at + self._budget]
+                    weights[: len(tokens)] = 1 if each.counts is None else each.counts[at : at + len(tokens)]
                     drafts = len(tokens) if behind else 0  # they are never committed
-                    assert self._runner is not None
                     self._runner.forward([Piece(table, tokens, each.start + at, "none", drafts)], scrap)
                     for layer, own in enumerate(moments):
-                        own.add(self._heads(self._into[layer])[: len(tokens)])
+                        own.add(self._heads(into[layer])[: len(tokens)])
                     yield
         return moments
+
+    def _surprisals(
+        self, table: PageTable, scrap: PageTable, tokens: Sequence[int]
+    ) -> Generator[None, None, npt.NDArray[np.float64]]:
+        """See `Prompt`, a step at a time."""
+        found = np.empty(len(tokens) - 1 if self._predicting else 0)
+        if self._predicting is not None:
+            for at in range(0, len(found), SURPRISED):
+                end = min(at + SURPRISED, len(found))
+                logits = self._predicting.forward([Piece(table, tokens[at:end], at, "all")], scrap)
+                found[at:end] = -log_probabilities(logits, tokens[at + 1 : end + 1])
+                yield
+        return found
 
     def _best(self, layer: int, table: PageTable, kept: Kept, moments: Sequence[Moments]) -> npt.NDArray[np.intp]:
         """The positions of a layer to keep, ascending, (KV heads, slots)."""
@@ -144,8 +170,8 @@ class Evictor:
         if moments:
             mean, covariance = moments[layer].result()
             seen = replace(seen, mean=mean, covariance=covariance, turn=self._turn(layer, count))
-        elif self._into:
-            seen = replace(seen, attention=self._into[layer][:, :count])
+        elif self._watching is not None:
+            seen = replace(seen, attention=self._watching.into[layer][:, :count])
         importance = np.array(self._score.importance(seen), np.float64)
         importance[:, :FIRST] = importance[:, -NEWEST:] = np.inf
         # stable: of equals the first

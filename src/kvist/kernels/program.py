@@ -159,7 +159,7 @@ class Observe:
 
     sum: what each row and head of the group gives it is added to what is there; max: the largest of that and what is
     there stays. The step has one sequence; `into` takes its first positions, a multiple of 64. found: of each row and
-    head the largest score, then their sums.
+    head the largest score, then their sums. weights: float32 (rows,), what each row's attention counts.
     """
 
     q: Buffer
@@ -167,6 +167,7 @@ class Observe:
     layer: int
     scale: float
     into: Floats
+    weights: Floats
     kind: Literal["sum", "max"]
     softcap: float | None = None
 

@@ -151,7 +151,7 @@ class ReferencePages:
                     scores = keys[: sequence.position + r + 1] @ query * op.scale
                     scores = scores if op.softcap is None else op.softcap * np.tanh(scores / op.softcap)
                     weights = np.exp(scores - scores.max())
-                    got = (weights / weights.sum())[: len(into)]
+                    got = (weights / weights.sum() * op.weights[r])[: len(into)]
                     old = into[: len(got)]
                     old[:] = np.maximum(old, got) if op.kind == "max" else old + got
 

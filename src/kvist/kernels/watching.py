@@ -13,26 +13,36 @@ TILE = 64
 LANES = 16
 
 
-def watching(
-    program: Program, watch: Literal["sum", "max", "queries"], rows: int, positions: int
-) -> tuple[Program, list[Floats]]:
-    """The program, and for each layer an array that it writes to.
+@dataclass(frozen=True, slots=True, eq=False)
+class Watching:
+    """A program that writes what it sees to `into`, an array for each layer.
 
     sum, max: (KV heads, positions or more) of attention, see `Observe`; whoever runs it sets them to zero first.
-    queries: (rows, heads * head size), those of the last step before rotation.
+    queries: (rows, heads * head size), those of the last step before rotation. weights: (rows,), what the attention of
+    each row of a step counts, 1 until somebody writes there.
     """
+
+    program: Program
+    into: list[Floats]
+    weights: Floats
+
+
+def watching(program: Program, watch: Literal["sum", "max", "queries"], rows: int, positions: int) -> Watching:
+    """The program with an eye on it, for steps of up to `rows` rows."""
     heads, dims = program.num_heads, program.head_dim
     found = Buffer("found", -(-2 * heads // LANES) * LANES)
     shape = (rows, heads * dims) if watch == "queries" else (program.num_kv_heads, -(-positions // TILE) * TILE)
     into = [np.zeros(shape, np.float32) for _ in range(program.num_layers)]
+    weights = np.ones(rows, np.float32)
     ops: list[Op] = []
     for op in program.ops:
         if watch == "queries" and isinstance(op, RotaryStore):
             ops.append(Copy(op.q, into[op.layer]))
         if watch != "queries" and isinstance(op, Attend):
-            ops.append(Observe(op.q, found, op.layer, op.scale, into[op.layer], watch, op.softcap))
+            ops.append(Observe(op.q, found, op.layer, op.scale, into[op.layer], weights, watch, op.softcap))
         ops.append(op)
-    return replace(program, ops=tuple(ops), head=program.head + len(ops) - len(program.ops)), into
+    watched = replace(program, ops=tuple(ops), head=program.head + len(ops) - len(program.ops))
+    return Watching(watched, into, weights)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

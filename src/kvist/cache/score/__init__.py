@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from kvist.cache.score.base import Pass, Score, Seen
+from kvist.cache.score.base import Pass, Prompt, Score, Seen
 from kvist.errors import unknown_name
 
-__all__ = ["SCORES", "Pass", "Score", "Seen", "score"]
+__all__ = ["SCORES", "Pass", "Prompt", "Score", "Seen", "score"]
 
 SCORES = ("expected", "h2o", "knorm", "kvzip", "snapkv", "tova")
 

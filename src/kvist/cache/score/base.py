@@ -8,7 +8,7 @@ on how they are cut into steps.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -22,11 +22,28 @@ largest; or mean and covariance of the queries before they are rotated.
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is known before anything is run for a score.
+
+    instruction: tokens that ask to repeat the text, where a tokenizer is there to make them. surprisals: (tokens - 1,),
+    nats, of each token but the first after those before it; empty if the score does not want them.
+    """
+
+    tokens: Sequence[int]
+    instruction: Sequence[int] = ()
+    surprisals: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+
+
+@dataclass(frozen=True, slots=True)
 class Pass:
-    """Tokens to run at positions `start`, `start` + 1, ...: those of the prompt again, or others behind it."""
+    """Tokens to run at positions `start`, `start` + 1, ...: those of the prompt again, or others behind it.
+
+    counts: float32, what the attention of each row counts (None: 1).
+    """
 
     tokens: Sequence[int]
     start: int
+    counts: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +87,12 @@ class Score(Protocol):
     def beyond(self, positions: int) -> int:
         """Positions behind a prompt of so many that its passes reach, at most."""
 
-    def passes(self, prompt: Sequence[int], instruction: Sequence[int]) -> Iterator[Pass]:
-        """What to run. instruction: tokens that ask to repeat the text, where a tokenizer is there to make them."""
+    @property
+    def surprised(self) -> bool:
+        """Whether it goes by how surprising the prompt's tokens are."""
+
+    def passes(self, prompt: Prompt) -> Iterator[Pass]:
+        """What to run."""
 
     def importance(self, seen: Seen) -> Array:
         """The scores of a layer, (KV heads, n)."""
@@ -84,15 +105,16 @@ class Attended:
     rows: int | None
     watch: ClassVar[Watch] = "sum"
     ahead: ClassVar[int] = 0
+    surprised: ClassVar[bool] = False
 
     def beyond(self, positions: int) -> int:
         """See `Score`."""
         return 0
 
-    def passes(self, prompt: Sequence[int], instruction: Sequence[int]) -> Iterator[Pass]:
+    def passes(self, prompt: Prompt) -> Iterator[Pass]:
         """See `Score`."""
-        start = max(0, len(prompt) - (self.rows or len(prompt)))
-        yield Pass(prompt[start:], start)
+        start = max(0, len(prompt.tokens) - (self.rows or len(prompt.tokens)))
+        yield Pass(prompt.tokens[start:], start)
 
     def importance(self, seen: Seen) -> Array:
         """See `Score`."""

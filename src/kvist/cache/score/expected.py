@@ -7,13 +7,13 @@ softmax(scale k.Rm + scale^2 k.RCR'k / 2), averaged over the heads of the group;
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from kvist.cache.score.base import Array, Pass, Seen, Watch
+from kvist.cache.score.base import Array, Pass, Prompt, Seen, Watch
 
 SINKS = 4
 """Queries at the beginning that are not like others."""
@@ -28,14 +28,15 @@ class Expected:
 
     watch: ClassVar[Watch] = "queries"
     ahead: ClassVar[int] = AHEAD
+    surprised: ClassVar[bool] = False
 
     def beyond(self, positions: int) -> int:
         """See `Score`."""
         return 0
 
-    def passes(self, prompt: Sequence[int], instruction: Sequence[int]) -> Iterator[Pass]:
+    def passes(self, prompt: Prompt) -> Iterator[Pass]:
         """See `Score`."""
-        yield Pass(prompt[SINKS:], SINKS)
+        yield Pass(prompt.tokens[SINKS:], SINKS)
 
     def importance(self, seen: Seen) -> Array:
         """See `Score`."""

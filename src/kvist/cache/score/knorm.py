@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from kvist.cache.score.base import Array, Pass, Seen, Watch
+from kvist.cache.score.base import Array, Pass, Prompt, Seen, Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +17,13 @@ class KeyNorm:
 
     watch: ClassVar[Watch] = "nothing"
     ahead: ClassVar[int] = 0
+    surprised: ClassVar[bool] = False
 
     def beyond(self, positions: int) -> int:
         """See `Score`."""
         return 0
 
-    def passes(self, prompt: Sequence[int], instruction: Sequence[int]) -> Iterator[Pass]:
+    def passes(self, prompt: Prompt) -> Iterator[Pass]:
         """See `Score`."""
         return iter(())
 

@@ -94,7 +94,7 @@ class PagedRows:
         arguments = [
             self.at(op.q), self.stride(op.q), self.program.head_dim, start, bits(op.scale), bits(op.softcap or 0.0),
             page_bytes, extent_bytes, group, self.at(op.found), self.stride(op.found), self.address(op.into),
-            op.into.strides[0], op.into.shape[1], int(op.kind == "max"),
+            op.into.strides[0], op.into.shape[1], int(op.kind == "max"), self.address(op.weights),
         ]  # fmt: skip
         read = {op.q.name, f"pages {op.layer}"}
         return [
