@@ -23,7 +23,6 @@ from kvist.eval.sensitivity import Sensitivity, measure, rotation, usable
 from kvist.eval.store import Store
 from kvist.eval.table import lines
 from kvist.eval.text import Document
-from kvist.eval.tiers import verdict
 from kvist.kernels.program import Mix
 from kvist.kernels.reference_pages import _mixed
 
@@ -201,21 +200,3 @@ def test_files_and_names_that_cannot_be_meant(tmp_path: Path) -> None:
         Wish.parse("4.5", tmp_path / "no" / "x", methods(NAMES))
     with pytest.raises(UsageError, match="single codecs"):
         Wish.parse("4.5", tmp_path / "x", methods(["k=int5,v=int4"]))
-
-
-def test_tiers() -> None:
-    good = {
-        "bits_per_value": 4.5,
-        "policy": "full",
-        "perplexity_change": 0.019,
-        "kld_mean": 0.015,
-        "top1": 0.94,
-        "passkey": 0.98,
-    }
-    assert verdict(good) == {"bits": 4.5, "reached": True, "missed": []}
-    assert verdict({**good, "bits_per_value": 4.51}) == {
-        "bits": 5.5, "reached": False, "missed": ["perplexity_change", "kld_mean", "top1", "passkey"],
-    }  # fmt: skip
-    assert verdict({**good, "kld_mean": 0.0151, "passkey": None})["missed"] == ["kld_mean"]  # type: ignore[index]
-    assert verdict({**good, "perplexity_change": -0.5})["reached"]  # type: ignore[index]
-    assert verdict({**good, "bits_per_value": 16}) is None and verdict({**good, "policy": "window:64+4"}) is None

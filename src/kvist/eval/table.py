@@ -49,14 +49,14 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 
 def _tiers(methods: list[dict[str, Any]]) -> Iterator[str]:
     """A line for each tier that a method belongs to: who keeps to it, and in what others fall short."""
-    for tier in reversed(TIERS):
-        own = [one for one in methods if one["tier"] is not None and one["tier"]["bits"] == tier.bits]
+    for tier in TIERS:
+        own = [one for one in methods if one["tier"] is not None and one["tier"]["name"] == tier.name]
         told = (f"{_name(one)} {_short(one['tier']['missed'])}" for one in own)
+        asked = [f"perplexity {tier.perplexity_change:+.1%}"]
+        asked += [f"KLD {tier.kld_mean:g}"] if tier.kld_mean is not None else []
+        asked += [f"top-1 {tier.top1:.0%}"] if tier.top1 is not None else []
         if own:
-            yield (
-                f"up to {tier.bits} bits (perplexity {tier.perplexity_change:+.1%}, KLD {tier.kld_mean:g}, "
-                f"top-1 {tier.top1:.0%}, passkey {tier.passkey:.0%}): {'; '.join(told)}"
-            )
+            yield f"{tier.name} ({', '.join(asked)}, passkey {tier.passkey:.0%}): {'; '.join(told)}"
 
 
 def _chosen(told: dict[str, Any]) -> str:
