@@ -15,7 +15,7 @@ import pytest
 
 from kvist.cli import terminal
 
-TIMED = ("step_ms_intercept", "step_us_per_1k_tokens", "slope_to_f16", "steps")
+TIMED = ("step_ms_intercept", "step_us_per_1k_tokens", "slope_to_f16", "slope_to_f16_interval", "steps")
 SMALL = ("--tokens", "40", "--documents", "4", "--threads", "2")
 CODECS = ("--kv-cache-dtype", "bf16,int8,k=int8,v=int4")
 

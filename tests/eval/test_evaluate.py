@@ -19,7 +19,7 @@ from kvist.eval.plan import FULL, QUICK, Plan
 from kvist.eval.store import Store
 
 PLAN = Plan(tokens=40, documents=5, lengths=(), depths=10, seeds=1, contexts=(20, 80, 140))
-TIMED = ("step_ms_intercept", "step_us_per_1k_tokens", "slope_to_f16", "steps")
+TIMED = ("step_ms_intercept", "step_us_per_1k_tokens", "slope_to_f16", "slope_to_f16_interval", "steps")
 
 
 def run(llm: LLM, folder: Path, store: Store, plan: Plan = PLAN, codecs: tuple[str, ...] = ("bf16",)) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from kvist.eval.method import FLOOR, REFERENCE, Method
 from kvist.eval.plots import NAMES, draw
 from kvist.eval.report import Report, Result, by_position
 from kvist.eval.scores import Scores
-from kvist.eval.speed import STEADY, line
+from kvist.eval.speed import STEADY, figures, line
 from kvist.eval.table import lines
 from kvist.eval.text import Document
 
@@ -31,14 +31,14 @@ def report() -> Report:
     documents = [Document("prose", "a", (1, 2, 3)), Document("code", "b", (1, 2))]
     exact = [scores([-1, -2], [-1, -2], [0, 0], "11", "10"), scores([-3], [-3], [0], "1", "0")]
     worse = [scores([-1, -2], [-1.5, -2.5], [0.1, 0.3], "10", "10"), scores([-3], [-3.5], [0.2], "0", "0")]
-    seconds = [0.010 + 2e-6 * (context + STEADY / 2) for context in (100, 200)]
+    turns = np.array([[0.010 + 2e-6 * (context + STEADY / 2)] * 3 for context in (100, 200)])
     return Report(
         {"model": "m", "weights": "f32", "threads": 2, "page_size": 16, "plan": {"lengths": [1000]}},
         documents,
         [
-            Result(REFERENCE, 1024, 256, exact, [True, True, False], seconds),
-            Result(FLOOR, 512, 256, exact, [True, True, False], [one / 2 for one in seconds]),
-            Result(Method("f16", "window:8+4"), 512, 256, worse, [True, False, True], [one * 2 for one in seconds]),
+            Result(REFERENCE, 1024, 256, exact, [True, True, False], turns),
+            Result(FLOOR, 512, 256, exact, [True, True, False], turns / 2),
+            Result(Method("f16", "window:8+4"), 512, 256, worse, [True, False, True], turns * 2),
         ],
         (100, 200),
     )
@@ -95,6 +95,22 @@ def test_buckets_of_positions() -> None:
 def test_a_line_through_steps() -> None:
     found = line((100, 200, 400), [0.01 + 1e-6 * (context + STEADY / 2) for context in (100, 200, 400)])
     assert (found.intercept, found.slope) == (pytest.approx(0.01), pytest.approx(1e-6))
+
+
+def test_what_slows_a_turn_for_all_changes_no_ratio() -> None:
+    contexts, random = (1000, 2000, 4000, 8000), np.random.default_rng(5)
+    at = np.array(contexts)[:, None] + STEADY / 2
+    slow = random.uniform(1, 3, 12)[None]  # each round another machine
+    floor, own = (0.010 + 2e-6 * at) * slow, (0.012 + 1e-6 * at) * slow
+    own[:, :5] *= random.uniform(1, 9, (4, 5))  # and these turns were disturbed alone
+    found = figures(contexts, own, floor)
+    assert found["slope_to_f16"] == pytest.approx(0.5)
+    low, high = found["slope_to_f16_interval"]
+    assert low < 0.5 < high and figures(contexts, own, floor) == found
+    assert figures(contexts, floor, floor)["slope_to_f16_interval"] == pytest.approx([1, 1])
+    alone = figures(contexts, own, None)
+    assert alone["slope_to_f16"] is alone["slope_to_f16_interval"] is None and len(alone["steps"]) == 4
+    assert figures((), np.empty((0, 1)), None)["steps"] == []
 
 
 def test_the_table_is_aligned_and_says_what_was_measured() -> None:

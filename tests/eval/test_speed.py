@@ -57,7 +57,7 @@ def test_sequences_are_alike_and_share_nothing(long: LLM, method: Method, monkey
         found = step_seconds([engine], CONTEXTS, 300, 64, counts=(3,))
         assert not engine.manager.tables
         engine.manager.check_integrity()
-    assert np.shape(found) == (1, 1, 2)
+    assert np.shape(found) == (1, 1, 2, ROUNDS)
     assert seen[:STEPS] == [(3, CONTEXTS[0] + i) for i in range(STEPS)]
     assert seen[STEPS : 2 * STEPS] == [(3, CONTEXTS[1] + i) for i in range(STEPS)], "contexts take turns"
     assert len(seen) == 2 * ROUNDS * STEPS
@@ -78,14 +78,14 @@ def test_windows_smaller_than_a_page(tmp_path: Path, codec: str) -> None:
     model = tiny.Tiny("mistral", "mistral", positions=1024, extra={"sliding_window": 8})
     with LLM(tiny.write_folder(model, tmp_path / "m")) as llm:
         found = timed(llm, [Method(codec)], (REAL + 88, REAL + 200), (2,), lambda *_: None)
-    assert np.shape(found) == (1, 1, 2)
+    assert np.shape(found) == (1, 1, 2, ROUNDS)
 
 
 def test_all_methods_and_counts(long: LLM) -> None:
     told: list[tuple[str, int, int]] = []
     with long:
         found = timed(long, [Method("f16"), Method("int8")], CONTEXTS, COUNTS, lambda *what: told.append(what))
-    assert np.shape(found) == (2, 2, 2) and np.min(found) > 0
+    assert np.shape(found) == (2, 2, 2, ROUNDS) and np.min(found) > 0
     assert told[0][1:] == (0, 100) and told[-1][1:] == (100, 100)
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kvist.assemble import available_memory
 from kvist.cache.policy import policy
 from kvist.cache.policy.evict import Evict
@@ -18,7 +20,7 @@ from kvist.eval.passkey import retrieved
 from kvist.eval.plan import Plan
 from kvist.eval.report import Report, Result
 from kvist.eval.scores import Scores
-from kvist.eval.speed import STEADY
+from kvist.eval.speed import STEADY, Turns
 from kvist.eval.steps import BUDGET, Progress, timed
 from kvist.eval.store import Store, key_of, model_digest, source_digest
 from kvist.eval.text import Document, documents
@@ -59,12 +61,12 @@ class Evaluation:
         """Measure all. model: what the report calls it."""
         self._read({method: size.bytes_per_token for method, size in self._kept.items()})
         found = {method: self._passkeys(method, i) for i, method in enumerate(self._methods)}
-        seconds = self._steps()
+        turns = self._steps()
         results = [
             Result(
                 method, self._kept[method].bytes_per_token, self._kept[method].values,
                 [Scores.from_json(self._store.get(self._key(method, document))) for document in self.documents],
-                found[method], seconds[i],
+                found[method], turns[i],
             )
             for i, method in enumerate(self._methods)
         ]  # fmt: skip
@@ -132,14 +134,14 @@ class Evaluation:
                         self._store.put(key, retrieved(engine, self._llm.tokenizer, length, depths, seed, BUDGET))
         return [bool(told) for key in keys for told in self._store.get(key)]
 
-    def _steps(self) -> Any:
-        """Of every method the median seconds of a step at each context; all of them again if a method is new."""
+    def _steps(self) -> list[Turns]:
+        """Of every method the turns of one sequence's steps; all of them again if a method is new."""
         contexts, threads = self._plan.contexts, self._llm.backend.threads
         key = key_of("steps", self._identity, threads, [method.key for method in self._methods], contexts)
         if self._store.get(key) is None and contexts:
             found = timed(self._llm, self._methods, contexts, (1,), self._report)
-            self._store.put(key, [seconds for (seconds,) in found])
-        return self._store.get(key) or [[] for _ in self._methods]
+            self._store.put(key, [turns.tolist() for (turns,) in found])
+        return [np.array(turns) for turns in self._store.get(key) or [np.empty((0, 1)) for _ in self._methods]]
 
 
 def _check_length(method: Method, tokens: int) -> None:

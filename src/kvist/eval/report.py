@@ -16,7 +16,7 @@ import numpy.typing as npt
 from kvist.eval.bootstrap import interval
 from kvist.eval.method import FLOOR, REFERENCE, Method
 from kvist.eval.scores import Scores
-from kvist.eval.speed import figures
+from kvist.eval.speed import Turns, figures
 from kvist.eval.text import Document, digest
 from kvist.eval.tiers import verdict
 
@@ -26,14 +26,14 @@ EDGES = (0, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 1 << 30)
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What was measured of a method. scores: of each document. passkeys: of each cell. seconds: at each context."""
+    """What was measured of a method. scores: of each document. passkeys: of each cell. turns: of steps."""
 
     method: Method
     bytes_per_token: int
     values: int
     scores: Sequence[Scores]
     passkeys: Sequence[bool]
-    seconds: Sequence[float]
+    turns: Turns
 
     @property
     def bits_per_value(self) -> float:
@@ -57,7 +57,7 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """The shape that programs read."""
         truth = self.results[0].all("reference").astype(np.float64)
-        floor = next((one.seconds for one in self.results if one.method == FLOOR), ())
+        floor = next((one.turns for one in self.results if one.method == FLOOR), None)
         return {
             **self.circumstances,
             "reference": {
@@ -71,7 +71,7 @@ class Report:
             "passkey_cells": len(self.results[0].passkeys),
             "passkey_cells_kept": sum(self.results[0].passkeys),
             "methods": compared(
-                [{**self._quality(one), **figures(self.contexts, one.seconds, floor)} for one in self.results]
+                [{**self._quality(one), **figures(self.contexts, one.turns, floor)} for one in self.results]
             ),
         }  # fmt: skip
 

@@ -9,6 +9,9 @@ others are copies of the first in pages of their own. ::
 
 How long a step takes depends on what pages hold only where a policy chooses by that: there, all of the first sequence
 is computed.
+
+A machine is not as fast in one minute as in the next, but within a turn the methods follow each other closely. So of a
+method the *ratio* to the floor (float16) is taken, turn by turn; its time is the floor's times the median ratio.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kvist.cache.manager import CacheManager
 from kvist.cache.table import GONE, PageTable
@@ -26,7 +30,7 @@ from kvist.engine.batch import Piece
 from kvist.engine.engine import Engine
 from kvist.errors import CapacityError
 
-ROUNDS, STEPS = 8, 6
+ROUNDS, STEPS = 12, 4
 """Turns of a context, and steps in each."""
 
 STEADY = ROUNDS * STEPS
@@ -35,7 +39,11 @@ STEADY = ROUNDS * STEPS
 REAL = 512
 """Positions that are computed, whatever the method: whole pages of any size."""
 
+RESAMPLES = 1000
+
 Advanced = Callable[[int, int], None]
+Turns = npt.NDArray[np.float64]
+"""Seconds of a step, (contexts, rounds): of each turn the median of its steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +57,8 @@ class Line:
 def step_seconds(
     engines: Sequence[Engine], contexts: Sequence[int], vocab_size: int, budget: int,
     *, counts: Sequence[int] = (1,), advanced: Advanced = lambda done, total: None,
-) -> list[list[list[float]]]:  # fmt: skip
-    """Median seconds of a step: of each engine, for each number of sequences, at each of the ascending contexts.
+) -> list[list[Turns]]:  # fmt: skip
+    """Of each engine and number of sequences the turns at the ascending contexts.
 
     Pages must not be shared by prefix: the engines cache none. budget: tokens of a step that computes a context.
     advanced: told of what is done, out of how much.
@@ -74,24 +82,50 @@ def step_seconds(
     for engine, tables in zip(engines, going, strict=True):
         for table in (table for row in tables for table in row):
             engine.manager.release(table)
-    return [[[float(np.median(steps)) for steps in row] for row in rows] for rows in taken]
+    return [[np.median(np.reshape(row, (len(contexts), ROUNDS, STEPS)), axis=-1) for row in rows] for rows in taken]
 
 
-def line(contexts: Sequence[int], seconds: Sequence[float]) -> Line:
+def paired(turns: Turns, floor: Turns) -> npt.NDArray[np.float64]:
+    """Seconds of a step at each context: the floor's median, times the median ratio of turns of the same round.
+
+    Both (..., rounds), which the result has no more.
+    """
+    seconds: npt.NDArray[np.float64] = np.median(floor, -1) * np.median(turns / floor, -1)
+    return seconds
+
+
+def line(contexts: Sequence[int], seconds: Sequence[float] | npt.NDArray[np.float64]) -> Line:
     """The line through a method's measurements, at least two of them. The middle of a measurement is its context."""
     slope, intercept = np.polyfit(np.asarray(contexts) + STEADY / 2, seconds, 1)
     return Line(float(intercept), float(slope))
 
 
-def figures(contexts: Sequence[int], seconds: Sequence[float], floor: Sequence[float]) -> dict[str, Any]:
-    """A method's steps, and the line through two or more, in the shape that programs read. floor: float16's seconds."""
-    own, base = (line(contexts, each) if len(each) > 1 else None for each in (seconds, floor))
-    return {
-        "step_ms_intercept": own and own.intercept * 1e3,
-        "step_us_per_1k_tokens": own and own.slope * 1e9,
-        "slope_to_f16": own and base and own.slope / base.slope,
-        "steps": [{"context": c, "seconds": s} for c, s in zip(contexts, seconds, strict=True)],
-    }
+def figures(contexts: Sequence[int], turns: Turns, floor: Turns | None) -> dict[str, Any]:
+    """A method's steps, and the line through two contexts or more, in the shape that programs read.
+
+    floor: float16's turns, where it was measured. slope_to_f16_interval: 95%, by drawing rounds again.
+    """
+    seconds = np.median(turns, -1) if floor is None else paired(turns, floor)
+    found: dict[str, Any] = {
+        "step_ms_intercept": None, "step_us_per_1k_tokens": None, "slope_to_f16": None, "slope_to_f16_interval": None,
+        "steps": [{"context": c, "seconds": float(s)} for c, s in zip(contexts, seconds, strict=True)],
+    }  # fmt: skip
+    if len(contexts) > 1:
+        own = line(contexts, seconds)
+        found |= {"step_ms_intercept": own.intercept * 1e3, "step_us_per_1k_tokens": own.slope * 1e9}
+        if floor is not None:
+            found["slope_to_f16"] = own.slope / line(contexts, np.median(floor, -1)).slope
+            found["slope_to_f16_interval"] = _interval(contexts, turns, floor)
+    return found
+
+
+def _interval(contexts: Sequence[int], turns: Turns, floor: Turns) -> list[float]:
+    rounds = turns.shape[-1]
+    ratios = []
+    for drawn in np.random.default_rng(0).integers(0, rounds, (RESAMPLES, rounds)):
+        own, base = paired(turns[:, drawn], floor[:, drawn]), np.median(floor[:, drawn], -1)
+        ratios.append(line(contexts, own).slope / line(contexts, base).slope)
+    return [float(bound) for bound in np.quantile(ratios, [0.025, 0.975])]
 
 
 def _begin(

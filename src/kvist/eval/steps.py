@@ -8,7 +8,7 @@ from typing import Any
 
 from kvist.errors import UsageError
 from kvist.eval.method import FLOOR, Method
-from kvist.eval.speed import STEADY, figures, step_seconds
+from kvist.eval.speed import STEADY, Turns, figures, step_seconds
 from kvist.llm import LLM
 
 BUDGET = 512
@@ -19,8 +19,8 @@ Progress = Callable[[str, int, int], None]
 
 def timed(
     llm: LLM, methods: Sequence[Method], contexts: Sequence[int], counts: Sequence[int], report: Progress
-) -> list[list[list[float]]]:
-    """Median seconds of a step: of each method, for each number of sequences, at each of the ascending contexts."""
+) -> list[list[Turns]]:
+    """Of each method and number of sequences the turns at the ascending contexts."""
     tables = max(counts) * len(contexts)
     sizes = {
         "max_num_seqs": tables, "max_model_len": contexts[-1] + STEADY * len(counts),
@@ -51,9 +51,9 @@ def steps(
     found = timed(llm, methods, contexts, counts, report)
     floor = found[methods.index(FLOOR)]
     rows = [
-        {"codec": method.codec, "policy": method.policy, "sequences": count, **figures(contexts, seconds, base)}
+        {"codec": method.codec, "policy": method.policy, "sequences": count, **figures(contexts, turns, base)}
         for method, of_counts in zip(methods, found, strict=True)
-        for count, seconds, base in zip(counts, of_counts, floor, strict=True)
+        for count, turns, base in zip(counts, of_counts, floor, strict=True)
     ]
     return {
         "model": model, "weights": llm.model.weights, "threads": llm.backend.threads,
@@ -68,15 +68,17 @@ def steps_lines(found: dict[str, Any]) -> Iterator[str]:
     for count in found["sequences"]:
         titles = [f"at {context:,}" for context in found["contexts"]] + ["intercept", "+us/1k", "of f16's"]
         yield f"{count} sequence{'s' * (count > 1)}, ms a step"
-        yield f"{'method':<{width}}" + "".join(f"{title:>11}" for title in titles)
+        yield f"{'method':<{width}}" + "".join(f"{title:>11}" for title in titles) + f"{'95% interval':>16}"
         for row in (row for row in found["speed"] if row["sequences"] == count):
             cells = [f"{step['seconds'] * 1e3:.2f}" for step in row["steps"]]
             cells += [f"{row['step_ms_intercept']:.2f}", f"{row['step_us_per_1k_tokens']:.0f}"]
             cells.append(f"{row['slope_to_f16']:.3f}")
-            yield f"{_name(row):<{width}}" + "".join(f"{cell:>11}" for cell in cells)
+            sure = "[{:.3f}, {:.3f}]".format(*row["slope_to_f16_interval"])
+            yield f"{_name(row):<{width}}" + "".join(f"{cell:>11}" for cell in cells) + f"{sure:>16}"
     yield (
         f"{found['model']}, {found['weights']} weights, {found['threads']} threads, pages of {found['page_size']}; a "
-        "step = intercept + slope x context of each sequence; sequences share no page; all in turns, medians"
+        "step = intercept + slope x context of each sequence; sequences share no page; all in turns, medians of ratios "
+        "to f16 within a turn"
     )
 
 
