@@ -16,7 +16,7 @@ from kvist.eval.method import FLOOR, REFERENCE, Method
 from kvist.eval.plots import NAMES, draw
 from kvist.eval.report import Report, Result, by_position
 from kvist.eval.scores import Scores
-from kvist.eval.speed import STEADY, figures, line
+from kvist.eval.speed import ROUNDS, STEADY, figures, line
 from kvist.eval.table import lines
 from kvist.eval.text import Document
 
@@ -31,7 +31,7 @@ def report() -> Report:
     documents = [Document("prose", "a", (1, 2, 3)), Document("code", "b", (1, 2))]
     exact = [scores([-1, -2], [-1, -2], [0, 0], "11", "10"), scores([-3], [-3], [0], "1", "0")]
     worse = [scores([-1, -2], [-1.5, -2.5], [0.1, 0.3], "10", "10"), scores([-3], [-3.5], [0.2], "0", "0")]
-    turns = np.array([[0.010 + 2e-6 * (context + STEADY / 2)] * 3 for context in (100, 200)])
+    turns = np.array([[0.010 + 2e-6 * (context + STEADY / 2)] * ROUNDS for context in (100, 200)])
     return Report(
         {"model": "m", "weights": "f32", "threads": 2, "page_size": 16, "plan": {"lengths": [1000]}},
         documents,

@@ -17,7 +17,7 @@ from kvist.errors import CapacityError, UsageError
 from kvist.eval import speed
 from kvist.eval.method import Method
 from kvist.eval.speed import REAL, ROUNDS, STEADY, STEPS, step_seconds
-from kvist.eval.steps import contexts_up_to, timed
+from kvist.eval.steps import MANY, contexts_up_to, timed
 
 CONTEXTS, COUNTS = (300, REAL + 200), (1, 3)
 
@@ -93,7 +93,7 @@ def test_all_methods_and_counts(long: LLM) -> None:
 def test_contexts_that_do_not_fit(long: LLM) -> None:
     with long:
         assert contexts_up_to(800, long, COUNTS) == (100, 200, 400, 800)
-        with pytest.raises(UsageError, match=f"give {1024 - 2 * STEADY} at most"):
+        with pytest.raises(UsageError, match=f"give {1024 - 2 * MANY * STEPS} at most"):
             contexts_up_to(1000, long, COUNTS)
         small = {**sizes(1), "kv_cache_memory_bytes": 1 << 20, "max_model_len": None}
         with Method("f32").engine(long, **small) as engine, pytest.raises(CapacityError, match="time shorter ones"):

@@ -43,7 +43,7 @@ Stream = Annotated[
 ]
 Speed = Annotated[
     int | None,
-    typer.Option("--speed", min=100, max=1_000_000, metavar="N", help="Only time steps, at contexts up to N tokens."),
+    typer.Option("--speed", min=50, max=1_000_000, metavar="N", help="Only time steps, at contexts up to N tokens."),
 ]
 Sequences = Annotated[
     str | None,

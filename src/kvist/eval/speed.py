@@ -31,10 +31,10 @@ from kvist.engine.engine import Engine
 from kvist.errors import CapacityError
 
 ROUNDS, STEPS = 12, 4
-"""Turns of a context, and steps in each."""
+"""Turns of a context, where nothing else is asked for, and steps in each."""
 
 STEADY = ROUNDS * STEPS
-"""Positions that a measurement goes on by."""
+"""Positions that such a measurement goes on by."""
 
 REAL = 512
 """Positions that are computed, whatever the method: whole pages of any size."""
@@ -56,21 +56,21 @@ class Line:
 
 def step_seconds(
     engines: Sequence[Engine], contexts: Sequence[int], vocab_size: int, budget: int,
-    *, counts: Sequence[int] = (1,), advanced: Advanced = lambda done, total: None,
+    *, counts: Sequence[int] = (1,), rounds: int = ROUNDS, advanced: Advanced = lambda done, total: None,
 ) -> list[list[Turns]]:  # fmt: skip
     """Of each engine and number of sequences the turns at the ascending contexts.
 
     Pages must not be shared by prefix: the engines cache none. budget: tokens of a step that computes a context.
     advanced: told of what is done, out of how much.
     """
-    tokens = np.random.default_rng(0).integers(0, vocab_size, contexts[-1] + STEADY * len(counts)).tolist()
-    total = len(engines) * len(contexts) + ROUNDS
+    tokens = np.random.default_rng(0).integers(0, vocab_size, contexts[-1] + rounds * STEPS * len(counts)).tolist()
+    total = len(engines) * len(contexts) + rounds
     going: list[list[list[PageTable]]] = []
     for number, engine in enumerate(engines):
         going.append(_begin(engine, contexts, tokens, budget, max(counts)))
         advanced((number + 1) * len(contexts), total)
     taken = [[[list[float]() for _ in contexts] for _ in counts] for _ in engines]
-    for turn in range(ROUNDS):
+    for turn in range(rounds):
         for at in range(len(contexts)):
             for which, count in enumerate(counts):
                 for engine, tables, seconds in zip(engines, going, taken, strict=True):
@@ -78,11 +78,11 @@ def step_seconds(
                         begin = time.perf_counter()
                         _step(engine, tables[at][:count], tokens)
                         seconds[which][at].append(time.perf_counter() - begin)
-        advanced(total - ROUNDS + turn + 1, total)
+        advanced(total - rounds + turn + 1, total)
     for engine, tables in zip(engines, going, strict=True):
         for table in (table for row in tables for table in row):
             engine.manager.release(table)
-    return [[np.median(np.reshape(row, (len(contexts), ROUNDS, STEPS)), axis=-1) for row in rows] for rows in taken]
+    return [[np.median(np.reshape(row, (len(contexts), rounds, STEPS)), axis=-1) for row in rows] for rows in taken]
 
 
 def paired(turns: Turns, floor: Turns) -> npt.NDArray[np.float64]:
@@ -94,9 +94,9 @@ def paired(turns: Turns, floor: Turns) -> npt.NDArray[np.float64]:
     return seconds
 
 
-def line(contexts: Sequence[int], seconds: Sequence[float] | npt.NDArray[np.float64]) -> Line:
+def line(contexts: Sequence[int], seconds: Sequence[float] | npt.NDArray[np.float64], rounds: int = ROUNDS) -> Line:
     """The line through a method's measurements, at least two of them. The middle of a measurement is its context."""
-    slope, intercept = np.polyfit(np.asarray(contexts) + STEADY / 2, seconds, 1)
+    slope, intercept = np.polyfit(np.asarray(contexts) + rounds * STEPS / 2, seconds, 1)
     return Line(float(intercept), float(slope))
 
 
@@ -111,10 +111,10 @@ def figures(contexts: Sequence[int], turns: Turns, floor: Turns | None) -> dict[
         "steps": [{"context": c, "seconds": float(s)} for c, s in zip(contexts, seconds, strict=True)],
     }  # fmt: skip
     if len(contexts) > 1:
-        own = line(contexts, seconds)
+        own = line(contexts, seconds, turns.shape[-1])
         found |= {"step_ms_intercept": own.intercept * 1e3, "step_us_per_1k_tokens": own.slope * 1e9}
         if floor is not None:
-            found["slope_to_f16"] = own.slope / line(contexts, np.median(floor, -1)).slope
+            found["slope_to_f16"] = own.slope / line(contexts, np.median(floor, -1), floor.shape[-1]).slope
             found["slope_to_f16_interval"] = _interval(contexts, turns, floor)
     return found
 

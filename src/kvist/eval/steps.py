@@ -8,36 +8,40 @@ from typing import Any
 
 from kvist.errors import UsageError
 from kvist.eval.method import FLOOR, Method
-from kvist.eval.speed import STEADY, Turns, figures, step_seconds
+from kvist.eval.speed import ROUNDS, STEPS, Turns, figures, step_seconds
 from kvist.llm import LLM
 
 BUDGET = 512
 """Tokens of a step that computes a context, or the text around a pass key."""
 
+MANY = 2 * ROUNDS
+"""Turns of a context where nothing but steps is timed."""
+
 Progress = Callable[[str, int, int], None]
 
 
 def timed(
-    llm: LLM, methods: Sequence[Method], contexts: Sequence[int], counts: Sequence[int], report: Progress
+    llm: LLM, methods: Sequence[Method], contexts: Sequence[int], counts: Sequence[int], report: Progress,
+    rounds: int = ROUNDS,
 ) -> list[list[Turns]]:
     """Of each method and number of sequences the turns at the ascending contexts."""
     tables = max(counts) * len(contexts)
     sizes = {
-        "max_num_seqs": tables, "max_model_len": contexts[-1] + STEADY * len(counts),
+        "max_num_seqs": tables, "max_model_len": contexts[-1] + rounds * STEPS * len(counts),
         "max_num_batched_tokens": max(BUDGET, tables), "enable_prefix_caching": False,
     }  # fmt: skip
     report("timing decode steps, percent", 0, 100)
     with ExitStack() as stack:
         engines = [stack.enter_context(method.engine(llm, **sizes)) for method in methods]
         return step_seconds(
-            engines, contexts, llm.model.config.vocab_size, BUDGET, counts=counts,
+            engines, contexts, llm.model.config.vocab_size, BUDGET, counts=counts, rounds=rounds,
             advanced=lambda done, total: report("timing decode steps, percent", 100 * done // total, 100),
         )  # fmt: skip
 
 
 def contexts_up_to(longest: int, llm: LLM, counts: Sequence[int]) -> tuple[int, ...]:
     """An eighth, a quarter, a half of a context, and all of it. Raises UsageError where the model cannot go so far."""
-    room = llm.engine.limits.max_model_len - STEADY * len(counts)
+    room = llm.engine.limits.max_model_len - MANY * STEPS * len(counts)
     if longest > room:
         raise UsageError(f"steps at {longest} positions go past what this model takes: give {room} at most")
     return tuple(longest // part for part in (8, 4, 2, 1))
@@ -48,7 +52,7 @@ def steps(
 ) -> dict[str, Any]:
     """Time methods, f16 among them, at contexts up to `longest`: the shape that programs read."""
     contexts = contexts_up_to(longest, llm, counts)
-    found = timed(llm, methods, contexts, counts, report)
+    found = timed(llm, methods, contexts, counts, report, MANY)
     floor = found[methods.index(FLOOR)]
     rows = [
         {"codec": method.codec, "policy": method.policy, "sequences": count, **figures(contexts, turns, base)}
