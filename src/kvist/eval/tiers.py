@@ -58,10 +58,11 @@ def verdict(found: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _tier(bits: float, name: str) -> Tier | None:
-    own = next((tier for most, tier in BITS.items() if bits <= most), None)
-    rule = policy(name)
-    if name == "full" or own is not None:  # what a policy and a codec cost together is asked of neither
-        return own if name == "full" else None
+    own, rule = next((tier for most, tier in BITS.items() if bits <= most), None), policy(name)
+    if name == "full":
+        return own
+    if own is not None:
+        return None  # how much a codec and a policy may cost together nobody says
     if isinstance(rule, Topk) and 4 * rule.share >= WHOLE:
         return QUARTER
     return HALF if isinstance(rule, Evict) and rule.share >= 0.5 else None

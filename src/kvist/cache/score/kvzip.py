@@ -4,10 +4,11 @@ The prompt is followed by an instruction to repeat it and then by the prompt its
 gets the most attention that any of these rows and any head of its group gives it. So it is asked what is needed to say
 everything again, not what one question needs. It costs two more readings of the prompt.
 
-Two things are ours, both chosen by `kvist eval`. A head that repeats a text looks with all its might at every token in
-its turn, and the paper's score does not tell these apart: here a row counts the square root of how surprising (in
-nats) the token that it comes to was at first, for what can be guessed without looking need not be kept. And the score
-of an entry is multiplied by the length of its value: what weighs nothing is not missed.
+Two things are ours, chosen on documents and pass keys of `kvist eval` (SmolLM2-135M, half kept). A head that repeats a
+text looks with all its might at every token in its turn, and the paper's score does not tell these apart: here a row
+counts the square root of how surprising (in nats) the token that it comes to was at first, for what can be guessed
+without looking need not be kept. And the score of an entry is multiplied by the length of its value: what weighs
+nothing is not missed.
 """
 
 from __future__ import annotations
