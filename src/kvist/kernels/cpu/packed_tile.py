@@ -15,7 +15,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from kvist.cache.codec.base import Packed
-from kvist.kernels.cpu.attention_tile import BLOCKS, together
+from kvist.kernels.cpu.attention_tile import BLOCKS
 from kvist.kernels.cpu.packed_lanes import Cell, emit_splat_at
 from kvist.kernels.cpu.vector import (
     F32,
@@ -27,8 +27,17 @@ from kvist.kernels.cpu.vector import (
     emit_prefetch,
     emit_splat,
     end_loop,
+    in_halves,
     pointer,
 )
+
+
+def _together(rows: int) -> int:
+    """Blocks that pass by so many rows at once: fewer than of floats, for unpacking takes registers as well.
+
+    With a dozen sums AVX2 keeps some in memory, and whoever waits there from dim to dim holds up all.
+    """
+    return {1: 2, 2: 2}.get(rows, 1) if in_halves() else BLOCKS
 
 
 def make_packed_scores(codec: Packed, rows: int) -> Any:
@@ -79,7 +88,7 @@ def make_packed_scores(codec: Packed, rows: int) -> Any:
             begin = builder.icmp_signed("==", first, I64(0))
             for block, own, scales in zip(n, k, s, strict=True):
                 emit_prefetch(builder, builder.add(block, builder.sub(scales, own)), I64(0))
-            step = together(rows)
+            step = _together(rows)
             for b in range(0, BLOCKS, step):
                 places = [
                     [pointer(builder, out, V16F, I64(r * 256 + i * 64)) for i in range(b, b + step)]
