@@ -41,7 +41,8 @@ def test_the_second_half_is_measured(long: LLM) -> None:
         assert np.array_equal(one.own, other.own[one.first :]) == short, "only long ones lose anything"
         assert one.live_bytes == other.live_bytes if short else one.live_bytes < other.live_bytes
     assert Scores.from_json(scores[0].as_json()).first == 450
-    results = [Result(REFERENCE, 1, 1, plain, [], []), Result(Method("f32", RULE), 1, 1, scores, [], [])]
+    none = np.empty((0, 1))  # no steps were timed
+    results = [Result(REFERENCE, 1, 1, plain, [], none), Result(Method("f32", RULE), 1, 1, scores, [], none)]
     found = Report({}, texts, results, []).as_json()["methods"]
     assert found[0]["perplexity_change"] == 0 and found[1]["perplexity_change"] != 0
     assert [one["from"] for one in found[1]["by_position"]] == [150, 256, 512]
