@@ -195,8 +195,8 @@ def _running(
     if not isinstance(rule, Evict):
         return runner, manager, None
 
-    def bind(watched: Program, rows: int, sampled: int) -> Executable:
-        return backend.bind(watched, pools, Limits(rows, sampled, 1, sizes.max_model_len))
+    def bind(wanted: Program, rows: int, sampled: int) -> Executable:
+        return backend.bind(wanted, pools, Limits(rows, sampled, 1, sizes.max_model_len))
 
     return runner, manager, Evictor(rule, program, bind, manager, budget, sizes.max_model_len, instruction)
 

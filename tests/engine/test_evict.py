@@ -292,3 +292,20 @@ def test_kvzip_goes_by_what_surprised_the_model_in_the_prompt(
     assert said is not None
     found = [-row[0].logprob for row in said[:-1]]  # the prompt's last token comes once its entries are evicted
     assert told[0].surprisals == pytest.approx(found, rel=1e-6) and told[0].instruction == INSTRUCTION
+
+
+def test_what_rows_count_reaches_what_is_seen(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row half as much: half of what every position gets, to the bit; nothing at all: nothing."""
+    passes, seen = KVzip.passes, []
+    for share in (None, 0.5, 0.0):
+
+        def counted(self: KVzip, prompt: Prompt, share: float | None = share) -> Iterator[Pass]:
+            for one in passes(self, prompt):
+                yield replace(one, counts=None if share is None else np.full(len(one.tokens), share, np.float32))
+
+        monkeypatch.setattr(KVzip, "passes", counted)
+        engine = make_engine("evict:0.5,by=kvzip", max_num_batched_tokens=50)
+        run(engine, prompt())
+        assert engine.evictor is not None and engine.evictor._watching is not None
+        seen.append(np.stack(engine.evictor._watching.into))
+    assert np.array_equal(seen[1], seen[0] / 2) and seen[0].any() and not seen[2].any()

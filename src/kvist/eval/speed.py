@@ -120,11 +120,9 @@ def figures(contexts: Sequence[int], turns: Turns, floor: Turns | None) -> dict[
 
 
 def _interval(contexts: Sequence[int], turns: Turns, floor: Turns) -> list[float]:
-    rounds = turns.shape[-1]
-    ratios = []
-    for drawn in np.random.default_rng(0).integers(0, rounds, (RESAMPLES, rounds)):
-        own, base = paired(turns[:, drawn], floor[:, drawn]), np.median(floor[:, drawn], -1)
-        ratios.append(line(contexts, own).slope / line(contexts, base).slope)
+    drawn = np.random.default_rng(0).integers(0, turns.shape[-1], (RESAMPLES, turns.shape[-1]))
+    own, base = paired(turns[:, drawn], floor[:, drawn]), np.median(floor[:, drawn], -1)  # (contexts, resamples)
+    ratios = np.polyfit(contexts, own, 1)[0] / np.polyfit(contexts, base, 1)[0]
     return [float(bound) for bound in np.quantile(ratios, [0.025, 0.975])]
 
 

@@ -64,13 +64,10 @@ class Seen:
     turn: Array | None = None
 
 
-def of_neighbours(scores: Array, reach: int) -> Array:
-    """For each entry the scores from `reach` before it to `reach` behind it, 0 beyond the ends.
-
-    (KV heads, n) to (KV heads, n, 2 reach + 1).
-    """
-    wide = np.pad(scores, ((0, 0), (reach, reach)))
-    return np.lib.stride_tricks.sliding_window_view(wide, 2 * reach + 1, axis=1)
+def lengths(vectors: Array) -> npt.NDArray[np.float64]:
+    """Of vectors (..., head size)."""
+    found: npt.NDArray[np.float64] = np.sqrt(np.square(vectors.astype(np.float64)).sum(-1))
+    return found
 
 
 class Score(Protocol):

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from kvist.cache.score.base import Array, Pass, Prompt, Seen, Watch
+from kvist.cache.score.base import Array, Pass, Prompt, Seen, Watch, lengths
 
 SINKS = 4
 """Queries at the beginning that are not like others."""
@@ -52,8 +52,7 @@ class Expected:
                 exponents = seen.scale * (k @ m) + seen.scale**2 / 2 * ((k @ c) * k).sum(-1)
                 weights = np.exp(exponents - exponents.max())
                 shares[head] += weights / weights.sum()
-        norms = np.sqrt(np.square(seen.values.astype(np.float64)).sum(-1))
-        scores: Array = (shares / mean.shape[1] + FLOOR) * norms
+        scores: Array = (shares / mean.shape[1] + FLOOR) * lengths(seen.values)
         return scores
 
 

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from kvist.cache.score.base import Array, Pass, Prompt, Seen, Watch
+from kvist.cache.score.base import Array, Pass, Prompt, Seen, Watch, lengths
 
 INSTRUCTION = "\n\nRepeat the previous context exactly."
 CHUNK = 2048
@@ -54,8 +54,7 @@ class KVzip:
     def importance(self, seen: Seen) -> Array:
         """See `Score`."""
         assert seen.attention is not None
-        lengths = np.sqrt(np.square(seen.values.astype(np.float64)).sum(-1))
-        scores: Array = seen.attention * lengths
+        scores: Array = seen.attention * lengths(seen.values)
         return scores
 
 
