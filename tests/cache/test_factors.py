@@ -10,6 +10,7 @@ from kvist.cache.codec import any_codec
 from kvist.cache.codec.base import Packed
 from kvist.cache.codec.factors import asked, pairs_together, step_of, weighed
 from kvist.cache.codec.packed import grid
+from kvist.errors import UsageError
 
 NAMES = ("int8", "int6", "int5", "int4", "int3", "kivi4", "kivi2", "lm4", "lm3")
 
@@ -46,6 +47,15 @@ def test_sums_fit(name: str, size: int, keys: bool) -> None:
         pairs = worst.reshape(len(found), -1, 2, 2).sum(-1)  # row, four numbers, half of them
         sums = pairs.reshape(len(found), -1, together, 2).sum(2)
         assert sums.max() < 1 << 15 and sums.min() >= -(1 << 15)
+
+
+def test_more_products_than_a_sum_has_room_for_are_refused() -> None:
+    codec = any_codec("int8")
+    assert isinstance(codec, Packed)
+    for size in (1008, 1024, 2048, 1 << 14):
+        codec.check(16, size)
+    with pytest.raises(UsageError, match=r"at most 1024.*1040: choose fp8"):
+        codec.check(16, 1040)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("kivi")])

@@ -40,6 +40,7 @@ NEEDS = {"x86-64-v3": ["avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe"], 
 CALLED = {"fmaf": "libm.so.6", "rintf": "libm.so.6", "__extendhfsf2": "libgcc_s.so.1", "__truncsfhf2": "libgcc_s.so.1"}
 FEATURES = {"x86-64-v3": "+avx2", "x86-64": ""}  # what kernels are told that there is, beside the processor's name
 PACKED = (("int8", "int4"), ("lm4", "int8"), ("int5", "lm3"))
+SIZES = (2.0**-10, 1, 2.0**10)
 UNITS = ("run", "choosing", "attend_f16", "weights_f32", "weights_f16", "weights_q4_1", "best_f16")
 
 
@@ -156,14 +157,18 @@ def test_choosing_pages(backend: CpuBackend, plain: CpuBackend) -> None:
         assert same_bits(mine.run((0, 399, 1)), theirs.run((0, 399, 1)))
 
 
-@pytest.mark.parametrize(("k", "v"), PACKED)
-def test_packed_pages(backend: CpuBackend, plain: CpuBackend, k: str, v: str) -> None:
-    """What is packed, and what attention makes of it: prompts, chunks, single positions."""
+@pytest.mark.parametrize(("k", "v", "size"), [*((k, v, 1) for k, v in PACKED), *(("fp8", "fp8", n) for n in SIZES)])
+def test_packed_pages(backend: CpuBackend, plain: CpuBackend, k: str, v: str, size: float) -> None:
+    """What is packed, and what attention makes of it: prompts, chunks, single positions. size: of queries; keys are its inverse."""
     mine, theirs = World(k, v, 16, 64, length=200), World(k, v, 16, 64, length=200)
+    for world in (mine, theirs):
+        world.q, world.k = world.q * np.float32(size), world.k / np.float32(size)
     wanted = mine.run(backend, 200)
     assert same_bits(theirs.run(plain, 200), wanted) and np.isfinite(wanted).all()
     assert mine.sealed.data.tobytes() == theirs.sealed.data.tobytes()
-    assert same_bits(World(k, v, 16, 64, length=200).run(plain, 7), wanted)
+    again = World(k, v, 16, 64, length=200)
+    again.q, again.k = mine.q, mine.k
+    assert same_bits(again.run(plain, 7), wanted)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -104,6 +104,11 @@ class Packed:
                 f"codec {self.name} rotates heads, whose size must be a power of two, and this model's are stored as "
                 f"{head_dim} numbers: choose int8 or fp8"
             )
+        if self.below and self.groups(head_dim) == 1 and head_dim > 1024:  # more products than a sum has room for
+            raise UsageError(
+                f"codec {self.name} wants heads of at most 1024 numbers, or a multiple of {self.group}, and this "
+                f"model's are stored as {head_dim}: choose fp8"
+            )
         if self.channels and page_size < 64:
             raise UsageError(
                 f"codec {self.name} keeps a scale of each channel in every page, too many for pages of {page_size}: "

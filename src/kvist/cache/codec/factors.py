@@ -26,6 +26,8 @@ def pairs_together(codec: Packed, *, keys: bool) -> int:
     """How many pairs of products are added up in 16 bits: 1, 2 or 4; 0: all."""
     if codec.grid == "even" and codec.bits <= 5:
         return 0
+    if codec.bits == 8 and not keys:  # few weights of a tile are large, but queries' numbers are much alike
+        return 2
     most = 2 * _largest(keys) * _most(codec, keys)
     return max([1, *(n for n in (2, 4) if n * most <= LARGEST_SUM)])
 
@@ -33,9 +35,16 @@ def pairs_together(codec: Packed, *, keys: bool) -> int:
 def sum_limit(codec: Packed, numbers: int, *, keys: bool) -> int:
     """What factors may amount to in a sum of 16 bits before they are rounded, which adds a half to each at most.
 
-    numbers: of a group, or a tile; those of a half of each four meet where all do, else it limits two neighbours.
+    numbers: of a group, or a tile; those of a half of each four meet where all do, else it limits those of
+    `pairs_limited`.
     """
-    return LARGEST_SUM // _most(codec, keys) - (1 if pairs_together(codec, keys=keys) else numbers // 4)
+    together = pairs_together(codec, keys=keys)
+    return LARGEST_SUM // _most(codec, keys) - (pairs_limited(codec, keys=keys) if together else numbers // 4)
+
+
+def pairs_limited(codec: Packed, *, keys: bool) -> int:
+    """Of how many pairs factors are limited, 1 or 2, where not all meet: more of them fit by themselves."""
+    return 2 if codec.bits == 8 and not keys else 1
 
 
 def _largest(keys: bool) -> int:
@@ -57,7 +66,9 @@ def step_of(codec: Packed, size: Array, *, keys: bool) -> Array:
     else:
         if not keys:  # a tile's four blocks at once: as if their largest met
             size = size.reshape(*size.shape[:-1], -1, CELL).max(-2)
-        sums = size.reshape(*size.shape[:-1], -1, 2).sum(-1)
+        pairs = size.reshape(*size.shape[:-1], -1, 2).sum(-1)
+        step_by = pairs_limited(codec, keys=keys)
+        sums = pairs.reshape(*pairs.shape[:-1], -1, step_by, 2).sum(-2).reshape(*pairs.shape[:-1], -1)
     return np.asarray(np.maximum(step, sums.max(-1, keepdims=True) / limit))
 
 

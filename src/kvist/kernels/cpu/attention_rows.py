@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvist.kernels.cpu.attention_tile import make_scores, make_weigh
+from kvist.kernels.cpu.attention_tile import BLOCKS, make_scores, make_weigh
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.vector_memory import ITEMSIZE, load, store_f32
 
 
-def make_score_rows(dtype: str, ahead: int) -> Any:
-    """Scores of any number of query rows over a tile, p rows 256 bytes apart. ahead: see `make_scores`."""
-    scores6, scores4, scores3, scores2, scores1 = (make_scores(dtype, rows, ahead) for rows in (6, 4, 3, 2, 1))
+def make_score_rows(dtype: str, ahead: int, count: int = BLOCKS) -> Any:
+    """Scores of any number of query rows over a tile, p rows 256 bytes apart. ahead, count: see `make_scores`."""
+    scores6, scores4, scores3, scores2, scores1 = (make_scores(dtype, rows, ahead, count) for rows in (6, 4, 3, 2, 1))
 
     @jit
     def score_rows(

@@ -75,7 +75,8 @@ def first_header(pages: int, begin: int, low: int, page_size: int, strides: int,
 
 def make_exact(exact: str) -> tuple[Any, Any]:
     """A tile's exact blocks: those before the block `low` and from `high` on, up to the row's own position."""
-    score_rows, weigh_rows = make_score_rows(exact, 0), make_weigh_rows(exact, False)
+    score_rows, score_block = make_score_rows(exact, 0), make_score_rows(exact, 0, 1)
+    weigh_rows = make_weigh_rows(exact, False)
     itemsize = codec(exact).itemsize
 
     @apart
@@ -88,6 +89,9 @@ def make_exact(exact: str) -> tuple[Any, Any]:
         any_block = block_at(pages, begin if low > 0 else begin + high * 16, page_size, strides, head, size)
         b0 = b1 = b2 = b3 = any_block
         end = min(4, (last - begin) // 16 + 1)
+        if low + max(0, end - high) == 1:
+            score_block(q, rows, dims, b0, b0, b0, b0, p + (0 if low > 0 else high * 64), b0, b0, b0, b0)
+            return
         if high <= 0 < end:
             b0 = block_at(pages, begin, page_size, strides, head, size)
         if low > 1 or high <= 1 < end:

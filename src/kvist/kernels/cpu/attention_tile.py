@@ -44,12 +44,12 @@ def together(rows: int) -> int:
     return {1: 4, 2: 2, 3: 2}.get(rows, 1) if in_halves() else BLOCKS
 
 
-def make_scores(dtype: str, rows: int, ahead: int) -> Any:
+def make_scores(dtype: str, rows: int, ahead: int, count: int = BLOCKS) -> Any:
     """``scores(q, q_stride, k0, k1, k2, k3, dims, out, n0, n1, n2, n3)``.
 
     out[row][64] = sum over dims of q[row][dim] * K[dim][slot]. q and out are float32; k0..k3 are the addresses of the
     four K blocks; out rows lie 256 bytes apart. ahead: how many of n0..n3 to ask for, parts as large as a K block that
-    are read next: pages lie anywhere, so no processor can guess them.
+    are read next: pages lie anywhere, so no processor can guess them. count: only the first so many blocks.
     """
 
     def loop_over(builder: Any, q_rows: list[Any], blocks: list[Any], dims: Any, following: list[Any]) -> Any:
@@ -81,9 +81,9 @@ def make_scores(dtype: str, rows: int, ahead: int) -> Any:
             q, stride, *blocks, dims, out = args[:8]
             q_rows = [builder.add(q, builder.mul(stride, I64(r))) for r in range(rows)]
             step = together(rows)
-            for first in range(0, BLOCKS, step):
+            for first in range(0, count, step):
                 following = args[8 : 8 + ahead][first : first + step]
-                new = loop_over(builder, q_rows, blocks[first : first + step], dims, following)
+                new = loop_over(builder, q_rows, blocks[first : min(count, first + step)], dims, following)
                 for r in range(rows):
                     for b, made in enumerate(new[r], first):
                         builder.store(made, pointer(builder, out, V16F, I64(r * 256 + b * 64)), align=4)

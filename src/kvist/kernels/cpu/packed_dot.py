@@ -52,10 +52,13 @@ def make_dot_scores(codec: Packed, rows: int, share: int) -> Any:
             return scales, emit_load(builder, address, "f16", I64(32))
         return scales, builder.fmul(scales, ir.Constant(V16F, [-float(STEEPEST)] * 16))
 
-    def loop_over(builder: Any, starts: list[Any], blocks: list[Any], cells: Any, following: list[Any]) -> Any:
-        """Sums of some blocks, of each row, over all cells."""
+    def loop_over(
+        builder: Any, starts: list[Any], blocks: list[Any], cells: Any, following: list[Any], part: int
+    ) -> Any:  # fmt: skip
+        """One part's sums of some blocks, of each row, over all cells."""
         before, loop, after, cell = begin_loop(builder)
-        sums = [[[builder.phi(way.zero.type)] for _ in blocks] for _ in starts]
+        zeros = way.begin()
+        sums = [[[builder.phi(zero.type) for zero in zeros] for _ in blocks] for _ in starts]
         offset, at = builder.mul(cell, I64(codec.cell_bytes)), builder.mul(cell, I64(16))
         apart = share * len(blocks) or codec.cell_bytes
         for n in following:
@@ -67,11 +70,11 @@ def make_dot_scores(codec: Packed, rows: int, share: int) -> Any:
         def place(row: int, quad: int) -> Any:
             return builder.add(starts[row], builder.add(at, I64(4 * quad)))
 
-        emit_cells(builder, way, new, squares, place)
-        for row, made in zip(sums, new, strict=True):
-            for phi, following_sum in zip(chain(*row), chain(*made), strict=True):
-                phi.add_incoming(way.zero, before)
-                phi.add_incoming(following_sum, builder.block)
+        emit_cells(builder, way, new, squares, place, part)
+        begun = zeros * (len(starts) * len(blocks))
+        for phi, zero, made in zip(chain(*chain(*sums)), begun, chain(*chain(*new)), strict=True):
+            phi.add_incoming(zero, before)
+            phi.add_incoming(made, builder.block)
         end_loop(builder, before, loop, after, cell, cells)
         return new
 
@@ -92,9 +95,12 @@ def make_dot_scores(codec: Packed, rows: int, share: int) -> Any:
                 following = [builder.add(block, at) for block in found[4 + b : 4 + b + way.blocks]]
                 if share:
                     following = [builder.add(asked, builder.mul(cells, I64(b * share)))]
-                made = loop_over(builder, starts, k[b : b + way.blocks], cells, following)
-                for row, sums in zip(new, made, strict=True):
-                    row += sums
+                made = [
+                    loop_over(builder, starts, k[b : b + way.blocks], cells, following if part == 0 else [], part)
+                    for part in range(way.parts)
+                ]
+                for row, *parts in zip(new, *made, strict=True):
+                    row += zip(*parts, strict=True)
             begins = builder.icmp_signed("==", first, I64(0))
             zero = ir.Constant(V16F, [0.0] * 16)
             for b, address in enumerate(s):  # once for all rows
@@ -132,9 +138,11 @@ def make_dot_weigh(codec: Packed, rows: int, width: int, share: int) -> Any:
     """
     way, apart = way_of(codec, keys=False), width * (share or codec.cell_bytes)
 
-    def add_block(builder: Any, starts: list[Any], sums: Any, block: Any, number: Any, following: Any) -> None:
-        """Add a block's values, and ask for as much of what follows."""
-        for line in range(0, apart, 64):
+    def add_block(
+        builder: Any, starts: list[Any], sums: Any, block: Any, number: Any, following: Any, part: int
+    ) -> None:  # fmt: skip
+        """Add one part of a block's values, and ask for as much of what follows, once for all parts."""
+        for line in range(0, apart if part == 0 else 0, 64):
             emit_prefetch(builder, following, I64(line))
         addresses = [builder.add(block, I64(j * codec.cell_bytes)) for j in range(width)]
         cells = [Cell(codec, builder, address, signed=True) for address in addresses]
@@ -144,12 +152,13 @@ def make_dot_weigh(codec: Packed, rows: int, width: int, share: int) -> Any:
         def place(row: int, quad: int) -> Any:
             return builder.add(own[row], I64(way.tile_place(quad)))
 
-        emit_cells(builder, way, sums, cells, place)
+        emit_cells(builder, way, sums, cells, place, part)
 
-    def loop_over(builder: Any, starts: list[Any], begun: Any, blocks: Any, at: Any, asked: Any) -> Any:
+    def loop_over(builder: Any, starts: list[Any], blocks: Any, at: Any, asked: Any, part: int) -> Any:
         """The same for all blocks in a loop: without it, so many sums and factors are shuffled about in vain."""
         before, loop, after, number = begin_loop(builder)
-        sums = [[[builder.phi(way.zero.type) for _ in state] for state in row] for row in begun]
+        begun = [[way.begin() for _ in range(width)] for _ in starts]
+        sums = [[[builder.phi(zero.type) for zero in state] for state in row] for row in begun]
         made = [[list(state) for state in row] for row in sums]
         place = builder.mul(number, I64(8))
         block, following = (
@@ -157,7 +166,7 @@ def make_dot_weigh(codec: Packed, rows: int, width: int, share: int) -> Any:
         )
         if share:
             following = builder.add(asked, builder.mul(number, I64(apart)))
-        add_block(builder, starts, made, block, number, following)
+        add_block(builder, starts, made, block, number, following, part)
         for phi, start, following_sum in zip(*(chain(*chain(*every)) for every in (sums, begun, made)), strict=True):
             phi.add_incoming(start, before)
             phi.add_incoming(following_sum, builder.block)
@@ -171,21 +180,22 @@ def make_dot_weigh(codec: Packed, rows: int, width: int, share: int) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             w, stride, f, blocks, at, asked, acc, acc_stride = args
             starts = [builder.add(w, builder.mul(stride, I64(r))) for r in range(rows)]
-            sums = [[[way.zero] for _ in range(width)] for _ in range(rows)]
             if way.blocks == 1:
-                sums = loop_over(builder, starts, sums, blocks, at, asked)
+                parts = [loop_over(builder, starts, blocks, at, asked, part) for part in range(way.parts)]
             else:
+                sums = [[way.begin() for _ in range(width)] for _ in starts]
                 found = [builder.add(block, at) for block in emit_blocks(builder, blocks)]
                 for b, block in enumerate(found[:4]):
                     following = builder.add(asked, I64(b * apart)) if share else found[4 + b]
-                    add_block(builder, starts, sums, block, I64(b), following)
+                    add_block(builder, starts, sums, block, I64(b), following, 0)
+                parts = [sums]
             for r in range(rows):
                 own = builder.add(f, builder.mul(stride, I64(r)))
                 step, total = emit_splat_at(builder, own, 0), emit_splat_at(builder, own, 4)
                 for j in range(width):
                     place = pointer(builder, builder.add(acc, builder.mul(acc_stride, I64(r))), V16F, I64(64 * j))
                     begun = builder.fadd(builder.load(place, align=4), total)
-                    made = builder.sitofp(way.total(builder, sums[r][j]), V16F)
+                    made = builder.sitofp(way.total(builder, [part[r][j] for part in parts]), V16F)
                     builder.store(emit_fma(builder, made, step, begun), place, align=4)
             return context.get_dummy_value()
 

@@ -73,24 +73,33 @@ def put_bytes(typingctx: Any, address: Any, codes: Any) -> Any:
     return types.none(types.int64, f32x16), codegen
 
 
+def _sums(*steps: int) -> Any:
+    """Of lanes whose numbers differ in these bits alone, each gets the sum."""
+
+    @intrinsic
+    def function(typingctx: Any, a: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            total = args[0]
+            for step in steps:
+                total = builder.fadd(total, shuffle(builder, total, total, [lane ^ step for lane in range(LANES)]))
+            return total
+
+        return f32x16(f32x16), codegen
+
+    return function
+
+
+sum_pairs = _sums(8, 4, 1)
+"""In each lane the sum of all that are in the same half of their four: lanes 0, 1, 4, 5, .. or 2, 3, 6, 7, .."""
+sum_two_pairs = _sums(1, 4)
+"""The same of their eight: those that two pairs of products are made with."""
+
+
 @intrinsic
 def swap(typingctx: Any, a: Any) -> Any:
     """Each two neighbours change places."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return shuffle(builder, args[0], args[0], [lane ^ 1 for lane in range(LANES)])
-
-    return f32x16(f32x16), codegen
-
-
-@intrinsic
-def sum_pairs(typingctx: Any, a: Any) -> Any:
-    """In each lane the sum of all that are in the same half of their four: lanes 0, 1, 4, 5, .. or 2, 3, 6, 7, .."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        total = args[0]
-        for step in (8, 4, 1):
-            total = builder.fadd(total, shuffle(builder, total, total, [lane ^ step for lane in range(LANES)]))
-        return total
 
     return f32x16(f32x16), codegen

@@ -25,16 +25,18 @@ from kvist.kernels.cpu.vector import (
     V16S,
     emit_splat,
     has,
+    in_halves,
     pointer,
+    shuffle,
 )
-from kvist.kernels.cpu.vector_bytes import V64B, emit_shuffle_bytes
+from kvist.kernels.cpu.vector_bytes import V64B, emit_shuffle_bytes, join_halves
 
 V16B = ir.VectorType(I8, LANES)
 
 
-def words(value: int) -> Any:
+def words(value: int, lanes: int = LANES) -> Any:
     """A constant in all lanes."""
-    return ir.Constant(V16I, [value] * LANES)
+    return ir.Constant(ir.VectorType(I32, lanes), [value] * lanes)
 
 
 def shifted(builder: Any, value: Any, right: int) -> Any:
@@ -42,6 +44,15 @@ def shifted(builder: Any, value: Any, right: int) -> Any:
     if right == 0:
         return value
     return builder.lshr(value, words(right)) if right > 0 else builder.shl(value, words(-right))
+
+
+def smaller() -> float:
+    """How much smaller small floats become than what they stand for.
+
+    AVX2 converts halves eight at a time, and some processors slowly, so there they become float32 by moving bits alone,
+    which leaves the exponent's bias out.
+    """
+    return 2.0**-112 if in_halves() else 1.0  # 2**(15 - 127): the biases of halves and floats
 
 
 class Cell:
@@ -76,11 +87,23 @@ class Cell:
         return low
 
     def number(self, i: int) -> Any:
-        """What the e4m3 codes of vector i stand for, before the scale: sixteen floats."""
+        """What the e4m3 codes of vector i stand for, before the scale, times `smaller`: sixteen floats."""
         builder = self._builder
         codes = builder.load(pointer(builder, self._address, V16B, I64(16 * i)), align=1)
+        if in_halves():
+            return self._from_words(codes)
         wide = builder.shl(builder.sext(codes, V16S), _halves(7))  # the sign comes twice
         return builder.fpext(builder.bitcast(builder.and_(wide, _halves(0xBF80)), V16H), V16F)
+
+    def _from_words(self, codes: Any) -> Any:
+        """A code's sign, exponent and three digits as those of a float32, subnormal where the code is."""
+        builder = self._builder
+        twice, found = shuffle(builder, codes, codes, 2 * list(range(LANES))), []
+        for half in (0, 8):
+            top = [half + 4 * (lane // 16) + lane % 16 // 4 if lane % 4 == 3 else 128 for lane in range(32)]
+            found.append(emit_shuffle_bytes(builder, twice, ir.Constant(ir.VectorType(I8, 32), top)))
+        wide = builder.ashr(builder.bitcast(join_halves(builder, *found), V16I), words(4))  # the sign comes five times
+        return builder.bitcast(builder.and_(wide, words(-(1 << 31) | 0x07F0_0000)), V16F)
 
     def _word(self, offset: int) -> Any:
         if offset not in self._words:

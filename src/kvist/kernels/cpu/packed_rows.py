@@ -13,10 +13,12 @@ from kvist.cache.codec.base import AnyCodec, Packed
 from kvist.cache.codec.factors import LARGEST_QUERY, pairs_together, sum_limit
 from kvist.kernels.cpu.math import apart, jit
 from kvist.kernels.cpu.packed_factors import put_bytes, sum_pairs, swap
+from kvist.kernels.cpu.packed_tile import lift
 from kvist.kernels.cpu.places import block_at
 from kvist.kernels.cpu.scalar import put_f32, put_i64
+from kvist.kernels.cpu.sizes import ASKED_BYTES
 from kvist.kernels.cpu.vector import absolute, add, fma, maximum, mul, reduce_add, reduce_max, round_even, splat
-from kvist.kernels.cpu.vector_memory import load, load_f32
+from kvist.kernels.cpu.vector_memory import load, load_f32, store_f32
 
 load_f16 = load["f16"]
 PORTION = 4  # rows that pass by packed numbers together
@@ -82,8 +84,20 @@ def put_blocks(
 
 @jit
 def query_bytes(dims: int) -> int:
-    """Of a row's rounded query: a byte of each number, step and sum of each group."""
-    return dims + dims // 16 * 8
+    """Of a row's query as packed keys want it: floats, or a byte of each number, step and sum of each group."""
+    return dims * ASKED_BYTES
+
+
+def _make_lift() -> Any:
+    """`make_prepare` for small floats: queries times `packed_tile.lift`."""
+    factor = lift()
+
+    @jit
+    def prepare(q: int, rows: int, dims: int, header: int, out: int) -> None:
+        for at in range(0, rows * dims * 4, 64):
+            store_f32(out + at, mul(load_f32(q + at), splat(factor)))
+
+    return prepare
 
 
 def make_prepare(codec: AnyCodec) -> Any:
@@ -93,8 +107,10 @@ def make_prepare(codec: AnyCodec) -> Any:
     factors of its own; what rounding takes from them is made good for the middle of the codes, and only what a code is
     away from that misses it.
     """
-    if not isinstance(codec, Packed) or codec.grid == "e4m3":
+    if not isinstance(codec, Packed):
         return jit(lambda q, rows, dims, header, out: None)
+    if codec.grid == "e4m3":
+        return _make_lift()
     group, channels, middle = codec.group, codec.channels, codec.middle
     most, all_together = float(LARGEST_QUERY), pairs_together(codec, keys=True) == 0
     limit = sum_limit(codec, 0, keys=True)

@@ -69,7 +69,7 @@ def _make_score_grid(codec: Packed) -> Any:
             a, b, c, d = k0 + at, k1 + at, k2 + at, k3 + at
             s0, s1, s2, s3 = k0 + beside, k1 + beside, k2 + beside, k3 + beside
             for r in range(0, rows, PORTION):
-                n, x, out = min(PORTION, rows - r), q + (r * dims + first) * 4, p + r * 256
+                n, x, out = min(PORTION, rows - r), qb + (r * dims + first) * 4, p + r * 256
                 if n == 1:
                     scores1(x, stride, a, b, c, d, s0, s1, s2, s3, cells, out, first, n0, n1, n2, n3)
                 elif n == 2:

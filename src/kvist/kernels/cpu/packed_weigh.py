@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.cache.codec.base import AnyCodec, Packed
-from kvist.cache.codec.factors import LARGEST_WEIGHT, pairs_together, sum_limit
+from kvist.cache.codec.factors import LARGEST_WEIGHT, pairs_limited, pairs_together, sum_limit
 from kvist.kernels.cpu.abi import TILE
 from kvist.kernels.cpu.attention_extras import ask_for, share_of
 from kvist.kernels.cpu.attention_rows import make_weigh_rows
 from kvist.kernels.cpu.attention_tile import together
 from kvist.kernels.cpu.math import apart, jit
 from kvist.kernels.cpu.packed_dot import make_dot_weigh, weigh_width
-from kvist.kernels.cpu.packed_factors import pack_tile, sum_pairs, swap
+from kvist.kernels.cpu.packed_factors import pack_tile, sum_pairs, sum_two_pairs, swap
 from kvist.kernels.cpu.packed_rows import (
     PORTION,
     SMALLEST,
@@ -20,7 +20,7 @@ from kvist.kernels.cpu.packed_rows import (
     group_of,
     load_f16,
 )
-from kvist.kernels.cpu.packed_tile import make_packed_weigh
+from kvist.kernels.cpu.packed_tile import lift, make_packed_weigh
 from kvist.kernels.cpu.scalar import prefetch, put_f32, slot
 from kvist.kernels.cpu.vector import add, fma, maximum, mul, reduce_add, reduce_max, round_even, splat
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
@@ -59,7 +59,7 @@ def _make_weigh_grid(codec: Packed) -> Any:
     width = min(together(PORTION), codec.group // 16)
     wide1, wide2, wide3, wide4 = (make_packed_weigh(codec, rows, width) for rows in (1, 2, 3, 4))
     narrow1 = make_packed_weigh(codec, 1, 1)
-    size, group = codec.cell_bytes, codec.group
+    size, group, factor = codec.cell_bytes, codec.group, lift()
 
     @jit
     def one_block(p: int, rows: int, v: int, acc: int, dims: int, scratch: int, following: int) -> None:
@@ -67,7 +67,7 @@ def _make_weigh_grid(codec: Packed) -> Any:
         for first in range(0, dims, step):
             beside = dims // 16 * size + first // step * 32
             prefetch(following + beside)
-            scale = load_f16(v + beside)
+            scale = mul(load_f16(v + beside), splat(factor))
             for r in range(0, rows, PORTION):
                 n = min(PORTION, rows - r)
                 for i in range(n):
@@ -100,8 +100,8 @@ def _make_round(codec: Packed) -> Any:
     """
     offset, middle, below = codec.offset, codec.middle, float(codec.below)
     most, all_together = float(LARGEST_WEIGHT), pairs_together(codec, keys=False) == 0
-    share = most / sum_limit(codec, TILE, keys=False)
-    binds = share * (TILE // 2 if all_together else 2) > 1  # else even the largest weights amount to less
+    share, limited = most / sum_limit(codec, TILE, keys=False), pairs_limited(codec, keys=False)
+    binds = share * (TILE // 2 if all_together else 2 * limited) > 1  # else even the largest weights amount to less
 
     @jit
     def round_weights(p: int, scales: int, out: int) -> None:
@@ -109,7 +109,10 @@ def _make_round(codec: Packed) -> Any:
         w2, w3 = mul(load_f32(p + 128), load_f32(scales + 128)), mul(load_f32(p + 192), load_f32(scales + 192))
         top = maximum(maximum(w0, w1), maximum(w2, w3))
         if binds:
-            sums = sum_pairs(add(add(w0, w1), add(w2, w3))) if all_together else add(top, swap(top))
+            if all_together:
+                sums = sum_pairs(add(add(w0, w1), add(w2, w3)))
+            else:
+                sums = sum_two_pairs(top) if limited == 2 else add(top, swap(top))
             top = maximum(top, mul(sums, splat(share)))
         heaviest = reduce_max(top)
         inverse = splat(most / heaviest if heaviest > SMALLEST else 0.0)

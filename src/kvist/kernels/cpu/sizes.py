@@ -9,6 +9,7 @@ PANEL_ROWS = 4  # weight rows of a panel (see `tile`)
 PANEL_COLUMNS = 768  # and its numbers a row, at most; a multiple of every type's block
 PANEL_BYTES = 4 * PANEL_ROWS * PANEL_COLUMNS
 SUMS_BYTES = 64 * PANEL_ROWS  # of one activation row that passes by a panel
+ASKED_BYTES = 4  # of each number of a query as packed keys want it, at most: floats, or bytes with a few numbers beside
 WIDE = 6  # activation rows of the largest panel tile
 X_BYTES = 400 << 10  # of a matmul piece's activation rows: they stay in the second-level cache
 
@@ -16,7 +17,7 @@ X_BYTES = 400 << 10  # of a matmul piece's activation rows: they stay in the sec
 def scratch_bytes(group: int, head_dim: int) -> int:
     """Bytes a thread needs: for the largest item (see `attention`), or for a panel and its sums (see `matmul`)."""
     rows = max(TILE_ROWS, group)
-    copies = max(2 * 4 * TILE * head_dim, rows * (7 * head_dim + 256) + 1024)
+    copies = max(2 * 4 * TILE * head_dim, rows * ((4 + ASKED_BYTES) * head_dim + 256) + 1024)
     item = 4 * rows * (3 * head_dim + 64 + 4) + copies
     return max(item, PANEL_BYTES + SUMS_BYTES * (X_BYTES // (4 * PANEL_COLUMNS) + WIDE)) + 2048
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from kvist.kernels.cpu.vector import I8, I16, I32, LANES, external, has
+from kvist.kernels.cpu.vector import I8, I16, I32, LANES, external, has, shuffle
 
 V32H, V64B = ir.VectorType(I16, 2 * LANES), ir.VectorType(I8, 4 * LANES)
 
@@ -27,24 +27,40 @@ def emit_shuffle_bytes(builder: Any, table: Any, places: Any) -> Any:
 
 
 def _emit_wide(builder: Any, name: str, name_512: str, item: Any, made: Any, a: Any, b: Any) -> Any:
-    """An instruction that makes of two vectors of `item` one of `made`: sixteen words, at once or in two halves."""
-    count, size = LANES * 32 // item.width, LANES * 32 // made.width
-    narrow, wide = ir.VectorType(item, count), ir.VectorType(made, size)
-    a, b = builder.bitcast(a, narrow), builder.bitcast(b, narrow)
+    """An instruction that makes of two vectors of `item` one of `made`: of 64 bytes at once or in two halves, or 32."""
+    if bits_of(a) == 256:
+        return _emit_half(builder, name, item, made, a, b)
     if has("avx512bw"):
-        return builder.call(external(builder, f"llvm.x86.avx512.{name_512}", wide, [narrow] * 2), [a, b])
-    half, half_wide = ir.VectorType(item, count // 2), ir.VectorType(made, size // 2)
-    function = external(builder, f"llvm.x86.avx2.{name}", half_wide, [half] * 2)
-    parts = [builder.call(function, [_half(builder, v, part) for v in (a, b)]) for part in range(2)]
-    return builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(I32, size), list(range(size))))
+        narrow, wide = (ir.VectorType(kind, 512 // kind.width) for kind in (item, made))
+        function = external(builder, f"llvm.x86.avx512.{name_512}", wide, [narrow] * 2)
+        return builder.call(function, [builder.bitcast(a, narrow), builder.bitcast(b, narrow)])
+    parts = [_emit_half(builder, name, item, made, *(half_of(builder, v, part) for v in (a, b))) for part in range(2)]
+    return join_halves(builder, *parts)
 
 
-def _half(builder: Any, vector: Any, part: int) -> Any:
+def _emit_half(builder: Any, name: str, item: Any, made: Any, a: Any, b: Any) -> Any:
+    narrow, wide = (ir.VectorType(kind, 256 // kind.width) for kind in (item, made))
+    function = external(builder, f"llvm.x86.avx2.{name}", wide, [narrow] * 2)
+    return builder.call(function, [builder.bitcast(a, narrow), builder.bitcast(b, narrow)])
+
+
+def bits_of(vector: Any) -> int:
+    """Size of a vector."""
+    size: int = vector.type.count * vector.type.element.width
+    return size
+
+
+def half_of(builder: Any, vector: Any, part: int) -> Any:
+    """The first half of a vector's lanes, or the second."""
     count = vector.type.count // 2
-    lanes = ir.Constant(ir.VectorType(I32, count), [part * count + lane for lane in range(count)])
-    return builder.shuffle_vector(vector, vector, lanes)
+    return shuffle(builder, vector, vector, [part * count + lane for lane in range(count)])
 
 
-def halves(value: int) -> Any:
+def join_halves(builder: Any, a: Any, b: Any) -> Any:
+    """One vector of two."""
+    return shuffle(builder, a, b, list(range(2 * a.type.count)))
+
+
+def halves(value: int, lanes: int = 2 * LANES) -> Any:
     """A constant in all 16-bit halves."""
-    return ir.Constant(V32H, [value] * 2 * LANES)
+    return ir.Constant(ir.VectorType(I16, lanes), [value] * lanes)
