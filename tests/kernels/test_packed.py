@@ -58,6 +58,19 @@ def test_rows_are_as_the_reference_has_them_and_chunks_change_no_bit(
             assert same_bits(World(k, v, page_size, 64).run(backend, chunk, window), whole)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_of_the_largest_heads(backend: Backend, sign: int) -> None:
+    """As many products as a sum may have (`Packed.check`), as large as can be: all but one of a slot's codes are 255."""
+    worlds = [World("int8", "int8", 16, 1008, length=64) for _ in range(2)]
+    for world in worlds:
+        world.q = np.full_like(world.q, sign)
+        low = np.arange(64)[:, None] == np.arange(world.k.shape[1]) % 1008
+        world.k = world.v = np.where(low, np.float32(-1), np.float32(1))
+        world.scale = 1 / 1008
+    made, wanted = worlds[0].run(backend, 1), worlds[1].run(ReferenceBackend(), 64)
+    assert np.abs(made - wanted).max() < 1e-2
+
+
 @pytest.mark.parametrize("dims", [16, 32, 128])
 @pytest.mark.parametrize(
     ("exact", "k", "v"),

@@ -111,7 +111,7 @@ class Bytes:
         return made[0] if len(made) == 1 else join_halves(builder, *made)
 
     def _words(self, builder: Any, low: Any, high: Any = None) -> Any:
-        """Sums of two neighbours each. What high bytes miss of up to 257 numbers fits in 16 bits without a sign."""
+        """Sums of two neighbours each. Of up to 256 numbers what high bytes miss fits in 16 bits without a sign."""
         if high is None:
             return low if self._together else _widened(builder, low, 1)
         lanes = low.type.count
