@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kvist.cache.codec import any_codec
 from kvist.cache.codec.base import Packed
-from kvist.cache.codec.factors import asked, pairs_together, step_of, weighed
+from kvist.cache.codec.factors import SPLIT, TILE, asked, counting, pairs_together, step_of, weighed
 from kvist.cache.codec.packed import grid
 from kvist.errors import UsageError
 
@@ -35,10 +37,10 @@ def multiplied(codec: Packed, keys: bool) -> npt.NDArray[np.float64]:
 def test_sums_fit(name: str, size: int, keys: bool) -> None:
     codec = any_codec(name)
     assert isinstance(codec, Packed)
-    given = numbers_of_all_kinds(1, size)
-    given = given if keys else np.abs(given)
-    step = step_of(codec, np.abs(given), keys=keys)
-    found = np.rint(np.divide(given, step, out=np.zeros_like(given), where=step > 0))
+    numbers = numbers_of_all_kinds(1, size)
+    numbers = numbers if keys else np.abs(numbers)
+    step = step_of(codec, np.abs(numbers), keys=keys)
+    found = np.rint(np.divide(numbers, step, out=np.zeros_like(numbers), where=step > 0))
     assert np.abs(found).max() <= (127 if keys else 255) and (np.abs(found).max(1) > 8)[:-1].all()
     codes = multiplied(codec, keys)
     high, low = np.where(found > 0, codes.max(), codes.min()), np.where(found > 0, codes.min(), codes.max())
@@ -72,3 +74,32 @@ def test_factors_are_fine(name: str) -> None:
         made, exact = weighed(codec, weights, values, ones, 0 * ones), weights @ values
         assert np.abs(made - exact).max() < 0.01 * weights.sum()
     assert np.array_equal(weighed(codec, np.eye(64)[5], np.full((64, 64), 2.0), ones, 2 * ones), np.full(64, 2.0))
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1), length=st.integers(1, 3000), spread=st.floats(0, 8), above=st.integers(0, 40),
+    page_size=st.sampled_from([16, 128]),
+)  # fmt: skip
+def test_what_is_left_out_weighs_little(seed: int, length: int, spread: float, above: int, page_size: int) -> None:
+    rng, slots = np.random.default_rng(seed), np.arange(length)
+    scores = rng.standard_normal(length) * spread
+    scores[0] += above
+    found = counting(scores, slots, length, page_size, scores[:16].max() if length > 16 else -np.inf)
+    assert np.exp(scores - scores.max())[~found].sum() < 0.25
+    exact = (slots < page_size) | (slots // page_size == (length - 1) // page_size)
+    assert found[scores.argmax()] and found[exact].all()
+    for tile in range(0, length, TILE):
+        assert len(set(found[tile : tile + TILE])) == 1
+
+
+def test_each_split_begins_anew() -> None:
+    """What is far below the first block is left out everywhere; below what only another split has, nowhere."""
+    scores, slots = np.zeros(3 * SPLIT), np.arange(3 * SPLIT)
+    scores[20] = 50
+    own = slots >= 3 * SPLIT - TILE
+    assert np.array_equal(counting(scores, slots, 3 * SPLIT, 16, 50.0), (slots < TILE) | own)
+    assert np.array_equal(counting(scores, slots, 3 * SPLIT, 16), (slots < TILE) | (slots >= SPLIT))
+    later = slots[TILE:]  # a window's
+    assert np.array_equal(counting(scores[later], later, 3 * SPLIT, 16, before=90.0), later >= SPLIT)
+    assert counting(scores[later], later, 3 * SPLIT, 16).all()

@@ -20,6 +20,7 @@ from kvist.eval.speed import REAL, ROUNDS, STEADY, STEPS, step_seconds
 from kvist.eval.steps import MANY, contexts_up_to, timed
 
 CONTEXTS, COUNTS = (300, REAL + 200), (1, 3)
+TOKENS = np.random.default_rng(0).integers(0, 300, 1024).tolist()
 
 
 def sizes(tables: int) -> dict[str, object]:
@@ -54,7 +55,7 @@ def test_sequences_are_alike_and_share_nothing(long: LLM, method: Method, monkey
 
     monkeypatch.setattr(speed, "_step", step)
     with long, method.engine(long, **sizes(6), kv_cache_memory_bytes=None) as engine:
-        found = step_seconds([engine], CONTEXTS, 300, 64, counts=(3,))
+        found = step_seconds([engine], CONTEXTS, TOKENS, 64, counts=(3,))
         assert not engine.manager.tables
         engine.manager.check_integrity()
     assert np.shape(found) == (1, 1, 2, ROUNDS)
@@ -63,13 +64,13 @@ def test_sequences_are_alike_and_share_nothing(long: LLM, method: Method, monkey
     assert len(seen) == 2 * ROUNDS * STEPS
 
 
-def test_what_is_chosen_is_chosen_from_what_was_computed(long: LLM) -> None:
+def test_what_steps_depend_on_was_computed(long: LLM) -> None:
     computed = []
-    for policy in ("full", "topk:0.25"):
-        with Method("f32", policy).engine(long, **sizes(2), kv_cache_memory_bytes=None) as engine:
-            step_seconds([engine], CONTEXTS, 300, 64)
+    for method in (Method("f32"), Method("f32", "topk:0.25"), Method("int8")):
+        with method.engine(long, **sizes(2), kv_cache_memory_bytes=None) as engine:
+            step_seconds([engine], CONTEXTS, TOKENS, 64)
             computed.append(engine.runner.kv_projections - 2 * STEADY)
-    assert computed == [REAL, CONTEXTS[-1]]
+    assert computed == [REAL, CONTEXTS[-1], CONTEXTS[-1]]
     long.close()
 
 
@@ -97,4 +98,4 @@ def test_contexts_that_do_not_fit(long: LLM) -> None:
             contexts_up_to(1000, long, COUNTS)
         small = {**sizes(1), "kv_cache_memory_bytes": 1 << 20, "max_model_len": None}
         with Method("f32").engine(long, **small) as engine, pytest.raises(CapacityError, match="time shorter ones"):
-            step_seconds([engine], CONTEXTS, 300, 64, counts=(3,))
+            step_seconds([engine], CONTEXTS, TOKENS, 64, counts=(3,))

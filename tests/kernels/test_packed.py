@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from kvist.cache.codec.factors import TILE, counting
 from kvist.cache.pool import PagePool
+from kvist.kernels import reference_pages
 from kvist.kernels.program import Backend, Limits, Seal
 from kvist.kernels.reference import ReferenceBackend
 from ops import same_bits
@@ -56,6 +58,59 @@ def test_rows_are_as_the_reference_has_them_and_chunks_change_no_bit(
         assert np.abs(whole - wanted).mean() < (1e-3 if by_channel else 2e-4)  # it rounds weights as kernels do
         for chunk in (1, 7, 64):
             assert same_bits(World(k, v, page_size, 64).run(backend, chunk, window), whole)
+
+
+def far_world(k: str, v: str) -> World:
+    """Two splits, in which many tiles of a row weigh nothing beside the first position, and many do."""
+    world = World(k, v, page_sizes(k, v)[0], 64, length=700)
+    world.look_at_first(14)
+    return world
+
+
+@pytest.mark.parametrize(("k", "v"), PAIRS)
+@pytest.mark.parametrize("window", [None, 600])
+def test_what_weighs_nothing_depends_on_the_row_alone(backend: Backend, k: str, v: str, window: int | None) -> None:
+    whole = far_world(k, v).run(backend, 700, window)
+    for chunk in (1, 7, 64):
+        assert same_bits(far_world(k, v).run(backend, chunk, window), whole)
+    wanted = far_world(k, v).run(ReferenceBackend(), 700, window)
+    assert np.abs(whole - wanted).max() < 5e-2  # a tile at the border may fall either way
+    assert np.abs(whole - wanted).mean() < (1e-3 if k.startswith("kivi") else 2e-4)
+
+
+@pytest.mark.parametrize(("k", "v"), [pair for pair in PAIRS if not pair[0].startswith("kivi")])  # see above
+def test_values_that_weigh_nothing_are_not_read(
+    backend: Backend, k: str, v: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, told = far_world(k, v), list[np.ndarray]()
+    last, layout = world.length - 1, world.sealed.layout
+    whole = world.run(backend, 64)
+
+    def noted(*given: object) -> np.ndarray:
+        told.append(counting(*given))  # type: ignore[arg-type]
+        return told[-1]
+
+    monkeypatch.setattr(reference_pages, "counting", noted)
+    pools, limits = [world.sealed, world.exact], Limits(world.length, world.length, 1)
+    ReferenceBackend().bind(world.program(), pools, limits).run(world.batch(last, last + 1))
+    counts = np.reshape(told, (KV_HEADS, -1, world.length)).any(1)  # in one row of a KV head at least
+    sealed = np.arange(world.page_size, last // world.page_size * world.page_size)
+    assert 0.1 < counts[:, TILE : sealed[-1] & -TILE].mean() < 0.9
+    executable = backend.bind(world.program(), pools, limits)
+
+    def spoil(head: int, position: int) -> None:
+        place, slot = divmod(position, world.page_size)
+        extent, page = divmod(world.sealed.num_pages - 1 - place, layout.extent_pages)
+        stored = world.sealed.heads(0)[extent, head, page]
+        begin = layout.header_bytes(0) + slot // 16 * layout.block_bytes(0)
+        stored[begin + layout.v_offset(0) : begin + layout.block_bytes(0)] = 0xFF
+
+    for head in range(KV_HEADS):
+        for position in sealed[~counts[head, sealed]]:
+            spoil(head, int(position))
+    assert same_bits(executable.run(world.batch(last, last + 1)), whole[last:])
+    spoil(0, int(sealed[counts[0, sealed]][0]))
+    assert not same_bits(executable.run(world.batch(last, last + 1)), whole[last:])
 
 
 @pytest.mark.parametrize("sign", [1, -1])

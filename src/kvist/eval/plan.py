@@ -46,10 +46,9 @@ class Plan:
         )
 
 
-CONTEXTS = (250, 900, 4000, 8000)
-"""Two of them lie within 1,024 positions, so that every model has a slope."""
-
-QUICK = Plan(tokens=200, documents=6, lengths=(500,), depths=5, seeds=1, contexts=CONTEXTS)
+QUICK = Plan(tokens=200, documents=6, lengths=(500,), depths=5, seeds=1, contexts=(250, 900, 2000))
 FULL = Plan(
-    tokens=8000, documents=64, lengths=(1000, 2000, 4000, 8000), depths=DEPTHS, seeds=20, contexts=CONTEXTS
+    tokens=8000, documents=64, lengths=(1000, 2000, 4000, 8000), depths=DEPTHS, seeds=20,
+    contexts=(250, 900, 4000, 8000),
 )  # fmt: skip
+"""Two contexts lie within 1,024 positions, so that every model has a slope."""

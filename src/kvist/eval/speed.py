@@ -7,8 +7,8 @@ others are copies of the first in pages of their own. ::
     every other one    0 ══════════════ context 1 ════════ context 2     ════ copies of pages that were computed
     timed              in turns: rounds x contexts x numbers of sequences x methods
 
-How long a step takes depends on what pages hold only where a policy chooses by that: there, all of the first sequence
-is computed.
+How long a step takes depends on what pages hold where a policy chooses by that, and where they are packed, for values
+that weigh nothing are not read (see `codec.factors`). There all of the first sequence is computed.
 
 A machine is not as fast in one minute as in the next, but within a turn the methods follow each other closely. So of a
 method the *ratio* to the floor (float16) is taken, turn by turn; its time is the floor's times the median ratio.
@@ -37,7 +37,7 @@ STEADY = ROUNDS * STEPS
 """Positions that such a measurement goes on by."""
 
 REAL = 512
-"""Positions that are computed, whatever the method: whole pages of any size."""
+"""Positions that are computed where it does not matter what pages hold: whole pages of any size."""
 
 RESAMPLES = 1000
 
@@ -55,15 +55,15 @@ class Line:
 
 
 def step_seconds(
-    engines: Sequence[Engine], contexts: Sequence[int], vocab_size: int, budget: int,
+    engines: Sequence[Engine], contexts: Sequence[int], tokens: Sequence[int], budget: int,
     *, counts: Sequence[int] = (1,), rounds: int = ROUNDS, advanced: Advanced = lambda done, total: None,
 ) -> list[list[Turns]]:  # fmt: skip
     """Of each engine and number of sequences the turns at the ascending contexts.
 
-    Pages must not be shared by prefix: the engines cache none. budget: tokens of a step that computes a context.
+    Pages must not be shared by prefix: the engines cache none. tokens: a text that goes on behind the last context by
+    all steps; budget: of them in a step that computes a context.
     advanced: told of what is done, out of how much.
     """
-    tokens = np.random.default_rng(0).integers(0, vocab_size, contexts[-1] + rounds * STEPS * len(counts)).tolist()
     total = len(engines) * len(contexts) + rounds
     going: list[list[list[PageTable]]] = []
     for number, engine in enumerate(engines):
@@ -149,13 +149,13 @@ def _begin(
 def _extend(engine: Engine, table: PageTable, tokens: Sequence[int], budget: int) -> None:
     """Go on to the end of `tokens`, at most `budget` a step; past `REAL` with copies where that makes no difference."""
     manager = engine.manager
-    chooses = engine.evictor is not None or any(
-        spec is not None and spec.sketch for group in manager.groups for spec in group.layout.layers
+    matters = engine.evictor is not None or any(
+        spec is not None and (spec.sketch or spec.packed) for group in manager.groups for spec in group.layout.layers
     )
     while (computed := table.computed) < len(tokens):
-        new = tokens[computed : min(computed + budget, len(tokens) if chooses or computed >= REAL else REAL)]
+        new = tokens[computed : min(computed + budget, len(tokens) if matters or computed >= REAL else REAL)]
         _reserve(manager, table, len(new))
-        if chooses or computed < REAL:
+        if matters or computed < REAL:
             engine.runner.forward([Piece(table, new, table.positions, "none")])
             continue
         size, filled = manager.layout.page_size, manager.layout.pages_for(computed)

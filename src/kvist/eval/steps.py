@@ -9,10 +9,14 @@ from typing import Any
 from kvist.errors import UsageError
 from kvist.eval.method import FLOOR, Method
 from kvist.eval.speed import ROUNDS, STEPS, Turns, figures, step_seconds
+from kvist.eval.text import documents, running
 from kvist.llm import LLM
 
 BUDGET = 512
 """Tokens of a step that computes a context, or the text around a pass key."""
+
+FEW = 6
+"""Documents that steps run over, one after another: one of each domain, as far as there are some."""
 
 MANY = 2 * ROUNDS
 """Turns of a context where nothing but steps is timed."""
@@ -30,11 +34,12 @@ def timed(
         "max_num_seqs": tables, "max_model_len": contexts[-1] + rounds * STEPS * len(counts),
         "max_num_batched_tokens": max(BUDGET, tables), "enable_prefix_caching": False,
     }  # fmt: skip
+    tokens = running(documents(llm.tokenizer.encode, FEW, contexts[-1]), int(sizes["max_model_len"]))
     report("timing decode steps, percent", 0, 100)
     with ExitStack() as stack:
         engines = [stack.enter_context(method.engine(llm, **sizes)) for method in methods]
         return step_seconds(
-            engines, contexts, llm.model.config.vocab_size, BUDGET, counts=counts, rounds=rounds,
+            engines, contexts, tokens, BUDGET, counts=counts, rounds=rounds,
             advanced=lambda done, total: report("timing decode steps, percent", 100 * done // total, 100),
         )  # fmt: skip
 

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module, metadata, resources
-from itertools import chain, zip_longest
+from itertools import chain, cycle, islice, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,11 @@ def documents(encode: Callable[[str], list[int]], count: int, tokens: int) -> tu
 def digest(documents: Sequence[Document]) -> str:
     """Of all token ids, in order."""
     return hashlib.sha256("".join(document.digest for document in documents).encode()).hexdigest()
+
+
+def running(documents: Sequence[Document], tokens: int) -> list[int]:
+    """So many token ids of the documents one after another, and again from the first where they are too few."""
+    return list(islice(cycle(chain.from_iterable(document.ids for document in documents)), tokens))
 
 
 def _domain(

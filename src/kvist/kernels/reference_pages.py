@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kvist.cache.codec.base import Packed
-from kvist.cache.codec.factors import TILE, asked, weighed
+from kvist.cache.codec.factors import TILE, asked, counting, weighed
+from kvist.cache.layout import BLOCK
 from kvist.cache.pool import PagePool, floats_of, read_of
 from kvist.cache.table import GONE
 from kvist.kernels.program import Attend, BatchMetadata, Mix, Observe, Program, RotaryStore, SequenceRows
@@ -98,6 +99,11 @@ class ReferencePages:
                     scores = scores if op.softcap is None else op.softcap * np.tanh(scores / op.softcap)
                     top = scores.max() if op.sinks is None else max(scores.max(), op.sinks[head])
                     p = np.exp(scores - top)
+                    if isinstance(k_codec, Packed) or isinstance(v_codec, Packed):
+                        first = scores[:BLOCK].max() if seen[0] == 0 and end > BLOCK else -np.inf
+                        before = scores[:kept].max() if kept else -np.inf
+                        upto = end if op.choice is None else len(slots)
+                        p[kept:] *= counting(scores[kept:], slots, upto, page_size, first, before)
                     rest = 0.0 if op.sinks is None else np.exp(op.sinks[head] - top)
                     made = p[:kept] @ V[:kept] + self._weighed(op, kv_head, sequence, p[kept:], V, seen, slots, tiles)
                     made /= p.sum() + rest

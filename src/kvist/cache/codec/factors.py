@@ -4,9 +4,13 @@ Codes of whole numbers meet whole numbers, of a byte. Neighbours' products, the 
 added up in pairs, and sums of pairs in 16 bits, as far as these go: beside few bits over a whole group of dims, or a
 tile of slots. So factors are as fine as a byte allows, or as 16 bits do where what is added up would not fit in them.
 e4m3 codes are multiplied as the floats they stand for, with factors as they are.
+
+Whatever the codes, a tile that cannot matter is left out (`counting`): its values are not read.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +24,8 @@ LARGEST_QUERY = 127  # of a query's numbers, which have signs
 LARGEST_WEIGHT = 255  # of V's weights, which have none
 LARGEST_SUM = (1 << 15) - 1
 TILE = 64  # slots whose weights are rounded together
+SPLIT = 512  # positions, at multiples of that many, over which the largest score so far is known
+FAR = 2  # of so many powers of two is what all that is left out may weigh: a quarter of the largest weight
 
 
 def pairs_together(codec: Packed, *, keys: bool) -> int:
@@ -83,6 +89,30 @@ def asked(codec: Packed, queries: Array) -> Array:
     dims = queries.shape[-1]
     parts = queries.reshape(*queries.shape[:-1], codec.groups(dims), -1)
     return _rounded(parts, step_of(codec, np.abs(parts), keys=True)).reshape(queries.shape)
+
+
+def counting(
+    scores: Array, slots: NDArray[np.intp], end: int, page_size: int, first: float = -math.inf,
+    before: float = -math.inf,
+) -> NDArray[np.bool_]:  # fmt: skip
+    """Which of a row's scores count, where pages are packed: those of a tile that has one near the largest so far.
+
+    slots: where the row's scores lie, ascending, up to `end`. first: the largest score of the first block, which is
+    known in every split; before: what is known besides in the first one.
+
+    A tile is left out where each of its weights is less than 1 / (4 * 2**bits) of the largest, `bits` those of `end`:
+    together, whatever the text, they weigh less than a quarter of that one. Most often the first position has it. Tiles
+    with slots of the first page or of the row's own, which are read as they are, count.
+    """
+    far, own = (FAR + int(end).bit_length()) * math.log(2), (end - 1) // page_size * page_size
+    found, tiles, split, top = np.ones(len(scores), bool), slots // TILE, -1, before
+    for tile in np.unique(tiles):
+        if tile * TILE // SPLIT != split:
+            top, split = max(first, before if split < 0 else -math.inf), tile * TILE // SPLIT
+        largest, packed = float(scores[tiles == tile].max()), page_size <= tile * TILE and (tile + 1) * TILE <= own
+        found[tiles == tile] = largest >= top - far or not packed
+        top = max(top, largest)
+    return found
 
 
 def spans(codec: Packed, blocks: Bytes, head_dim: int) -> tuple[Array, Array]:

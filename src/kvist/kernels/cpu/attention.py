@@ -35,12 +35,12 @@ from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.attention_extras import join_sink, share_of, soften
 from kvist.kernels.cpu.attention_first import make_attend_first
 from kvist.kernels.cpu.attention_plan import ITEM_BYTES
-from kvist.kernels.cpu.attention_row import LOWEST, finish, fold
+from kvist.kernels.cpu.attention_row import LOWEST, NEVER, finish, fold
 from kvist.kernels.cpu.attention_rows import make_copy_tile, make_score_rows, make_weigh_rows
-from kvist.kernels.cpu.attention_sealed import make_attend_sealed_tile, sealed_scratch
+from kvist.kernels.cpu.attention_sealed import first_maxima, make_attend_sealed_tile, sealed_scratch
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.places import block_at, head_at
-from kvist.kernels.cpu.scalar import arg, arg_address, arg_f32, put_f32, slot
+from kvist.kernels.cpu.scalar import arg, arg_address, arg_f32, get_f32, put_f32, slot
 from kvist.kernels.cpu.vector import mul, splat
 from kvist.kernels.cpu.vector_memory import ITEMSIZE, load_f32, store_f32
 
@@ -99,7 +99,7 @@ def make_attend_tile(dtype: str, score_few: Any, weigh_few: Any) -> Any:
             copy_tile(b0, b1, b2, b3, dims, k_copy, v_copy)
             k1, k2, k3 = k_copy + dims * 64, k_copy + dims * 128, k_copy + dims * 192
             score_many(qs, stop - skip, dims, k_copy, k1, k2, k3, ps, 0, 0, 0, 0)
-            soften(p, skip, stop, group, position, begin, row_max, row_sum, acc, dims, window, cap, 0, 0)
+            soften(p, skip, stop, group, position, begin, row_max, row_sum, acc, dims, window, cap, 0, 0, NEVER)
             for r in range(skip, skip + edges, group):  # the heads of a token see the same slots
                 r += 0 if r < whole else clear - whole
                 end_slot = position + r // group + 1 - begin
@@ -119,7 +119,7 @@ def make_attend_tile(dtype: str, score_few: Any, weigh_few: Any) -> Any:
         n3 = block_at(n_pages, n_begin + 48, page_size, strides, n_head, block_bytes) if n_live > 48 else n0
         share = share_of(v, stop - skip)
         score_few(qs, stop - skip, dims, b0, b1, b2, b3, ps, n0, n0 + v, n1, 0)
-        soften(p, skip, stop, group, position, begin, row_max, row_sum, acc, dims, window, cap, n1 + v, share)
+        soften(p, skip, stop, group, position, begin, row_max, row_sum, acc, dims, window, cap, n1 + v, share, NEVER)
         for r in range(skip, skip + edges, group):  # the heads of a token see the same slots
             r += 0 if r < whole else clear - whole
             end_slot = position + r // group + 1 - begin
@@ -135,10 +135,10 @@ def make_attend_tile(dtype: str, score_few: Any, weigh_few: Any) -> Any:
 
 
 @jit
-def clear(rows: int, dims: int, acc: int, row_max: int, row_sum: int) -> None:
-    """Begin a split: nothing summed, no maximum."""
+def clear(rows: int, dims: int, acc: int, row_max: int, row_sum: int, maxima: int) -> None:
+    """Begin a split: nothing summed. maxima: address of those that rows begin with (0: they have none)."""
     for r in range(rows):
-        put_f32(row_max + r * 4, LOWEST)
+        put_f32(row_max + r * 4, LOWEST if maxima == 0 else get_f32(maxima + r * 4))
         put_f32(row_sum + r * 4, 0.0)
         for d in range(0, dims, 16):
             store_f32(acc + (r * dims + d) * 4, splat(0.0))
@@ -187,10 +187,11 @@ def make_attend(dtype: str, packed: tuple[str, str] | None = None) -> Any:
     score_few, weigh_few = make_score_rows(dtype, 3), make_weigh_rows(dtype, True)
     if packed:
         begin_item, attend_tile = make_attend_sealed_tile(dtype, *packed)
-        room = sealed_scratch
+        room, begun = sealed_scratch, first_maxima
     else:
-        begin_item, attend_tile = jit(lambda q, rows, dims, copy: None), make_attend_tile(dtype, score_few, weigh_few)
-        room = jit(lambda rows, dims: 2 * TILE * dims * 4)
+        begin_item = jit(lambda op, rows, group, position, dims, pages, page_size, strides, head, q, p, copy: None)
+        attend_tile = make_attend_tile(dtype, score_few, weigh_few)
+        room, begun = jit(lambda rows, dims: 2 * TILE * dims * 4), jit(lambda copy, rows, dims: 0)
     attend_first = make_attend_first(dtype, score_few, weigh_few)
 
     @jit
@@ -227,11 +228,11 @@ def make_attend(dtype: str, packed: tuple[str, str] | None = None) -> Any:
         follower, next_kv_head = item_of(ctx, op, after)
         n_begin, n_live = first_tile(follower, window)
         scale_rows(query + place, q_stride, rows, group, dims, splat(factor), q)
-        begin_item(q, rows, dims, copy)
+        begin_item(op, rows, group, position, dims, pages, page_size, strides, head, q, p, copy)
         last, oldest = position + tokens - 1, max(0, position - window + 1)
         until = min(last_split * (SPLIT // TILE), last // TILE + 1)
         for split in range(begin_split, last_split):
-            clear(rows, dims, acc, row_max, row_sum)
+            clear(rows, dims, acc, row_max, row_sum, begun(copy, rows, dims))
             if arg(op, 12) > 0:  # its queries go where many rows copy a tile to
                 attend_first(
                     op, split, rows, group, position, pages, page_size, strides, head, q, p, copy, acc, row_max,

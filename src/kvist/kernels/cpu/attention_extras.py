@@ -6,11 +6,13 @@ None of it knows more than the row's own position, so it keeps the contract: a r
 from __future__ import annotations
 
 from kvist.kernels.cpu.abi import TILE
-from kvist.kernels.cpu.attention_row import LOWEST, softmax_row
+from kvist.kernels.cpu.attention_row import LOWEST, NEVER, softmax_row
 from kvist.kernels.cpu.math import apart, exp, jit, tanh
 from kvist.kernels.cpu.scalar import get_f32, prefetch, put_f32
 from kvist.kernels.cpu.vector import div, first, fma, keep_first, maximum, mul, splat, sub
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
+
+LOG_2 = 0.6931472
 
 
 @jit
@@ -57,14 +59,27 @@ def join_sink(sink: int, total: int, total_max: int, total_sum: int, dims: int) 
         store_f32(total + d * 4, mul(load_f32(total + d * 4), a))
 
 
+@jit
+def far_below(far: float, seen: int) -> float:
+    """How far below the maximum scores count as nothing: `far`, and more with each bit of the positions up to a row."""
+    while far < NEVER and seen > 0:
+        far += LOG_2
+        seen >>= 1
+    return far
+
+
 @apart
 def soften(
     p: int, skip: int, stop: int, group: int, position: int, begin: int, row_max: int, row_sum: int, acc: int,
-    dims: int, window: int, cap: float, following: int, share: int,
+    dims: int, window: int, cap: float, following: int, share: int, far: float,
 ) -> None:  # fmt: skip
-    """The softmax of a tile for rows `skip` to `stop`. Each asks for `share` bytes more of what follows."""
+    """The softmax of a tile for rows `skip` to `stop`. Each asks for `share` bytes more of what follows.
+
+    far: see `far_below`, where all weights become 0.
+    """
     end_slot = position + skip // group + 1 - begin
     for token in range(skip, stop, group):
+        least = far_below(far, begin + end_slot)
         for r in range(token, token + group):  # its heads
             if cap > 0.0:
                 cap_scores(p + r * 256, cap)
@@ -72,5 +87,6 @@ def soften(
                 hide_before(p + r * 256, end_slot - window)
             ask_for(following, share)
             following += share
-            softmax_row(p + r * 256, min(TILE, end_slot), row_max + r * 4, row_sum + r * 4, acc + r * dims * 4, dims)
+            own = acc + r * dims * 4
+            softmax_row(p + r * 256, min(TILE, end_slot), row_max + r * 4, row_sum + r * 4, own, dims, least)
         end_slot += 1

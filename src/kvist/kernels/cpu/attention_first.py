@@ -18,7 +18,7 @@ from typing import Any
 
 from kvist.kernels.cpu import abi
 from kvist.kernels.cpu.attention_extras import cap_scores
-from kvist.kernels.cpu.attention_row import softmax_row
+from kvist.kernels.cpu.attention_row import NEVER, softmax_row
 from kvist.kernels.cpu.math import jit
 from kvist.kernels.cpu.mix import mix, unmix
 from kvist.kernels.cpu.places import block_at
@@ -80,7 +80,7 @@ def make_attend_first(dtype: str, score: Any, weigh: Any) -> Any:
                 for r in range(token * group, (token + 1) * group):
                     if cap > 0.0:
                         cap_scores(p + r * 256, cap)
-                    softmax_row(p + r * 256, valid, row_max + r * 4, row_sum + r * 4, acc + r * dims * 4, dims)
+                    softmax_row(p + r * 256, valid, row_max + r * 4, row_sum + r * 4, acc + r * dims * 4, dims, NEVER)
                 pr, ar, v = p + token * group * 256, acc + token * group * dims * 4, 16 * dims * itemsize
                 weigh(pr, group, b0 + v, min(16, valid), ar, dims, b0)
                 if valid > 16:

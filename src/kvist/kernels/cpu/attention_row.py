@@ -9,6 +9,7 @@ from kvist.kernels.cpu.vector import add, div, first, fma, keep_first, maximum, 
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
 LOWEST = -3.0e38  # below every score; finite, so that differences stay numbers
+NEVER = 3.0e38  # further than scores lie apart
 
 
 @jit
@@ -42,10 +43,10 @@ def finish(out: int, total: int, total_sum: int, dims: int, signs: int) -> None:
 
 
 @jit
-def softmax_row(p: int, valid: int, row_max: int, row_sum: int, acc: int, dims: int) -> None:
+def softmax_row(p: int, valid: int, row_max: int, row_sum: int, acc: int, dims: int, far: float) -> None:
     """Scores of a tile -> weights e**(s - max), in place; rescale what the row has summed so far.
 
-    Slots from `valid` on are 0.
+    Slots from `valid` on are 0. Where all scores are more than `far` below the maximum so far, all are 0.
     """
     s0, s1, s2, s3 = load_f32(p), load_f32(p + 64), load_f32(p + 128), load_f32(p + 192)
     if valid < 64:
@@ -54,6 +55,10 @@ def softmax_row(p: int, valid: int, row_max: int, row_sum: int, acc: int, dims: 
         s2, s3 = keep_first(s2, valid - 32, low), keep_first(s3, valid - 48, low)
     old = get_f32(row_max)
     new = reduce_max(maximum(maximum(s0, s1), maximum(s2, s3)))
+    if new < old - far:
+        for i in range(0, 256, 64):
+            store_f32(p + i, splat(0.0))
+        return
     top = splat(max(old, new))
     p0, p1 = exp_below(sub(s0, top)), exp_below(sub(s1, top))
     p2, p3 = exp_below(sub(s2, top)), exp_below(sub(s3, top))

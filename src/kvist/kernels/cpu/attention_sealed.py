@@ -9,6 +9,10 @@ are whole blocks, for pages are. Rows for which the ranges are the same, a *run*
 
 A row's ranges depend on its position alone, and so does its arithmetic: scores of both kinds, one softmax, then the
 exact values, slot by slot, then the sealed ones.
+
+A tile of sealed slots whose scores are all far below the largest so far weighs nothing (`factors.counting`). That is
+known before its values are read, and mostly thanks to the first position: so rows that see it begin each split with its
+block's largest score as their maximum.
 """
 
 from __future__ import annotations
@@ -16,8 +20,10 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.cache.codec import any_codec, codec
+from kvist.cache.codec.factors import FAR
 from kvist.kernels.cpu import abi
-from kvist.kernels.cpu.attention_extras import ask_for, share_of, soften
+from kvist.kernels.cpu.attention_extras import LOG_2, ask_for, cap_scores, share_of, soften
+from kvist.kernels.cpu.attention_row import LOWEST, NEVER
 from kvist.kernels.cpu.attention_rows import make_score_rows, make_weigh_rows
 from kvist.kernels.cpu.math import apart, inlined, jit
 from kvist.kernels.cpu.packed_rows import (
@@ -32,8 +38,8 @@ from kvist.kernels.cpu.packed_rows import (
 from kvist.kernels.cpu.packed_scores import make_score_side
 from kvist.kernels.cpu.packed_weigh import make_weigh_side
 from kvist.kernels.cpu.places import block_at, head_at
-from kvist.kernels.cpu.scalar import arg, arg_address, slot
-from kvist.kernels.cpu.vector import keep_first, splat
+from kvist.kernels.cpu.scalar import arg, arg_address, arg_f32, put_f32, slot
+from kvist.kernels.cpu.vector import keep_first, reduce_max, splat
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
 TILE = abi.TILE
@@ -41,8 +47,8 @@ TILE = abi.TILE
 
 @jit
 def sealed_scratch(rows: int, dims: int) -> int:
-    """Bytes behind the turned queries of an item: rounded queries, exact scores, rounded weights and scales, blocks."""
-    return rows * (dims * 4 + query_bytes(dims) + 256) + WEIGH_SCRATCH + BLOCKS_BYTES
+    """Bytes behind an item's turned queries: rounded ones, exact scores, rounded weights and scales, blocks, maxima."""
+    return rows * (dims * 4 + query_bytes(dims) + 256 + 4) + WEIGH_SCRATCH + BLOCKS_BYTES
 
 
 @jit
@@ -54,23 +60,62 @@ def sealed_places(copy: int, rows: int, dims: int) -> tuple[int, int, int]:
 
 
 @jit
+def first_maxima(copy: int, rows: int, dims: int) -> int:
+    """Where the maxima lie that an item's rows begin a split with."""
+    return sealed_places(copy, rows, dims)[2] + WEIGH_SCRATCH + BLOCKS_BYTES
+
+
+@jit
 def packed_ids(item: int, op: int, kv_head: int) -> int:
     """Address of the ids of an item's packed pages: those of their group, or the second side of what is chosen."""
     pages, stride = slot(item, abi.ITEM_PAGES), slot(item, abi.ITEM_STRIDE)
     return pages + (arg(op, 19) * stride if arg(op, abi.ATTEND_CHOSEN) == 0 else kv_head * stride + (stride >> 1))
 
 
+@jit
+def ask_for_scales(places: int, at: int, size: int) -> None:
+    """Of the blocks read next, of `size` bytes, what the two sides leave: it begins `at` bytes in."""
+    for b in (4, 7):
+        ask_for(slot(places, b) + at, size - at)
+
+
 @apart
-def forget_before(p: int, low: int) -> None:
-    """Weights of the slots 0..low-1 of a tile become 0: the row's window begins at `low`."""
-    for i in range(4):
-        store_f32(p + i * 64, keep_first(splat(0.0), low - i * 16, load_f32(p + i * 64)))
+def forget_before(p: int, rows: int, group: int, low: int) -> None:
+    """Weights of the slots before a row's window become 0; it begins at `low` for the first token's rows, and so on."""
+    for r in range(rows):
+        for i in range(4):
+            at = p + r * 256 + i * 64
+            store_f32(at, keep_first(splat(0.0), low + r // group - i * 16, load_f32(at)))
 
 
 @jit
 def first_header(pages: int, begin: int, low: int, page_size: int, strides: int, head: int) -> int:
     """Address of the header of the page that block `low` of a tile lies in."""
     return block_at(pages, (begin + low * 16) & -page_size, page_size, strides, head, 0)
+
+
+def make_first_maxima(exact: str) -> Any:
+    """``put(q, rows, group, position, dims, block, p, out, window, cap)``: the largest score of the first block.
+
+    Of rows that see it and stand behind it. p: room for their scores, 256 bytes apart; out: a float32 each.
+    """
+    score_block = make_score_rows(exact, 0, 1)
+
+    @apart
+    def put_maxima(
+        q: int, rows: int, group: int, position: int, dims: int, block: int, p: int, out: int, window: int, cap: float
+    ) -> None:  # fmt: skip
+        if position < window:
+            score_block(q, rows, dims, block, block, block, block, p, block, block, block, block)
+        for r in range(rows):
+            largest = LOWEST
+            if 16 <= position + r // group < window:
+                if cap > 0.0:
+                    cap_scores(p + r * 256, cap)
+                largest = reduce_max(load_f32(p + r * 256))
+            put_f32(out + r * 4, largest)
+
+    return put_maxima
 
 
 def make_exact(exact: str) -> tuple[Any, Any]:
@@ -129,12 +174,18 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> tuple[Any, Any]:
     channels = getattr(k_codec, "channels", False)
     prepare, share = make_prepare(k_codec), even_share(k_codec, v_codec)
     score_sealed, weigh_sealed = make_score_side(k_codec, share), make_weigh_side(v_codec, share)
-    score_exact, weigh_exact = make_exact(exact)
+    (score_exact, weigh_exact), put_maxima = make_exact(exact), make_first_maxima(exact)
+    itemsize = codec(exact).itemsize
 
     @jit
-    def begin_item(q: int, rows: int, dims: int, copy: int) -> None:
+    def begin_item(
+        op: int, rows: int, group: int, position: int, dims: int, pages: int, page_size: int, strides: int, head: int,
+        q: int, p: int, copy: int,
+    ) -> None:  # fmt: skip
         if not channels:
             prepare(q, rows, dims, 0, copy + rows * dims * 4)
+        block, out = block_at(pages, 0, page_size, strides, head, 32 * dims * itemsize), first_maxima(copy, rows, dims)
+        put_maxima(q, rows, group, position, dims, block, p, out, arg(op, 6), arg_f32(op, 7))
 
     @inlined
     def attend_tile(
@@ -177,13 +228,14 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> tuple[Any, Any]:
                 score_sealed(qs, asked, n, dims, places, ps)
             of_row = 0
             if share > 0 and old < high:
-                for b in (4, 7):  # scales, which the two sides leave
-                    ask_for(slot(places, b) + (dims >> 2) * share, size - (dims >> 2) * share)
+                ask_for_scales(places, (dims >> 2) * share, size)
                 of_row = share_of(size, n)
             if low > 0 or high < 4:
                 score_exact(begin, low, high, last, n, dims, pages, page_size, strides, head, qs, ps, other)
-            following = slot(places, 5)
-            soften(p, at, at + n, group, position, begin, row_max, row_sum, acc, dims, window, cap, following, of_row)
+            soften(
+                p, at, at + n, group, position, begin, row_max, row_sum, acc, dims, window, cap, slot(places, 5),
+                of_row, NEVER if low > 0 or high < 4 else FAR * LOG_2,
+            )  # fmt: skip
             if low > 0 or high < 4:
                 for t in range(token, next_token):
                     pt, at_acc = p + t * group * 256, acc + t * group * dims * 4
@@ -193,8 +245,7 @@ def make_attend_sealed_tile(exact: str, k: str, v: str) -> tuple[Any, Any]:
                     )  # fmt: skip
             if old < high:
                 if last + 1 - begin > window:
-                    for r in range(at, at + n):
-                        forget_before(p + r * 256, position + r // group + 1 - begin - window)
+                    forget_before(ps, n, group, position + token + 1 - begin - window)
                 weigh_sealed(ps, n, old, high, places, split, size, acs, dims, scratch)
             token = next_token
 

@@ -1,4 +1,7 @@
-"""V's side of attention over packed pages: the weighted sum of a tile's values, added to rows (see `packed_rows`)."""
+"""V's side of attention over packed pages: the weighted sum of a tile's values, added to rows (see `packed_rows`).
+
+Rows without any weight in a tile are left out, where the others lie evenly.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,30 @@ from kvist.kernels.cpu.vector import add, fma, maximum, mul, reduce_add, reduce_
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
 
+@jit
+def weighs(p: int) -> bool:
+    """Whether a row has any weight in a tile."""
+    w01, w23 = maximum(load_f32(p), load_f32(p + 64)), maximum(load_f32(p + 128), load_f32(p + 192))
+    return bool(reduce_max(maximum(w01, w23)) > 0)
+
+
+@jit
+def rows_that_weigh(p: int, rows: int) -> tuple[int, int, int]:
+    """The rows of a portion that have any weight: the first, how far apart they lie, how many there are.
+
+    All rows, where they do not lie evenly.
+    """
+    first, gap, last, count = 0, 1, 0, 0
+    for r in range(rows):
+        if weighs(p + r * 256):
+            first = r if count == 0 else first
+            gap = r - first if count == 1 else gap
+            last, count = r, count + 1
+    if last - first == (count - 1) * gap or count == 0:
+        return first, gap, count
+    return 0, 1, rows
+
+
 def make_weigh_side(codec: AnyCodec, share: int) -> Any:
     """``weigh(p, rows, low, high, blocks, split, size, acc, dims, scratch)``: add the values of the blocks low..high-1.
 
@@ -48,7 +75,7 @@ def make_weigh_side(codec: AnyCodec, share: int) -> Any:
     def weigh(
         p: int, rows: int, low: int, high: int, blocks: int, split: int, size: int, acc: int, dims: int, scratch: int
     ) -> None:  # fmt: skip
-        for b in range(low, high):
+        for b in range(low, high if rows_that_weigh(p, rows)[2] > 0 else low):
             one_block(p + b * 64, rows, slot(blocks, b) + split, acc, dims, scratch, slot(blocks, 4 + b) + split)
 
     return weigh
@@ -151,40 +178,49 @@ def _make_weigh_dot(codec: Packed, share: int) -> Any:
         if offset:
             store_f32(out + 256, load_f16(source + 32) if live else splat(0.0))
 
+    @jit
+    def weigh_cells(
+        rows: int, thin: bool, w: int, blocks: int, at: int, asked: int, out: int, stride: int
+    ) -> None:  # fmt: skip
+        """Rounded weights over `width` cells, or one where there are no more."""
+        f = w + 64
+        if thin:
+            for i in range(rows):
+                thin1(w + i * WEIGHT_BYTES, 0, f + i * WEIGHT_BYTES, blocks, at, asked, out + i * stride, 0)
+        elif rows == 1:
+            wide1(w, WEIGHT_BYTES, f, blocks, at, asked, out, stride)
+        elif rows == 2:
+            wide2(w, WEIGHT_BYTES, f, blocks, at, asked, out, stride)
+        elif rows == 3:
+            wide3(w, WEIGHT_BYTES, f, blocks, at, asked, out, stride)
+        else:
+            wide4(w, WEIGHT_BYTES, f, blocks, at, asked, out, stride)
+
     @apart
     def weigh(
         p: int, rows: int, low: int, high: int, blocks: int, split: int, size: int, acc: int, dims: int, scratch: int
     ) -> None:  # fmt: skip
-        step, stride, f = group_of(dims, group), dims * 4, scratch + 64
+        step, stride = group_of(dims, group), dims * 4
         floats = scratch + PORTION * WEIGHT_BYTES
         following, of_row = slot(blocks, 6), share_of(size, rows) if share > 0 else 0
-        for first in range(0, dims, step):
-            beside = split + dims // 16 * cell + first // step * scales
-            for b in range(4):
-                widen(low <= b < high, slot(blocks, b) + beside, floats + b * 64)
-                if share == 0:
-                    prefetch(slot(blocks, 4 + b) + beside)
-            for r in range(0, rows, PORTION):
-                n = min(PORTION, rows - r)
-                for i in range(n):
+        for r in range(0, rows, PORTION):
+            n = min(PORTION, rows - r)
+            at, gap, live = rows_that_weigh(p + r * 256, n)
+            own, own_stride = acc + (r + at) * stride, gap * stride
+            for first in range(0, dims if live > 0 else 0, step):
+                beside = split + dims // 16 * cell + first // step * scales
+                for b in range(4):
+                    widen(low <= b < high, slot(blocks, b) + beside, floats + b * 64)
+                    if share == 0:
+                        prefetch(slot(blocks, 4 + b) + beside)
+                for i in range(live):
                     if first == 0:
                         ask_for(following, of_row)
                         following += of_row
-                    round_weights(p + (r + i) * 256, floats, scratch + i * WEIGHT_BYTES)
+                    round_weights(p + (r + at + i * gap) * 256, floats, scratch + i * WEIGHT_BYTES)
                 for d in range(first, first + step, 16 * width):
-                    at, out = split + d // 16 * cell, acc + r * stride + d * 4
-                    asked = slot(blocks, 7) + (d >> 2) * share
-                    if d + 16 * width > first + step:
-                        for i in range(n):
-                            own, row = i * WEIGHT_BYTES, out + i * stride
-                            thin1(scratch + own, 0, f + own, blocks, at, asked, row, 0)
-                    elif n == 1:
-                        wide1(scratch, WEIGHT_BYTES, f, blocks, at, asked, out, stride)
-                    elif n == 2:
-                        wide2(scratch, WEIGHT_BYTES, f, blocks, at, asked, out, stride)
-                    elif n == 3:
-                        wide3(scratch, WEIGHT_BYTES, f, blocks, at, asked, out, stride)
-                    else:
-                        wide4(scratch, WEIGHT_BYTES, f, blocks, at, asked, out, stride)
+                    cells, asked = split + d // 16 * cell, slot(blocks, 7) + (d >> 2) * share
+                    thin = d + 16 * width > first + step
+                    weigh_cells(live, thin, scratch, blocks, cells, asked, own + d * 4, own_stride)
 
     return weigh

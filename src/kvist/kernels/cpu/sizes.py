@@ -17,7 +17,7 @@ X_BYTES = 400 << 10  # of a matmul piece's activation rows: they stay in the sec
 def scratch_bytes(group: int, head_dim: int) -> int:
     """Bytes a thread needs: for the largest item (see `attention`), or for a panel and its sums (see `matmul`)."""
     rows = max(TILE_ROWS, group)
-    copies = max(2 * 4 * TILE * head_dim, rows * ((4 + ASKED_BYTES) * head_dim + 256) + 1024)
+    copies = max(2 * 4 * TILE * head_dim, rows * ((4 + ASKED_BYTES) * head_dim + 256 + 4) + 1024)
     item = 4 * rows * (3 * head_dim + 64 + 4) + copies
     return max(item, PANEL_BYTES + SUMS_BYTES * (X_BYTES // (4 * PANEL_COLUMNS) + WIDE)) + 2048
 
