@@ -159,7 +159,10 @@ def test_choosing_pages(backend: CpuBackend, plain: CpuBackend) -> None:
 
 @pytest.mark.parametrize(("k", "v", "size"), [*((k, v, 1) for k, v in PACKED), *(("fp8", "fp8", n) for n in SIZES)])
 def test_packed_pages(backend: CpuBackend, plain: CpuBackend, k: str, v: str, size: float) -> None:
-    """What is packed, and what attention makes of it: prompts, chunks, single positions. size: of queries; keys are its inverse."""
+    """What is packed, and what attention makes of it: prompts, chunks, single positions.
+
+    size: of queries; keys are of its inverse.
+    """
     mine, theirs = World(k, v, 16, 64, length=200), World(k, v, 16, 64, length=200)
     for world in (mine, theirs):
         world.q, world.k = world.q * np.float32(size), world.k / np.float32(size)

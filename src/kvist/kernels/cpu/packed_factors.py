@@ -11,6 +11,7 @@ from numba.extending import intrinsic
 from kvist.kernels.cpu.packed_lanes import V16B
 from kvist.kernels.cpu.packed_products import in_pairs
 from kvist.kernels.cpu.vector import I32, I64, LANES, V16I, external, f32x16, has, pointer, shuffle
+from kvist.kernels.cpu.vector_bytes import half_of
 
 
 @intrinsic
@@ -25,7 +26,7 @@ def pack_tile(typingctx: Any, w0: Any, w1: Any, w2: Any, w3: Any, out: Any) -> A
         *numbers, out = args
         wide = [builder.fptosi(vector, V16I) for vector in numbers]
         if in_pairs():
-            eights = [[shuffle(builder, w, w, list(range(at, at + 8))) for at in (0, 8)] for w in wide]
+            eights = [[half_of(builder, w, part) for part in (0, 1)] for w in wide]
             sixteens = [_pack_half(builder, "packssdw", *pair) for pair in eights]
             for at in (0, 2):
                 packed = _pack_half(builder, "packuswb", *sixteens[at : at + 2])

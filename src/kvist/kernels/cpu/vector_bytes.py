@@ -28,7 +28,7 @@ def emit_shuffle_bytes(builder: Any, table: Any, places: Any) -> Any:
 
 def _emit_wide(builder: Any, name: str, name_512: str, item: Any, made: Any, a: Any, b: Any) -> Any:
     """An instruction that makes of two vectors of `item` one of `made`: of 64 bytes at once or in two halves, or 32."""
-    if bits_of(a) == 256:
+    if _bits_of(a) == 256:
         return _emit_half(builder, name, item, made, a, b)
     if has("avx512bw"):
         narrow, wide = (ir.VectorType(kind, 512 // kind.width) for kind in (item, made))
@@ -44,7 +44,7 @@ def _emit_half(builder: Any, name: str, item: Any, made: Any, a: Any, b: Any) ->
     return builder.call(function, [builder.bitcast(a, narrow), builder.bitcast(b, narrow)])
 
 
-def bits_of(vector: Any) -> int:
+def _bits_of(vector: Any) -> int:
     """Size of a vector."""
     size: int = vector.type.count * vector.type.element.width
     return size
