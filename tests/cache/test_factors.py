@@ -13,6 +13,7 @@ from kvist.cache.codec.base import Packed
 from kvist.cache.codec.factors import SPLIT, TILE, asked, counting, pairs_together, step_of, weighed
 from kvist.cache.codec.packed import grid
 from kvist.errors import UsageError
+from kvist.kernels.cpu import abi
 
 NAMES = ("int8", "int6", "int5", "int4", "int3", "kivi4", "kivi2", "lm4", "lm3")
 
@@ -103,3 +104,7 @@ def test_each_split_begins_anew() -> None:
     later = slots[TILE:]  # a window's
     assert np.array_equal(counting(scores[later], later, 3 * SPLIT, 16, before=90.0), later >= SPLIT)
     assert counting(scores[later], later, 3 * SPLIT, 16).all()
+
+
+def test_kernels_cut_where_the_definition_does() -> None:
+    assert (TILE, SPLIT) == (abi.TILE, abi.SPLIT)

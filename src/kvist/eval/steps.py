@@ -9,14 +9,11 @@ from typing import Any
 from kvist.errors import UsageError
 from kvist.eval.method import FLOOR, Method
 from kvist.eval.speed import ROUNDS, STEPS, Turns, figures, step_seconds
-from kvist.eval.text import documents, running
+from kvist.eval.text import DOMAINS, documents, running
 from kvist.llm import LLM
 
 BUDGET = 512
 """Tokens of a step that computes a context, or the text around a pass key."""
-
-FEW = 6
-"""Documents that steps run over, one after another: one of each domain, as far as there are some."""
 
 MANY = 2 * ROUNDS
 """Turns of a context where nothing but steps is timed."""
@@ -29,12 +26,12 @@ def timed(
     rounds: int = ROUNDS,
 ) -> list[list[Turns]]:
     """Of each method and number of sequences the turns at the ascending contexts."""
-    tables = max(counts) * len(contexts)
+    tables, longest = max(counts) * len(contexts), contexts[-1] + rounds * STEPS * len(counts)
     sizes = {
-        "max_num_seqs": tables, "max_model_len": contexts[-1] + rounds * STEPS * len(counts),
+        "max_num_seqs": tables, "max_model_len": longest,
         "max_num_batched_tokens": max(BUDGET, tables), "enable_prefix_caching": False,
     }  # fmt: skip
-    tokens = running(documents(llm.tokenizer.encode, FEW, contexts[-1]), int(sizes["max_model_len"]))
+    tokens = running(documents(llm.tokenizer.encode, len(DOMAINS), contexts[-1]), longest)
     report("timing decode steps, percent", 0, 100)
     with ExitStack() as stack:
         engines = [stack.enter_context(method.engine(llm, **sizes)) for method in methods]

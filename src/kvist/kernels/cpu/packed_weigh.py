@@ -30,21 +30,21 @@ from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
 
 @jit
-def weighs(p: int) -> bool:
+def _weighs(p: int) -> bool:
     """Whether a row has any weight in a tile."""
     w01, w23 = maximum(load_f32(p), load_f32(p + 64)), maximum(load_f32(p + 128), load_f32(p + 192))
     return bool(reduce_max(maximum(w01, w23)) > 0)
 
 
 @jit
-def rows_that_weigh(p: int, rows: int) -> tuple[int, int, int]:
+def _rows_that_weigh(p: int, rows: int) -> tuple[int, int, int]:
     """The rows of a portion that have any weight: the first, how far apart they lie, how many there are.
 
     All rows, where they do not lie evenly.
     """
     first, gap, last, count = 0, 1, 0, 0
     for r in range(rows):
-        if weighs(p + r * 256):
+        if _weighs(p + r * 256):
             first = r if count == 0 else first
             gap = r - first if count == 1 else gap
             last, count = r, count + 1
@@ -75,7 +75,7 @@ def make_weigh_side(codec: AnyCodec, share: int) -> Any:
     def weigh(
         p: int, rows: int, low: int, high: int, blocks: int, split: int, size: int, acc: int, dims: int, scratch: int
     ) -> None:  # fmt: skip
-        for b in range(low, high if rows_that_weigh(p, rows)[2] > 0 else low):
+        for b in range(low, high if _rows_that_weigh(p, rows)[2] > 0 else low):
             one_block(p + b * 64, rows, slot(blocks, b) + split, acc, dims, scratch, slot(blocks, 4 + b) + split)
 
     return weigh
@@ -173,7 +173,7 @@ def _make_weigh_dot(codec: Packed, share: int) -> Any:
 
     @jit
     def widen(live: bool, source: int, out: int) -> None:
-        """A block's scales and offsets as float32, once for all rows; 0 where no row weighs it."""
+        """A block's scales and offsets of a group as float32, for a portion or all; 0 where no row weighs it."""
         store_f32(out, load_f16(source) if live else splat(0.0))
         if offset:
             store_f32(out + 256, load_f16(source + 32) if live else splat(0.0))
@@ -203,16 +203,17 @@ def _make_weigh_dot(codec: Packed, share: int) -> Any:
         step, stride = group_of(dims, group), dims * 4
         floats = scratch + PORTION * WEIGHT_BYTES
         following, of_row = slot(blocks, 6), share_of(size, rows) if share > 0 else 0
+        ready = -1  # the group whose scales are there
         for r in range(0, rows, PORTION):
-            n = min(PORTION, rows - r)
-            at, gap, live = rows_that_weigh(p + r * 256, n)
+            at, gap, live = _rows_that_weigh(p + r * 256, min(PORTION, rows - r))
             own, own_stride = acc + (r + at) * stride, gap * stride
             for first in range(0, dims if live > 0 else 0, step):
                 beside = split + dims // 16 * cell + first // step * scales
-                for b in range(4):
+                for b in range(4 if ready != first else 0):
                     widen(low <= b < high, slot(blocks, b) + beside, floats + b * 64)
                     if share == 0:
                         prefetch(slot(blocks, 4 + b) + beside)
+                ready = first
                 for i in range(live):
                     if first == 0:
                         ask_for(following, of_row)
