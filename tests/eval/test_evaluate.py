@@ -17,6 +17,7 @@ from kvist.eval.evaluate import Evaluation, rounds
 from kvist.eval.method import FLOOR, REFERENCE, Method, methods, names
 from kvist.eval.plan import FULL, QUICK, Plan
 from kvist.eval.store import Store
+from kvist.eval.text import documents
 
 PLAN = Plan(tokens=40, documents=5, lengths=(), depths=10, seeds=1, contexts=(20, 80, 140))
 TIMED = ("step_ms_intercept", "step_us_per_1k_tokens", "slope_to_f16", "slope_to_f16_interval", "steps")
@@ -70,6 +71,9 @@ def test_what_is_stored_is_not_measured_again(
         assert json.dumps(run(llm, folder, store, plan)) == json.dumps(first)
         with pytest.raises(TypeError):
             run(llm, folder, store, replace(plan, tokens=41))
+        monkeypatch.setattr(evaluate, "texts", lambda llm, contexts: documents(llm.tokenizer.encode, 1, contexts[-1]))
+        with pytest.raises(TypeError):  # steps over another text
+            run(llm, folder, store, plan)
 
 
 class StoppedError(Exception):

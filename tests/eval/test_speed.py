@@ -17,7 +17,7 @@ from kvist.errors import CapacityError, UsageError
 from kvist.eval import speed
 from kvist.eval.method import Method
 from kvist.eval.speed import REAL, ROUNDS, STEADY, STEPS, step_seconds
-from kvist.eval.steps import MANY, contexts_up_to, timed
+from kvist.eval.steps import MANY, contexts_up_to, texts, timed
 
 CONTEXTS, COUNTS = (300, REAL + 200), (1, 3)
 TOKENS = np.random.default_rng(0).integers(0, 300, 1024).tolist()
@@ -78,14 +78,16 @@ def test_what_steps_depend_on_was_computed(long: LLM) -> None:
 def test_windows_smaller_than_a_page(tmp_path: Path, codec: str) -> None:
     model = tiny.Tiny("mistral", "mistral", positions=1024, extra={"sliding_window": 8})
     with LLM(tiny.write_folder(model, tmp_path / "m")) as llm:
-        found = timed(llm, [Method(codec)], (REAL + 88, REAL + 200), (2,), lambda *_: None)
+        contexts = (REAL + 88, REAL + 200)
+        found = timed(llm, [Method(codec)], contexts, (2,), texts(llm, contexts), lambda *_: None)
     assert np.shape(found) == (1, 1, 2, ROUNDS)
 
 
 def test_all_methods_and_counts(long: LLM) -> None:
     told: list[tuple[str, int, int]] = []
     with long:
-        found = timed(long, [Method("f16"), Method("int8")], CONTEXTS, COUNTS, lambda *what: told.append(what))
+        methods, read = [Method("f16"), Method("int8")], texts(long, CONTEXTS)
+        found = timed(long, methods, CONTEXTS, COUNTS, read, lambda *what: told.append(what))
     assert np.shape(found) == (2, 2, 2, ROUNDS) and np.min(found) > 0
     assert told[0][1:] == (0, 100) and told[-1][1:] == (100, 100)
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)

@@ -21,9 +21,9 @@ from kvist.eval.plan import Plan
 from kvist.eval.report import Report, Result
 from kvist.eval.scores import Scores
 from kvist.eval.speed import STEADY, Turns
-from kvist.eval.steps import BUDGET, Progress, timed
+from kvist.eval.steps import BUDGET, Progress, texts, timed
 from kvist.eval.store import Store, key_of, model_digest, source_digest
-from kvist.eval.text import Document, documents
+from kvist.eval.text import Document, digest, documents
 from kvist.llm import LLM
 
 SIDE_BY_SIDE = 16
@@ -137,11 +137,14 @@ class Evaluation:
     def _steps(self) -> list[Turns]:
         """Of every method the turns of one sequence's steps; all of them again if a method is new."""
         contexts, threads = self._plan.contexts, self._llm.backend.threads
-        key = key_of("steps", self._identity, threads, [method.key for method in self._methods], contexts)
-        if self._store.get(key) is None and contexts:
-            found = timed(self._llm, self._methods, contexts, (1,), self._report)
+        if not contexts:
+            return [np.empty((0, 1)) for _ in self._methods]
+        read, methods = texts(self._llm, contexts), [method.key for method in self._methods]
+        key = key_of("steps", self._identity, threads, methods, contexts, digest(read))
+        if self._store.get(key) is None:
+            found = timed(self._llm, self._methods, contexts, (1,), read, self._report)
             self._store.put(key, [turns.tolist() for (turns,) in found])
-        return [np.array(turns) for turns in self._store.get(key) or [np.empty((0, 1)) for _ in self._methods]]
+        return [np.array(turns) for turns in self._store.get(key)]
 
 
 def _check_length(method: Method, tokens: int) -> None:

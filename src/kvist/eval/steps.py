@@ -9,7 +9,7 @@ from typing import Any
 from kvist.errors import UsageError
 from kvist.eval.method import FLOOR, Method
 from kvist.eval.speed import ROUNDS, STEPS, Turns, figures, step_seconds
-from kvist.eval.text import DOMAINS, documents, running
+from kvist.eval.text import DOMAINS, Document, documents, running
 from kvist.llm import LLM
 
 BUDGET = 512
@@ -21,17 +21,22 @@ MANY = 2 * ROUNDS
 Progress = Callable[[str, int, int], None]
 
 
+def texts(llm: LLM, contexts: Sequence[int]) -> tuple[Document, ...]:
+    """What steps at the ascending contexts run over: of each domain a document as long as the last one, at most."""
+    return documents(llm.tokenizer.encode, len(DOMAINS), contexts[-1])
+
+
 def timed(
-    llm: LLM, methods: Sequence[Method], contexts: Sequence[int], counts: Sequence[int], report: Progress,
-    rounds: int = ROUNDS,
-) -> list[list[Turns]]:
-    """Of each method and number of sequences the turns at the ascending contexts."""
+    llm: LLM, methods: Sequence[Method], contexts: Sequence[int], counts: Sequence[int], read: Sequence[Document],
+    report: Progress, rounds: int = ROUNDS,
+) -> list[list[Turns]]:  # fmt: skip
+    """Of each method and number of sequences the turns at the ascending contexts, over a text of `read`'s."""
     tables, longest = max(counts) * len(contexts), contexts[-1] + rounds * STEPS * len(counts)
     sizes = {
         "max_num_seqs": tables, "max_model_len": longest,
         "max_num_batched_tokens": max(BUDGET, tables), "enable_prefix_caching": False,
     }  # fmt: skip
-    tokens = running(documents(llm.tokenizer.encode, len(DOMAINS), contexts[-1]), longest)
+    tokens = running(read, longest)
     report("timing decode steps, percent", 0, 100)
     with ExitStack() as stack:
         engines = [stack.enter_context(method.engine(llm, **sizes)) for method in methods]
@@ -54,7 +59,7 @@ def steps(
 ) -> dict[str, Any]:
     """Time methods, f16 among them, at contexts up to `longest`: the shape that programs read."""
     contexts = contexts_up_to(longest, llm, counts)
-    found = timed(llm, methods, contexts, counts, report, MANY)
+    found = timed(llm, methods, contexts, counts, texts(llm, contexts), report, MANY)
     floor = found[methods.index(FLOOR)]
     rows = [
         {"codec": method.codec, "policy": method.policy, "sequences": count, **figures(contexts, turns, base)}
