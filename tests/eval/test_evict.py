@@ -65,7 +65,7 @@ def test_the_question_comes_when_the_context_is_compressed(long: LLM) -> None:
 
 
 def test_documents_that_are_too_short(long: LLM, tmp_path: Path) -> None:
-    with long, Store() as store, pytest.raises(UsageError, match=r"first half of 200 tokens as it is: give --tokens"):
+    with long, Store() as store, pytest.raises(UsageError, match=f"first half of {QUICK.tokens} tokens as it is: give"):
         Evaluation(long, tmp_path, [REFERENCE, Method("f32", RULE)], QUICK, store, lambda *_: None)
 
 

@@ -46,7 +46,7 @@ class Plan:
         )
 
 
-QUICK = Plan(tokens=200, documents=6, lengths=(500,), depths=5, seeds=1, contexts=(250, 900))
+QUICK = Plan(tokens=160, documents=6, lengths=(400,), depths=5, seeds=1, contexts=(250, 900))
 FULL = Plan(
     tokens=8000, documents=64, lengths=(1000, 2000, 4000, 8000), depths=DEPTHS, seeds=20,
     contexts=(250, 900, 4000, 8000),

@@ -1,7 +1,7 @@
 """Matmul of activation rows with weight rows, as pieces of work that threads take one by one.
 
 out[m][n] = (sum over k of x[m][k] * w[n][k]) + bias[n] + residual[m][n]. A piece is 32 weight rows times a block of
-activation rows small enough for the second-level cache. Up to 8 rows, weights are streamed past them. More: four
+activation rows small enough for the second-level cache. Few rows: weights are streamed past them. More: four
 weight rows at a time become a float32 panel in the first-level cache, the activation rows pass by it six at a time,
 and meanwhile the next weight rows are asked for.
 """
@@ -11,18 +11,26 @@ from __future__ import annotations
 from typing import Any
 
 from kvist.kernels.cpu import abi
+from kvist.kernels.cpu.formats import FORMATS
 from kvist.kernels.cpu.math import activate, jit
 from kvist.kernels.cpu.panel import first_rows, make_keep_tile, make_panel_tile
 from kvist.kernels.cpu.scalar import arg, get_i32, prefetch, slot
 from kvist.kernels.cpu.sizes import PANEL_BYTES, PANEL_COLUMNS, PANEL_ROWS, SUMS_BYTES, WIDE, X_BYTES
 from kvist.kernels.cpu.tile import LINE, make_stream
-from kvist.kernels.cpu.vector import mul
+from kvist.kernels.cpu.vector import in_halves, mul
 from kvist.kernels.cpu.vector_memory import load_f32, store_f32
 
 WEIGHT_ROWS = 32  # of a piece: small, so that all threads are busy to the end
-FEW = 8  # up to so many rows weights are streamed past them, four at a time
 TOGETHER = 4  # activation rows of the largest stream tile
 AT_ONCE = 16 << 10  # bytes a thread asks for while it waits
+
+
+def most_streamed(dtype: str) -> int:
+    """Up to so many rows weights are streamed past them, four at a time.
+
+    Where AVX2 unpacks blocks, doing it once and keeping the numbers is faster as soon as the first panel tile is full.
+    """
+    return WIDE - 1 if FORMATS[dtype].vectors > 1 and in_halves() else 2 * TOGETHER
 
 
 @jit
@@ -179,14 +187,14 @@ def make_matmul(dtype: str) -> Any:
 
 def make_product(dtype: str) -> Any:
     """The kernel for weight rows n to end - 1 times `count` activation rows; at `after` lie the weights that follow."""
-    few, many, single = make_few(dtype), make_many(dtype), make_stream(dtype, 1, 1)
+    few, many, single, most = make_few(dtype), make_many(dtype), make_stream(dtype, 1, 1), most_streamed(dtype)
 
     @jit
     def product(
         w: int, ws: int, x: int, xs: int, count: int, K: int, bias: int, res: int, rs: int, out: int, os: int,
         n: int, end: int, scratch: int, after: int,
     ) -> None:  # fmt: skip
-        if count <= FEW:
+        if count <= most:
             while n + 8 <= end:
                 few(w + n * ws, ws, x, xs, count, K, bias + n * 4, res + n * 4, rs, out + n * 4, os)
                 n += 8

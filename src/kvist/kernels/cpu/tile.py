@@ -11,10 +11,11 @@
 The sum of an output element never sees R, C, or where its weights come from, so every tile gives the same bits; that
 is half of the exactness contract. Two tiles serve every number of rows:
 
-* **stream**: 8 weight rows, two at a time, times 1 to 4 activation rows. For few rows (up to 8, in two turns) reading
-  weights is all that counts; two rows that lie one after the other are nearly one stream, and lines are asked for
-  8 KiB ahead, which the processor's own prefetcher does not do across a page's end (measured: 11 to 15 GB/s on one
-  core that reads 16). Where registers are few (AVX2), tiles of 3 and 4 activation rows take one at a time.
+* **stream**: 8 weight rows, two at a time, times 1 to 4 activation rows. For few rows (up to 8, in two turns; up to 5
+  where AVX2 unpacks blocks) reading weights is all that counts; two rows that lie one after the other are nearly one
+  stream, and lines are asked for 8 KiB ahead, which the processor's own prefetcher does not do across a page's end
+  (measured: 11 to 15 GB/s on one core that reads 16). Where registers are few (AVX2), tiles of 3 and 4 activation rows
+  take one at a time.
 * **panel** (`panel`): 4 weight rows, unpacked once, times 1 to 6 activation rows, for whatever is more.
 """
 
